@@ -1,0 +1,231 @@
+"""params.yaml as frozen types. No field has a default: the file is the only place where one is written."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from src.errors import InvalidParams
+
+BASE_PROFILE = "pocket"
+_REPO_ID = re.compile(r"[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII)
+
+Metric = Literal["bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=0.4)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable, strictly typed, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataParams(Section):
+    """Where the raw conversations are and how they are split; fractions are of all rows."""
+
+    path: Text
+    instruction_column: Text
+    response_column: Text
+    intent_column: Text
+    messages_column: Text
+    system_prompt: str
+    max_bad_rows: Annotated[int, Field(ge=0)]
+    validation_fraction: Fraction
+    evaluation_fraction: Fraction
+    seed: int
+
+
+class PocketParams(Section):
+    """Shape and training of the stand-in base model."""
+
+    vocabulary: Annotated[int, Field(ge=256)]
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    context: Count
+    epochs: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    seed: int
+
+
+class ModelParams(Section):
+    """The base model and the precision in which a merged model is scored and released."""
+
+    base_model: Text
+    revision: Text
+    release_dtype: Literal["float32", "bfloat16", "float16"]
+    pocket: PocketParams
+
+
+class LoraParams(Section):
+    """PEFT's LoraConfig, as far as it is ours to choose."""
+
+    r: Count
+    alpha: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[list[Text], Field(min_length=1)]
+
+
+class FineTuningParams(Section):
+    """One training run; max_length counts tokens."""
+
+    lora: LoraParams
+    epochs: Count
+    batch_size: Count
+    gradient_accumulation_steps: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_length: Annotated[int, Field(ge=16)]
+    precision: Literal["auto", "bfloat16", "float32"]
+    seed: int
+
+
+class EvaluationParams(Section):
+    """Greedy generation; max_rows 0 means every row of the split."""
+
+    batch_size: Count
+    max_new_tokens: Count
+    max_rows: Annotated[int, Field(ge=0)]
+
+
+class HuggingFaceParams(Section):
+    """The Hub repository of the released model; deadline_seconds bounds one upload."""
+
+    model_id: Text
+    push_to_hub: bool
+    create_model_card: bool
+    private: bool
+    deadline_seconds: Count
+
+    @field_validator("model_id")
+    @classmethod
+    def _is_repo_id(cls, value: str) -> str:
+        if not _REPO_ID.fullmatch(value) or ".." in value or "--" in value or value.endswith(".git"):
+            raise ValueError(f"{value!r} is not a Hub repository; expected owner/name")
+        return value
+
+
+class WeightedScoringParams(Section):
+    """Weights of the score: exactly the five metrics, none negative, sum 1 within 1e-6."""
+
+    weights: dict[str, Annotated[float, Field(ge=0, le=1)]]
+
+    @field_validator("weights")
+    @classmethod
+    def _name_the_metrics_and_sum_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+        if set(value) != set(METRICS):
+            wrong = ", ".join(sorted(set(value) ^ set(METRICS)))
+            raise ValueError(f"must name exactly {', '.join(METRICS)}; missing or unknown: {wrong}")
+        total = math.fsum(value.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"sum is {total:g}, expected 1.0")
+        return {name: value[name] for name in METRICS}
+
+
+class GuardParams(Section):
+    """Limits beside the score; shares are of the evaluated rows."""
+
+    least_rows: Count
+    metric_floors: dict[Metric, Unit]
+    largest_drops: dict[Metric, Unit]
+    largest_empty_share: Unit
+    largest_truncated_share: Unit
+    largest_overlap: Unit
+
+
+class DeploymentParams(Section):
+    """The gate's policy and where a promotion goes."""
+
+    min_improvement_threshold: Unit
+    model_registry_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    registry: Literal["mlflow", "none"]
+    significance: Literal["report", "require"]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    resamples: Annotated[int, Field(ge=100)]
+    guards: GuardParams
+    force_requires_reason: bool
+    promoting_branches: list[Text]
+    verified_rows: Count
+    huggingface: HuggingFaceParams
+    weighted_scoring: WeightedScoringParams
+
+
+class MlflowParams(Section):
+    """The tracking server; deadline_seconds bounds everything the gate asks of it."""
+
+    tracking_uri: Text
+    experiment_name: Text
+    deadline_seconds: Count
+
+
+class Params(Section):
+    """All of params.yaml, its profile applied."""
+
+    profile: Text
+    data: DataParams
+    model: ModelParams
+    fine_tuning: FineTuningParams
+    evaluation: EvaluationParams
+    deployment: DeploymentParams
+    mlflow: MlflowParams
+
+
+def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
+    """Params from the content of params.yaml, the chosen profile laid over it, and the overrides (flags) over that.
+
+    Raises InvalidParams, naming the first offending key, for anything unknown, missing or out of range.
+    """
+    values = dict(mapping)
+    profiles = values.pop("profiles", None)
+    if not isinstance(profiles, dict):
+        raise InvalidParams("params.yaml: profiles: expected a mapping of profile names; restore the key")
+    name = values.get("profile")
+    if name != BASE_PROFILE:
+        if not isinstance(name, str) or name not in profiles:
+            known = ", ".join([BASE_PROFILE, *profiles])
+            raise InvalidParams(f"params.yaml: profile: {name!r} is unknown; choose one of {known}")
+        values = overlay(values, profiles[name], where=f"profiles.{name}")
+    params = validate(Params, values, where="params.yaml")  # on its own: a flag does not excuse a wrong file
+    if not overrides:
+        return params
+    return validate(Params, overlay(values, overrides, where="flags"), where="flags")
+
+
+def overlay(base: Mapping[str, Any], changes: object, *, where: str) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section; a key that base lacks raises InvalidParams."""
+    if not isinstance(changes, Mapping):
+        raise InvalidParams(f"params.yaml: {where}: expected a mapping")
+    merged = dict(base)
+    for key, value in changes.items():
+        if key not in base:
+            raise InvalidParams(f"params.yaml: {where}.{key}: unknown key; a profile only changes keys that exist")
+        nested = isinstance(base[key], dict)
+        merged[key] = overlay(base[key], value, where=f"{where}.{key}") if nested else value
+    return merged
+
+
+def validate(model: type[M], values: Mapping[str, Any], *, where: str) -> M:
+    """`values` as `model`; the first problem becomes an InvalidParams `where: key: what`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InvalidParams(f"{where}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation as `dotted.key: what, found value`, on one line."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    text = problem["msg"].removeprefix("Value error, ")
+    found = f", found {problem['input']!r}"[:80] if problem["type"] not in ("missing", "value_error") else ""
+    texts = {"missing": "required key is missing", "extra_forbidden": "unknown key"}
+    return (f"{key}: " if key else "") + texts.get(problem["type"], text) + found

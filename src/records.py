@@ -1,0 +1,181 @@
+"""What results/ contains: the records that pass between stages, as frozen types."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from src.errors import InvalidInput
+from src.params import METRICS, first_problem
+
+CONFIG = Path("params.yaml")
+EVALUATION_RESULTS = Path("results/evaluations/metrics.json")
+BASE_MODEL = Path("results/base_model.json")
+DATASETS = Path("results/data/datasets.json")
+MODEL_LOCATION = Path("results/fine_tuned_model_location.json")
+OUTPUT_DIR = Path("results/deployment")
+RELEASE_DIR = Path("results/release")
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII; NaN and infinity raise ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_of(value: object) -> str:
+    """Sha256 (hex) of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """An immutable record; unknown keys, wrong types and non-finite numbers are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any], *, where: Path | str) -> Self:
+        """The record in a decoded JSON object; raises InvalidInput naming file and key."""
+        try:
+            return cls.model_validate_json(json.dumps(mapping))
+        except ValidationError as error:
+            raise InvalidInput(f"{where}: {first_problem(error)}; run `dvc repro` to write it afresh") from None
+
+
+class DatasetRef(Record):
+    """One split: chat JSONL, one `{"id", "intent", "messages"}` a line. sha256 is of the file's bytes."""
+
+    path: str
+    sha256: Digest
+    rows: Annotated[int, Field(ge=1)]
+
+
+class Datasets(Record):
+    """results/data/datasets.json: the three splits and the raw file they come from."""
+
+    raw: DatasetRef
+    train: DatasetRef
+    validation: DatasetRef
+    evaluation: DatasetRef
+
+
+class BaseModelRef(Record):
+    """results/base_model.json. revision is the resolved commit, or `none` for pocket and folders.
+
+    sha256 is the manifest digest of the folder (src.manifest), path is relative to the repository.
+    """
+
+    name: str
+    revision: str
+    path: str
+    sha256: Digest
+
+
+class LoraSettings(Record):
+    """What the adapter was trained with."""
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: list[str]
+
+
+class FineTunedModel(Record):
+    """results/fine_tuned_model_location.json: where the adapter is and what it belongs to."""
+
+    run_id: str
+    tracking_uri: str
+    adapter_path: str
+    adapter_sha256: Digest
+    base_model: BaseModelRef
+    train: DatasetRef
+    lora: LoraSettings
+    git_commit: str
+
+
+class Metrics(Record):
+    """The five unweighted components, each in [0, 1]."""
+
+    bleu1: Unit
+    bleu2: Unit
+    bleu3: Unit
+    bleu4: Unit
+    rougeL_precision: Unit  # noqa: N815 - the documented key
+
+    def as_dict(self) -> dict[str, float]:
+        """Name to value, in the order of METRICS."""
+        return {name: float(getattr(self, name)) for name in METRICS}
+
+
+class GenerationSettings(Record):
+    """How the scored answers were generated: greedy, left padded, stopped at the end of the turn."""
+
+    max_new_tokens: int
+    do_sample: Literal[False]
+
+
+class ScoreContract(Record):
+    """What makes two scores comparable. Weights, threshold and significance are policy and not in here."""
+
+    rows_sha256: Digest
+    generation: GenerationSettings
+    metric_version: str
+    metric_signature: str
+
+    def digest(self) -> str:
+        """The score contract as one sha256 (hex)."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class ModelIdentity(Record):
+    """What a merged model is made of; equal digests mean equal weights."""
+
+    adapter_sha256: Digest
+    base_name: str
+    base_revision: str
+    base_sha256: Digest
+    dtype: str
+    safe_merge: Literal[True]
+
+    def digest(self) -> str:
+        """The model digest: sha256 (hex). No time, run id or score enters it."""
+        return digest_of(self.model_dump(mode="json"))
+
+    def key(self, contract: str) -> str:
+        """The promotion key: the model under one score contract."""
+        return digest_of([self.digest(), contract])
+
+
+class EvaluationReport(Record):
+    """results/evaluations/report.json: the score, what it was taken of and how."""
+
+    run_id: str
+    tracking_uri: str
+    model: ModelIdentity
+    model_digest: Digest
+    contract: ScoreContract
+    contract_digest: Digest
+    metrics: Metrics
+    weighted_score: Unit
+    weights: dict[str, float]
+    rows: Annotated[int, Field(ge=1)]
+    truncated_rows: int
+    empty_rows: int
+    overlap_rows: int  # evaluated questions that stand in the training split too
+    evaluation: DatasetRef
+
+    def weights_digest(self) -> str:
+        """The weights that the stored weighted score was taken under, as one sha256 (hex)."""
+        return digest_of(self.weights)
+
+    @field_validator("weights")
+    @classmethod
+    def _name_the_metrics(cls, value: dict[str, float]) -> dict[str, float]:
+        if set(value) != set(METRICS):
+            raise ValueError(f"must name exactly {', '.join(METRICS)}")
+        return value

@@ -1,0 +1,37 @@
+"""What all tests share: no account, no token, and an MLflow store of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from src.params import MlflowParams
+
+TOKENS = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME",
+          "MLFLOW_TRACKING_PASSWORD", "DAGSHUB_USER_TOKEN", "DEPLOY_FORCE", "DEPLOY_REASON", "DEPLOY_SKIP_HF_PUSH",
+          "CI", "GITHUB_ACTIONS", "GITHUB_ACTOR", "GITHUB_HEAD_REF", "GITHUB_REF_NAME", "MLFLOW_RUN_ID")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TOKENS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sqlite store with MLflow's tables and nothing in it: making one takes seconds, copying it does not."""
+    from utils import mlflow_store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow_store.prepare(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def mlflow_params(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowParams:
+    """Parameters of a fresh sqlite store in a folder of its own, which is also the working directory."""
+    (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return MlflowParams(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment_name="test-evaluation",
+                        deadline_seconds=30)

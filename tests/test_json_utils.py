@@ -1,0 +1,161 @@
+"""JSON files: rows 1 to 11 of the bad-input table, and writing that cannot leave half a file."""
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from src.errors import InvalidInput
+from utils import json_utils
+from utils.json_utils import MAX_BYTES, read_lines, read_object, write_lines, write_object, write_text
+
+AGAIN = "; run `dvc repro` to write it afresh"
+GOOD = {"bleu1": 0.5, "rows": 12}
+
+
+def refusal(path: Path, content: bytes | None = None) -> str:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InvalidInput) as caught:
+        read_object(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message.removeprefix(f"{path}: ").removesuffix(AGAIN)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.json"
+
+
+def test_row_1_a_missing_file_is_named(path: Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_object(path)
+    assert str(caught.value) == f"{path}: missing{AGAIN}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "not JSON at byte 0: "), (b"  \n ", "not JSON at byte 4: "), (b'{"bleu1": 0.', "not JSON at byte "),
+     (b'{"a": 1} x', "not JSON at byte 9: "), ('{"\u00e9\u00e9": 1 2}'.encode(), "not JSON at byte 11: "),
+     (b"{'a': 1}", "not JSON at byte 1: "), (b'{"a": 1,}', "not JSON at byte ")],
+)
+def test_row_2_an_empty_or_truncated_file_is_refused_with_the_byte(path: Path, content: bytes, said: str) -> None:
+    assert refusal(path, content).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"[1]", "list"), (b'"0.5"', "str"), (b"0.5", "float"), (b"null", "NoneType")]
+)
+def test_row_3_another_top_level_than_an_object_is_refused(path: Path, content: bytes, kind: str) -> None:
+    assert refusal(path, content) == f"expected a JSON object at the top, found {kind}"
+
+
+@pytest.mark.parametrize("content", [b'{"bleu1": 0.1, "bleu1": 0.9}', b'{"a": {"bleu1": 1, "b": 2, "bleu1": 1}}'])
+def test_row_4_a_key_given_twice_is_refused(path: Path, content: bytes) -> None:
+    assert refusal(path, content) == "key 'bleu1' is given twice"
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_row_6_a_number_that_is_none_is_refused(path: Path, word: str) -> None:
+    assert refusal(path, f'{{"bleu4": {word}}}'.encode()).startswith(f"{word} is not a number")
+
+
+def test_row_10_a_byte_order_mark_is_accepted_and_utf_16_is_not(path: Path) -> None:
+    text = json.dumps(GOOD)
+    assert refusal(path, text.encode("utf-16")) == "not UTF-8 at byte 0"
+    assert refusal(path, b'{"a": "\xe9"}') == "not UTF-8 at byte 7"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert read_object(path) == GOOD
+
+
+def test_row_11_200_megabytes_are_refused_without_reading_them(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(200 * 1024 * 1024)
+    tracemalloc.start()
+    try:
+        assert refusal(path) == f"larger than {MAX_BYTES} bytes"
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * MAX_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_row_11_a_device_without_an_end_is_refused() -> None:
+    assert refusal(Path("/dev/zero")) == f"larger than {MAX_BYTES} bytes"
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_row_11_a_depth_of_10000_is_refused(path: Path, opening: bytes) -> None:
+    closing = b"]" if opening == b"[" else b"}"
+    assert refusal(path, b'{"a":' + opening * 10_000 + b"1" + closing * 10_000 + b"}") == "nested too deeply"
+
+
+def test_row_11_an_integer_of_5000_digits_is_refused(path: Path) -> None:
+    assert "4300 digits" in refusal(path, b'{"rows": ' + b"9" * 5000 + b"}")
+
+
+def test_a_folder_and_a_path_through_a_file_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == "Is a directory"
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "file" / "metrics.json") == "Not a directory"
+    assert refusal(tmp_path / ("x" * 300)) == "File name too long"
+
+
+def test_a_line_that_is_no_object_is_named_with_its_number(path: Path) -> None:
+    good = b'{"a": 1}\n'
+    for bad in (b"[1]\n", b"\n", b'{"a": NaN}\n', b'{"a": 1, "a": 2}\n', b'{"a"', b'{"a": "\xe9"}\n', b"[" * 10_000):
+        path.write_bytes(good + good + bad)
+        with pytest.raises(InvalidInput, match=rf"^{path}:3: "):
+            list(read_lines(path))
+
+
+def test_lines_are_read_one_by_one_and_a_missing_file_is_named(path: Path) -> None:
+    with pytest.raises(InvalidInput, match="missing"):
+        list(read_lines(path))
+    rows = [{"a": "\u00e9\u2028\u0085x"}, {"b": [1, 2.5, None]}]
+    write_lines(path, rows)
+    assert list(read_lines(path)) == rows
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(read_lines(path)) == rows
+
+
+def test_nothing_is_written_of_what_json_cannot_hold(path: Path) -> None:
+    write_object(path, GOOD)
+    for value in ({"a": float("nan")}, {"a": {1, 2}}):
+        with pytest.raises((ValueError, TypeError)):
+            write_object(path, value)
+    assert read_object(path) == GOOD
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_object(path, GOOD)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json_utils.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_object(path, {"bleu1": 0.9})
+    assert list(path.parent.iterdir()) == [path]
+    assert json.loads(path.read_text()) == GOOD
+
+
+def test_an_equal_file_keeps_its_time_and_another_is_replaced(path: Path) -> None:
+    write_text(path.parent / "new" / "folder" / "file.txt", "made")
+    write_object(path, GOOD)
+    os.utime(path, (1, 1))
+    write_object(path, dict(GOOD))
+    assert path.stat().st_mtime == 1
+    write_object(path, {**GOOD, "rows": 13})
+    assert read_object(path)["rows"] == 13
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_is_ascii_and_ends_with_a_newline(path: Path) -> None:
+    write_object(path, {"reason": "caf\u00e9"})
+    assert path.read_bytes() == b'{\n  "reason": "caf\\u00e9"\n}\n'

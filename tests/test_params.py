@@ -1,0 +1,240 @@
+"""params.yaml as types: what is refused, what a profile and the flags change, and no default anywhere."""
+
+import copy
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from pydantic import BaseModel
+
+import src.ledger
+import src.params
+import src.predictions
+import src.records
+from src.errors import InvalidParams
+from src.params import METRICS, parse
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+WEIGHTS = "deployment.weighted_scoring.weights"
+THRESHOLD = "deployment.min_improvement_threshold"
+
+
+def shipped(**changes: object) -> dict[str, Any]:
+    """params.yaml with values changed; dots of the key are written `__`."""
+    values = copy.deepcopy(SHIPPED)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    return values
+
+
+def refusal(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(InvalidParams) as caught:
+        parse(values, overrides or {})
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", ["colour", "data__colour", "model__pocket__colour", "deployment__colour",
+                                  "deployment__huggingface__colour", "mlflow__colour"])
+def test_an_unknown_key_is_named(path: str) -> None:
+    assert refusal(shipped(**{path: 1})) == f"params.yaml: {path.replace('__', '.')}: unknown key, found 1"
+
+
+@pytest.mark.parametrize("path", ["data", "mlflow.tracking_uri", "model.pocket.seed", "fine_tuning.lora.r",
+                                  "deployment.huggingface.private", WEIGHTS, "deployment", "evaluation.batch_size"])
+def test_a_missing_key_is_named(path: str) -> None:
+    values = shipped()
+    *sections, key = path.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    del section[key]
+    assert refusal(values) == f"params.yaml: {path}: required key is missing"
+
+
+def test_a_missing_section_is_named_even_where_a_flag_speaks_of_it() -> None:
+    values = shipped()
+    del values["deployment"]
+    assert refusal(values, {"deployment": {"min_improvement_threshold": 0.1}}).endswith(
+        "params.yaml: deployment: required key is missing")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("data__path", 3), ("data__path", ""), ("data__seed", "20"), ("data__seed", 1.5), ("data__seed", True),
+     ("data__max_bad_rows", -1), ("data__validation_fraction", 0), ("data__evaluation_fraction", 0.9),
+     ("model__release_dtype", "float8"), ("model__pocket__layers", 0), ("fine_tuning__lora__target_modules", []),
+     ("fine_tuning__lora__target_modules", "q_proj"), ("fine_tuning__learning_rate", "2e-3"),
+     ("fine_tuning__precision", "fp16"), ("evaluation__batch_size", None), ("deployment__force_requires_reason", "no"),
+     ("deployment__huggingface__push_to_hub", 1), ("deployment__promoting_branches", "main"),
+     ("deployment__model_registry_name", "a/b"), ("deployment__model_registry_name", "' or 1=1"),
+     ("mlflow__deadline_seconds", 0), ("data", None), ("data", [])],
+)
+def test_a_value_of_the_wrong_type_or_range_is_refused_by_name(path: str, value: object) -> None:
+    assert refusal(shipped(**{path: value})).startswith(f"params.yaml: {path.replace('__', '.')}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, -1e-9, "0.001", 5, 1.01, True, None])
+def test_a_threshold_that_is_no_gain_is_refused(value: object) -> None:
+    assert refusal(shipped(deployment__min_improvement_threshold=value)).startswith(f"params.yaml: {THRESHOLD}: ")
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.001, 1, 1.0])
+def test_a_threshold_from_0_to_1_is_taken(value: float) -> None:
+    assert parse(shipped(deployment__min_improvement_threshold=value), {}).deployment.min_improvement_threshold == value
+
+
+def weights(**changes: float) -> dict[str, float]:
+    return {**SHIPPED["deployment"]["weighted_scoring"]["weights"], **changes}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(weights(bleu1=0.05), "sum is 0.95, expected 1.0"),
+     (weights(bleu1=0.30), "sum is 1.2, expected 1.0"),
+     (weights(bleu1=0.10001), "sum is 1.00001, expected 1.0"),
+     (weights(bleu1=-0.1, bleu2=0.35), "greater than or equal to 0"),
+     (weights(bleu1=float("nan")), "finite number"),
+     ({**weights(), "meteor": 0.0}, "missing or unknown: meteor"),
+     ({k: v for k, v in weights(bleu4=0.5).items() if k != "bleu1"}, "missing or unknown: bleu1"),
+     ({"BLEU1": 0.1, **{k: v for k, v in weights().items() if k != "bleu1"}}, "missing or unknown: BLEU1, bleu1"),
+     ({}, "must name exactly bleu1, bleu2, bleu3, bleu4, rougeL_precision"),
+     (weights(bleu1="0.1"), "valid number")],
+)
+def test_weights_that_are_no_weighting_of_the_metrics_are_refused(value: object, said: str) -> None:
+    message = refusal(shipped(deployment__weighted_scoring__weights=value))
+    assert message.startswith(f"params.yaml: {WEIGHTS}")
+    assert said in message
+
+
+@pytest.mark.parametrize("off", [-1e-7, 0.0, 1e-7, -9e-7])
+def test_weights_may_miss_the_sum_of_1_by_rounding(off: float) -> None:
+    found = parse(shipped(deployment__weighted_scoring__weights=weights(bleu1=0.1 + off)), {})
+    assert tuple(found.deployment.weighted_scoring.weights) == METRICS
+
+
+BAD_REPOS = ["", "a", "a/b/c", "https://huggingface.co/a/b", "a b/c", "a/b c", "a/b;rm", "a/b\n", "/b", "a/", "-a/b",
+             ".a/b", "a/.b", "a/b.", "a/b-", "a/b.git", "a/b..c", "a/b--c", "a/" + "b" * 97, "\u00e4/b", "a/b$(id)"]
+GOOD_REPOS = ["ShenghaoYummy/TinyLlama-ECommerce-Chatbot", "a/b", "A1/b_c.d-e", "a/" + "b" * 96, "a/b_"]
+
+
+@pytest.mark.parametrize("repo", BAD_REPOS)
+def test_what_is_no_hub_repository_is_refused_in_the_file_and_as_a_flag(repo: str) -> None:
+    assert "deployment.huggingface.model_id: " in refusal(shipped(deployment__huggingface__model_id=repo))
+    message = refusal(shipped(), {"deployment": {"huggingface": {"model_id": repo}}})
+    assert message.startswith("flags: deployment.huggingface.model_id: ")
+
+
+@pytest.mark.parametrize("repo", GOOD_REPOS)
+def test_a_repository_that_the_hubs_own_client_accepts_is_taken(repo: str) -> None:
+    validate_repo_id(repo)
+    assert parse(shipped(deployment__huggingface__model_id=repo), {}).deployment.huggingface.model_id == repo
+
+
+def test_no_repository_is_taken_that_the_hubs_own_client_refuses() -> None:
+    parts = ["a", "-", ".", "_", "git", "1", "\u00e9"]
+    for name in (f"o/{x}{y}{z}" for x in parts for y in parts for z in parts):
+        try:
+            parse(shipped(deployment__huggingface__model_id=name), {})
+        except InvalidParams:
+            continue
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            pytest.fail(f"{name}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [(shipped(profile="gpt5"), "profile: 'gpt5' is unknown; choose one of pocket, tinyllama"),
+     (shipped(profile=None), "profile: None is unknown; choose one of pocket, tinyllama"),
+     (shipped(profile=["tinyllama"]), "profile: ['tinyllama'] is unknown; choose one of pocket, tinyllama"),
+     (shipped(profiles=None), "profiles: expected a mapping of profile names; restore the key"),
+     (shipped(profile="tinyllama", profiles__tinyllama__colour=1), "profiles.tinyllama.colour: unknown key"),
+     (shipped(profile="tinyllama", profiles__tinyllama__model__colour=1), "profiles.tinyllama.model.colour: unknown"),
+     (shipped(profile="tinyllama", profiles__tinyllama=None), "profiles.tinyllama: expected a mapping"),
+     (shipped(profile="tinyllama", profiles__tinyllama__model=3), "profiles.tinyllama.model: expected a mapping"),
+     (shipped(profile="tinyllama", profiles__tinyllama__evaluation__batch_size="8"), "evaluation.batch_size: ")],
+)
+def test_a_wrong_profile_is_named(values: dict[str, Any], said: str) -> None:
+    assert refusal(values).startswith(f"params.yaml: {said}")
+
+
+def test_the_file_must_be_right_even_where_a_flag_would_overrule_it() -> None:
+    values = shipped(deployment__min_improvement_threshold=-1)
+    assert refusal(values, {"deployment": {"min_improvement_threshold": 0.1}}).startswith(f"params.yaml: {THRESHOLD}")
+
+
+def test_a_profile_changes_what_it_names_and_nothing_else() -> None:
+    pocket, tiny = parse(shipped(), {}), parse(shipped(profile="tinyllama"), {})
+    assert tiny.model.base_model == "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+    assert tiny.fine_tuning.lora.dropout == SHIPPED["profiles"]["tinyllama"]["fine_tuning"]["lora"]["dropout"]
+    assert tiny.fine_tuning.lora.r == pocket.fine_tuning.lora.r
+    assert tiny.model.pocket == pocket.model.pocket
+    assert tiny.deployment.huggingface.push_to_hub is True
+    assert tiny.deployment.model_registry_name != pocket.deployment.model_registry_name
+
+
+def test_a_flag_wins_over_profile_and_file() -> None:
+    flags = {"deployment": {"min_improvement_threshold": 0.25, "huggingface": {"model_id": "shop/bot"}}}
+    for profile in ("pocket", "tinyllama"):
+        found = parse(shipped(profile=profile), flags).deployment
+        assert (found.min_improvement_threshold, found.huggingface.model_id) == (0.25, "shop/bot")
+        assert found.huggingface.create_model_card is True
+
+
+def test_parsing_leaves_its_input_alone() -> None:
+    values = shipped(profile="tinyllama")
+    parse(values, {"deployment": {"huggingface": {"model_id": "shop/bot"}}})
+    assert values == shipped(profile="tinyllama")
+
+
+def test_the_shipped_file_holds_the_documented_values() -> None:
+    found = parse(shipped(), {})
+    assert found.deployment.min_improvement_threshold == 0.001
+    assert found.deployment.model_registry_name == "ecommerce-chatbot"
+    assert found.deployment.huggingface.model_id == "ShenghaoYummy/TinyLlama-ECommerce-Chatbot"
+    assert found.deployment.huggingface.push_to_hub is False
+    assert list(found.deployment.weighted_scoring.weights.values()) == [0.10, 0.15, 0.25, 0.40, 0.10]
+    assert (found.mlflow.tracking_uri, found.mlflow.experiment_name) == (
+        "sqlite:///mlflow.db", "ecommerce-chatbot-evaluation")
+    assert found.model.base_model == "pocket"
+
+
+def models(module: object) -> list[type[BaseModel]]:
+    found = (value for _, value in inspect.getmembers(module, inspect.isclass))
+    return [c for c in found if issubclass(c, BaseModel) and c.__module__ == module.__name__]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", [src.params, src.records, src.ledger, src.predictions], ids=lambda m: m.__name__)
+def test_no_field_has_a_default(module: object) -> None:
+    assert models(module)
+    assert [f"{c.__name__}.{name}" for c in models(module) for name, field in c.model_fields.items()
+            if not field.is_required()] == []
+
+
+def test_every_key_of_the_file_is_read() -> None:
+    files = [path for name in ("src", "utils", "scripts") for path in (ROOT / name).glob("*.py")]
+    text = "".join(path.read_text() for path in [*files, ROOT / "dvc.yaml"])
+    assert [key for key in leaves(SHIPPED) if not re.search(rf'\.{key.rpartition(".")[2]}\b|"{key}"', text)] == []
+
+
+def leaves(section: dict[str, Any], above: str = "") -> list[str]:
+    """Dotted keys without a mapping below them; the weights are read by the names in METRICS, profiles by overlay."""
+    found = []
+    for key, value in section.items():
+        if above + key == "profiles":
+            continue
+        nested = isinstance(value, dict) and value and above + key != WEIGHTS
+        found += leaves(value, f"{above}{key}.") if nested else [above + key]
+    return found

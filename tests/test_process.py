@@ -1,0 +1,178 @@
+"""The process around a stage: each way to end, seen from outside."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src import errors
+from src.errors import InvalidParams, PipelineError, Undecided
+from utils.process import Arguments, deadline
+
+ROOT = Path(__file__).parents[1]
+LEAVES = {cls.__name__: cls.code for cls in PipelineError.__subclasses__()}
+STAGE = """
+import json, logging, os, sys, time
+from pathlib import Path
+from src import errors
+from utils import process
+
+def announce(result, code, reason):
+    Path("told.json").write_text(json.dumps([result, code, reason]))
+
+def stage():
+    {body}
+
+process.run(stage, announce=announce)
+"""
+
+
+def start(body: str, folder: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", STAGE.replace("{body}", body)], cwd=folder, text=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def run(body: str, folder: Path, **environment: str) -> tuple[int, str, str]:
+    process = start(body, folder, **environment)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+def told(folder: Path) -> list[object]:
+    found: list[object] = json.loads((folder / "told.json").read_text())
+    return found
+
+
+def test_the_leaves_have_the_documented_codes() -> None:
+    assert LEAVES == {"InvalidParams": 2, "InvalidInput": 3, "Undecided": 4, "IntegrityError": 5, "HubError": 6,
+                      "Refused": 7, "RunAgain": 75}
+    assert set(LEAVES) | {"PipelineError"} == {name for name in vars(errors) if not name.startswith("_")}
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[object]], list[str]]:
+    """Each leaf raised by a stage in a process of its own: [exit code, what was announced], and the lines on stderr."""
+    body = """
+    for name in os.environ["LEAVES"].split():
+        if os.fork() == 0:
+            def fails(kind=getattr(errors, name)):
+                raise kind("params.yaml: a\\n  b: wrong; correct it")
+            process.run(fails, announce=announce)
+        code = os.waitstatus_to_exitcode(os.wait()[1])
+        print(json.dumps([name, code, json.loads(Path("told.json").read_text())]), flush=True)
+    return 0
+    """
+    folder = tmp_path_factory.mktemp("stage")
+    code, out, err = run(body.strip(), folder, LEAVES=" ".join(LEAVES))
+    assert code == 0, err
+    return {name: [code, said] for name, code, said in map(json.loads, out.splitlines())}, err.splitlines()
+
+
+@pytest.mark.parametrize(("name", "code"), LEAVES.items())
+def test_a_known_failure_ends_with_its_code_and_is_announced(
+    name: str, code: int, endings: tuple[dict[str, list[object]], list[str]]
+) -> None:
+    result = getattr(errors, name).result
+    assert endings[0][name] == [code, [result, code, "params.yaml: a\n  b: wrong; correct it"]]
+
+
+def test_a_known_failure_costs_one_line(endings: tuple[dict[str, list[object]], list[str]]) -> None:
+    assert endings[1] == ["ERROR params.yaml: a b: wrong; correct it"] * len(LEAVES)
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_1(tmp_path: Path) -> None:
+    code, out, err = run("return {}['absent']", tmp_path)
+    assert (code, out) == (1, "")
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "ERROR KeyError: 'absent'; this is a bug"
+    assert told(tmp_path)[:2] == ["failed", 1]
+
+
+@pytest.mark.parametrize("code", [0, 10])
+def test_a_stage_that_returns_exits_with_what_it_returned_and_announces_nothing(code: int, tmp_path: Path) -> None:
+    assert run(f"return {code}", tmp_path) == (code, "", "")
+    assert not (tmp_path / "told.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code", "result"), [(signal.SIGTERM, 143, "terminated"),
+                                                        (signal.SIGINT, 130, "interrupted")])
+def test_a_signal_ends_the_stage_with_its_code_and_removes_temporary_files(
+    number: int, code: int, result: str, tmp_path: Path
+) -> None:
+    body = """
+    import tempfile
+    with tempfile.TemporaryDirectory(dir="."):
+        print("ready", flush=True)
+        time.sleep(30)
+    """
+    process = start(body.strip(), tmp_path)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+    assert err.startswith(f"ERROR {result} ")
+    assert err.count("\n") == 1
+    assert told(tmp_path)[:2] == [result, code]
+    assert [path.name for path in tmp_path.iterdir()] == ["told.json"]
+
+
+def test_the_environment_file_is_read_and_logs_go_to_stderr(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DEPLOY_REASON=from the file\nHF_HOME=/other\n")
+    body = """
+    logging.getLogger("src.x").info("kept %s", os.environ["DEPLOY_REASON"])
+    logging.getLogger("src.x").debug("too fine")
+    logging.getLogger("urllib3").info("somebody else's")
+    process.say("summary " + os.environ["HF_HOME"])
+    process.promote_line("kept", 0, "not best\\nat all")
+    return 0
+    """
+    assert run(body.strip(), tmp_path, HF_HOME="/mine") == (
+        0, "summary /mine\n", "INFO kept from the file\nPROMOTE result=kept code=0 reason=not best at all\n")
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A connection to a server on this machine that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        yield client
+
+
+def test_a_deadline_interrupts_a_read_that_never_ends(silent: socket.socket) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    started = time.monotonic()
+    with pytest.raises(Undecided, match="history took longer than 1 s; check"), deadline(1, "reading the history"):
+        silent.recv(1)
+    assert 0.9 < time.monotonic() - started < 5
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_deadline_that_was_kept_is_forgotten(silent: socket.socket) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with deadline(1, "nothing"):
+        pass
+    assert signal.alarm(0) == 0
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_failure_inside_a_deadline_passes_and_disarms_it() -> None:
+    with pytest.raises(KeyError), deadline(60, "something"):
+        raise KeyError("x")
+    assert signal.alarm(0) == 0
+
+
+@pytest.mark.parametrize("line", [["--nope"], ["--reason"], ["--count", "x"], ["--rea", "x"], ["stray"]])
+def test_a_wrong_command_line_is_one_line_and_never_guessed(line: list[str]) -> None:
+    parser = Arguments(description="x")
+    parser.add_argument("--reason")
+    parser.add_argument("--count", type=int)
+    with pytest.raises(InvalidParams, match=r"; see --help$"):
+        parser.parse_args(line)

@@ -1,0 +1,121 @@
+"""The process around a stage: logs on stderr, signals, exit codes. Holds the one broad catch."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import dotenv
+
+from src.errors import InvalidParams, PipelineError, Undecided
+
+logger = logging.getLogger("champion")
+
+INTERRUPTED = 130
+TERMINATED = 143
+Announce = Callable[[str, int, str], None]
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised where the main thread stands, so that temporary files go."""
+
+
+def run(stage: Callable[[], int], *, announce: Announce | None = None) -> NoReturn:
+    """Run a stage and exit with its code; `announce(result, code, reason)` is told how a failed one ended.
+
+    A PipelineError costs one line; anything unexpected its traceback and exit code 1.
+    """
+    dotenv.load_dotenv(Path(".env"))
+    _set_up_logging()
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_guarded(stage, announce or _no_announcement))
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command line whose errors end like any other: one line, exit code 2. A flag is spelt in full."""
+
+    def __init__(self, *, description: str | None, epilog: str | None = None) -> None:
+        super().__init__(description=description, epilog=epilog, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InvalidParams where argparse would print the whole usage."""
+        raise InvalidParams(f"{message}; see --help")
+
+
+@contextmanager
+def deadline(seconds: int, doing: str) -> Iterator[None]:
+    """Raise Undecided in the block after this many seconds, even inside a socket that never answers.
+
+    Works in the main thread, by SIGALRM; time-outs of single requests add up, this does not.
+    """
+
+    def _late(_signal: int, _frame: FrameType | None) -> None:
+        raise Undecided(f"{doing} took longer than {seconds} s; check the server, or raise the deadline")
+
+    before = signal.signal(signal.SIGALRM, _late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def say(text: str) -> None:
+    """The final summary: the only thing that a stage writes to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def promote_line(result: str, code: int, reason: str) -> None:
+    """The last line on stderr, for machines: DVC turns every failure into 255."""
+    sys.stderr.write(f"PROMOTE result={result} code={code} reason={' '.join(reason.split())}\n")
+    sys.stderr.flush()
+
+
+def _guarded(stage: Callable[[], int], announce: Announce) -> int:
+    try:
+        return stage()
+    except PipelineError as error:
+        return _failed(error.result, error.code, str(error), announce)
+    except KeyboardInterrupt:
+        return _failed("interrupted", INTERRUPTED, "interrupted from the keyboard; run it again", announce)
+    except _Terminated:
+        return _failed("terminated", TERMINATED, "terminated by a signal; run it again", announce)
+    except Exception as error:
+        logger.debug("traceback", exc_info=True)
+        sys.excepthook(*sys.exc_info())
+        return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
+
+
+def _failed(result: str, code: int, reason: str, announce: Announce) -> int:
+    logger.error("%s", " ".join(reason.split()))
+    announce(result, code, reason)
+    return code
+
+
+def _no_announcement(_result: str, _code: int, _reason: str) -> None:
+    """Most stages leave their exit code as the only word."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s", force=True)
+    for name in ("champion", "src", "utils"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    # Ours to hear when a library is updated; noise to whoever runs a stage.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|mlflow|torch|peft")
+    # MLflow prints "View run ..." lines with the address, credentials included.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
