@@ -1,0 +1,250 @@
+"""BLEU-1..4 and ROUGE-L precision from one pass over the text, kept per row so that they can be resampled.
+
+Tokens are sacrebleu's (13a) and rouge_score's own; the arithmetic is theirs on arrays, equal to 1e-9.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rouge_score.tokenize import tokenize as rouge_tokens
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+from src.errors import InvalidInput, InvalidParams
+from src.params import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+METRIC_VERSION = "1"
+ORDERS = 4
+COLUMNS = 2 * ORDERS + 3
+# Multiples of 2**-36 add up without rounding, in any order, for up to 2**17 rows: the same bits on every machine.
+_GRID = 2.0**36
+_BLOCK_CELLS = 2**20  # of the resampling matrix, held at once: 8 MB
+
+
+def signature() -> str:
+    """What a score depends on, as one string; sacrebleu's own signature leaves the n-gram order out."""
+    bleu = f"bleu:corpus|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|max_ngram_order:1..{ORDERS}"
+    return f"{bleu}|rougeL:precision|stemmer:no|mean:rows|version:{METRIC_VERSION}"
+
+
+@dataclass(frozen=True, eq=False)
+class RowStatistics:
+    """Sufficient statistics of `rows` prediction/reference pairs.
+
+    correct, total: int (rows, 4), matched and predicted n-grams of order 1..4, as sacrebleu counts them.
+    sys_len, ref_len: int (rows,), 13a tokens of prediction and reference.
+    rouge_l: float (rows,), ROUGE-L precision in [0, 1], as rouge_score gives it.
+    """
+
+    correct: NDArray[np.int64]
+    total: NDArray[np.int64]
+    sys_len: NDArray[np.int64]
+    ref_len: NDArray[np.int64]
+    rouge_l: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.sys_len)
+
+    def take(self, positions: NDArray[np.intp]) -> RowStatistics:
+        """The rows at `positions` (int array), in that order."""
+        return RowStatistics(
+            correct=self.correct[positions],
+            total=self.total[positions],
+            sys_len=self.sys_len[positions],
+            ref_len=self.ref_len[positions],
+            rouge_l=self.rouge_l[positions],
+        )
+
+    def to_rows(self) -> list[list[float]]:
+        """One list of 11 plain numbers a row: correct[4], total[4], sys_len, ref_len, rouge_l."""
+        counts = np.column_stack([self.correct, self.total, self.sys_len, self.ref_len]).tolist()
+        return [[*row, rouge] for row, rouge in zip(counts, self.rouge_l.tolist(), strict=True)]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> RowStatistics:
+        """The inverse of `to_rows`; raises InvalidInput for no rows or, naming it, one that cannot be statistics."""
+        try:
+            table = np.array(rows, dtype=np.float64).reshape(len(rows), COLUMNS)
+        except (TypeError, ValueError):
+            raise InvalidInput(f"row statistics: expected {COLUMNS} numbers a row; run the evaluation again") from None
+        for row in _impossible(table):
+            raise InvalidInput(f"row statistics {row}: {table[row].tolist()} cannot be; run the evaluation again")
+        return _from_table(table)
+
+    def table(self) -> NDArray[np.float64]:
+        """All statistics as float (rows, 11), in the order of `to_rows`; rouge_l rounded to 2**-36."""
+        rouge = np.rint(self.rouge_l * _GRID) / _GRID
+        return np.column_stack([self.correct, self.total, self.sys_len, self.ref_len, rouge])
+
+
+def row_statistics(predictions: Sequence[str], references: Sequence[str]) -> RowStatistics:
+    """Statistics of each prediction against its one reference, in the given order.
+
+    Raises InvalidInput for different lengths, no rows at all, or a row that is not text.
+    """
+    if len(predictions) != len(references):
+        raise InvalidInput(f"{len(predictions)} predictions for {len(references)} references; evaluate again")
+    words = _WordTokens()
+    rows = []
+    for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        if not (isinstance(prediction, str) and isinstance(reference, str)):
+            raise InvalidInput(f"row {number}: {prediction!r:.60} and {reference!r:.60} must both be text")
+        rows.append(_statistics(words.split(prediction), words.split(reference)))
+    return _from_table(np.array(rows, dtype=np.float64).reshape(-1, COLUMNS))
+
+
+def corpus_scores(statistics: RowStatistics) -> dict[str, float]:
+    """Each of METRICS in [0, 1]: cumulative corpus BLEU-1..4, and the mean ROUGE-L precision of the rows."""
+    sums = statistics.table().sum(axis=0, keepdims=True)
+    rouge = math.fsum(statistics.rouge_l) / len(statistics)
+    return dict(zip(METRICS, [*_cumulative_bleu(sums, effective_order=False)[0].tolist(), rouge], strict=True))
+
+
+def resampled_scores(statistics: RowStatistics, indices: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Corpus scores of each resample: indices int (resamples, drawn rows) -> float (resamples, 5), as METRICS."""
+    step = block_size(max(len(statistics), indices.shape[1]))
+    blocks = [indices[start : start + step] for start in range(0, len(indices), step)]
+    return np.concatenate([scores_of_counts(statistics, row_counts(b, len(statistics))) for b in blocks])
+
+
+def block_size(rows: int) -> int:
+    """How many resamples of `rows` rows are worked on at once, so that memory stays bounded."""
+    return max(1, _BLOCK_CELLS // rows)
+
+
+def row_counts(indices: NDArray[np.integer], rows: int) -> NDArray[np.float64]:
+    """How often each of `rows` rows was drawn: int (resamples, drawn rows) -> float (resamples, rows)."""
+    resamples = len(indices)
+    cells = indices + rows * np.arange(resamples)[:, np.newaxis]
+    return np.bincount(cells.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float64)
+
+
+def scores_of_counts(statistics: RowStatistics, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Corpus scores with each row taken so many times: float (resamples, rows) -> float (resamples, 5)."""
+    sums = counts @ statistics.table()
+    rouge = sums[:, -1] / counts.sum(axis=1)
+    return np.column_stack([_cumulative_bleu(sums, effective_order=False), rouge])
+
+
+def row_scores(statistics: RowStatistics, weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """A weighted score of each row alone, float (rows,) in [0, 1], to rank answers by.
+
+    It weighs the row's ROUGE-L precision with its sentence BLEU-n, which is sacrebleu's sentence_score: as corpus
+    BLEU, but leaving out orders that the prediction is too short for. Its mean is not the corpus score.
+    """
+    bleu = _cumulative_bleu(statistics.table(), effective_order=True)
+    return np.column_stack([bleu, statistics.rouge_l]) @ weight_vector(weights)
+
+
+def weight_vector(weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """The weights in the order of METRICS, float (5,); raises InvalidParams where they name other metrics."""
+    if set(weights) != set(METRICS):
+        raise InvalidParams(f"weights name {', '.join(sorted(weights))}; expected {', '.join(METRICS)}")
+    return np.array([weights[name] for name in METRICS], dtype=np.float64)
+
+
+class _WordTokens(dict[str, tuple[list[str], list[str]]]):
+    """Each whitespace-separated word to its 13a and its ROUGE tokens, worked out once.
+
+    Both tokenizers treat words independently, apart from the two patterns that `split` looks for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokenize = Tokenizer13a()
+
+    def __missing__(self, word: str) -> tuple[list[str], list[str]]:
+        self[word] = tokens = (self._tokenize(word).split(), rouge_tokens(word, None))
+        return tokens
+
+    def split(self, text: str) -> tuple[list[str], list[str]]:
+        """The 13a and the ROUGE tokens of a text."""
+        if "-\n" in text or "<skipped>" in text:  # 13a removes both, which can join words
+            return self._tokenize(text.rstrip()).split(), rouge_tokens(text, None)
+        bleu: list[str] = []
+        rouge: list[str] = []
+        for word in text.split():
+            bleu_part, rouge_part = self[word]
+            bleu += bleu_part
+            rouge += rouge_part
+        return bleu, rouge
+
+
+def _statistics(prediction: tuple[list[str], list[str]], reference: tuple[list[str], list[str]]) -> list[float]:
+    hypothesis, target = prediction[0], reference[0]
+    correct = [_matches(hypothesis, target, order) for order in range(1, ORDERS + 1)]
+    total = [max(0, len(hypothesis) - order) for order in range(ORDERS)]
+    precision = _lcs_length(reference[1], prediction[1]) / max(1, len(prediction[1]))
+    return [*correct, *total, len(hypothesis), len(target), precision]
+
+
+def _matches(hypothesis: list[str], target: list[str], order: int) -> int:
+    """N-grams of one order in both, each counted at most as often as in either."""
+    ours = Counter(zip(*(hypothesis[i:] for i in range(order)), strict=False))
+    theirs = Counter(zip(*(target[i:] for i in range(order)), strict=False))
+    return sum([min(ours[ngram], theirs[ngram]) for ngram in ours.keys() & theirs.keys()])
+
+
+def _lcs_length(first: list[str], second: list[str]) -> int:
+    """Length of the longest common subsequence, a machine word of `first` at a time.
+
+    Source: Hyyro, Bit-parallel LCS-length computation revisited (2004). A zero bit of `row` marks a step of the LCS.
+    """
+    positions: dict[str, int] = {}
+    for place, token in enumerate(first):
+        positions[token] = positions.get(token, 0) | 1 << place
+    ones = row = (1 << len(first)) - 1
+    for token in second:
+        common = row & positions.get(token, 0)
+        row = (row + common) | (row - common)
+    return len(first) - (row & ones).bit_count()
+
+
+def _cumulative_bleu(table: NDArray[np.float64], *, effective_order: bool) -> NDArray[np.float64]:
+    """BLEU-1..4 in [0, 1] of each row of statistics: float (k, 11) -> float (k, 4).
+
+    Source: sacrebleu.BLEU.compute_bleu with smooth_method="exp" (Chen and Cherry 2014, method 3): the first order
+    without a match counts as half a match, the next as a quarter, and so on.
+    """
+    correct, total = table[:, :ORDERS], table[:, ORDERS : 2 * ORDERS]
+    sys_len, ref_len = table[:, 2 * ORDERS, np.newaxis], table[:, 2 * ORDERS + 1, np.newaxis]
+    unmatched, present = correct == 0, total > 0
+    smoothed = np.where(unmatched, 0.5 ** np.cumsum(unmatched, axis=1), correct)
+    logs = np.where(present, np.log(smoothed / np.maximum(total, 1)), 0.0)
+    orders = np.cumsum(present, axis=1) if effective_order else np.arange(1, ORDERS + 1)
+    defined = (correct[:, :1] > 0) & (present | effective_order)
+    brevity = np.exp(np.minimum(0.0, 1 - ref_len / np.maximum(sys_len, 1)))
+    return np.where(defined, brevity * np.exp(np.cumsum(logs, axis=1) / np.maximum(orders, 1)), 0.0)
+
+
+def _from_table(table: NDArray[np.float64]) -> RowStatistics:
+    if not len(table):
+        raise InvalidInput("no rows to score; is the evaluation split empty?")
+    counts = table[:, :-1].astype(np.int64)
+    return RowStatistics(
+        correct=counts[:, :ORDERS],
+        total=counts[:, ORDERS : 2 * ORDERS],
+        sys_len=counts[:, -2],
+        ref_len=counts[:, -1],
+        rouge_l=table[:, -1],
+    )
+
+
+def _impossible(table: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which rows cannot have been counted: float (rows, 11) -> positions. NaN fails every comparison."""
+    counts, rouge = table[:, :-1], table[:, -1:]
+    correct, total, sys_len = counts[:, :ORDERS], counts[:, ORDERS:-2], counts[:, -2:-1]
+    whole = (counts >= 0) & (counts == np.floor(counts)) & (counts < np.inf)
+    consistent = (correct <= total) & (total == np.maximum(0, sys_len - np.arange(ORDERS)))
+    sound = np.column_stack([whole, consistent, (rouge >= 0) & (rouge <= 1)])
+    return np.flatnonzero(~sound.all(axis=1))

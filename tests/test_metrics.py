@@ -1,0 +1,190 @@
+"""The metrics against sacrebleu and rouge_score themselves, as installed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+
+from src.errors import InvalidInput, InvalidParams
+from src.metrics import METRICS, RowStatistics, corpus_scores, resampled_scores, row_scores, row_statistics, signature
+
+WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
+ANSWER = "Your order #4521 ships within 2 days. You can follow it under My Orders, page 3."
+OTHER = "Refunds of up to $50.00 reach your card in 5-7 working days; larger ones need a call."
+LONG = " ".join(f"{ANSWER} {OTHER} Step {n}: wait." for n in range(10))
+
+# name: predictions, references
+CASES = {
+    "identical": ([ANSWER, OTHER], [ANSWER, OTHER]),
+    "no overlap": (["alpha beta gamma delta"], ["one two three four"]),
+    "swapped rows": ([OTHER, ANSWER], [ANSWER, OTHER]),
+    "empty prediction among others": (["", OTHER], [ANSWER, OTHER]),
+    "only empty predictions": (["", ""], [ANSWER, OTHER]),
+    "empty reference": ([ANSWER, OTHER], ["", OTHER]),
+    "all empty": (["", ""], ["", ""]),
+    "only spaces": (["  \t ", OTHER], [ANSWER, " \n "]),
+    "one-word reference, hit": (["Yes"], ["Yes"]),
+    "one-word reference, missed": (["No, that plan has no page for it."], ["Yes"]),
+    "one-word prediction": (["Your"], [ANSWER]),
+    "two words": (["two words"], ["two words"]),
+    "three words, one matched": (["my big parcel"], ["my lost letter"]),
+    "a matched word but no pair": (["days order ships"], [ANSWER]),
+    "prediction too short": (["Your order ships within 2 days."], [ANSWER]),
+    "prediction too long": ([f"{ANSWER} {OTHER}"], [ANSWER]),
+    "another case": ([ANSWER.upper()], [ANSWER]),
+    "repeated words": (["the the the the the the the"], ["the cat is on the mat"]),
+    "repeated sentence": ([" ".join([ANSWER] * 5)], [ANSWER]),
+    "punctuation": (["Wait... what?! (No, really!) [a/b] {c} <d>"], ["Wait , what ? ! ( No really ) a / b c d"]),
+    "numbers": (["1,000.50 EUR or 3.5% in 2-3 days, 5-fold."], ["1,000.5 EUR or 3,5 % in 2 - 3 days , 5 fold ."]),
+    "accents and other alphabets": (["Zażółć gęślą jaźń İstanbul ΟΔΟΣ"], ["zażółć GĘŚLĄ jaźń istanbul οδος"]),
+    "no spaces between words": (["您的订单已发货。"], ["您的订单已经发货。"]),
+    "emoji and symbols": (["Thanks \U0001f600 \u2122 5\u00a0\u20ac"], ["Thanks \U0001f600 5 \u20ac"]),
+    "entities and skipped": (["a &amp;lt; b &quot;c&quot; <skipped> d<skip-\nped>"], ["a &lt; b 'c' \"d\""]),
+    "lines and hyphenation": (["1. Log in\r\n2. Re-\nset it -\n now\x85end"], ["1. Log in 2. Reset it now end"]),
+    "unusual spaces": (["a\u00a0b\u2028c\x1cd . , e\t.f"], ["a b c d . , e .f"]),
+    "placeholders": (["Call {{Customer Support}} at {{Phone Number}}."], ["Call {{Phone Number}} {{Hours}}."]),
+    "long": ([LONG, LONG[100:]], [LONG.replace("days", "weeks"), LONG]),
+    "a word of 10,000 letters": (["x" * 10_000], ["x" * 10_000 + " y"]),
+}  # fmt: skip
+
+
+def library_scores(predictions: list[str], references: list[str]) -> dict[str, float]:
+    """What sacrebleu and rouge_score say, in 0..1."""
+    bleu = [BLEU(max_ngram_order=n, force=True).corpus_score(predictions, [references]).score for n in (1, 2, 3, 4)]
+    scorer = RougeScorer(["rougeL"])
+    rouge = [scorer.score(r, p)["rougeL"].precision for p, r in zip(predictions, references, strict=True)]
+    return dict(zip(METRICS, [*(score / 100 for score in bleu), sum(rouge) / len(rouge)], strict=True))
+
+
+def every_row() -> tuple[list[str], list[str]]:
+    """The rows of all cases as one corpus."""
+    predictions = [text for case in CASES.values() for text in case[0]]
+    references = [text for case in CASES.values() for text in case[1]]
+    return predictions, references
+
+
+@pytest.mark.parametrize(("predictions", "references", "problem"), [
+    (["a"], ["a", "b"], "1 predictions for 2 references"),
+    ([], [], "no rows to score"),
+    (["a", None], ["a", "b"], "row 1: None and 'b' must both be text"),
+    (["a"], [3], "row 0: 'a' and 3 must both be text"),
+])  # fmt: skip
+def test_rows_that_cannot_be_scored_are_named(predictions: list[str], references: list[str], problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem):
+        row_statistics(predictions, references)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_corpus_scores_equal_the_libraries(name: str) -> None:
+    predictions, references = CASES[name]
+    scores = corpus_scores(row_statistics(predictions, references))
+    assert scores == pytest.approx(library_scores(predictions, references), abs=1e-9, rel=0)
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_all_cases_as_one_corpus_equal_the_libraries() -> None:
+    predictions, references = every_row()
+    scores = corpus_scores(row_statistics(predictions, references))
+    assert scores == pytest.approx(library_scores(predictions, references), abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_row_statistics_are_those_of_sacrebleu(name: str) -> None:
+    predictions, references = CASES[name]
+    theirs = BLEU()._extract_corpus_statistics(predictions, [references])
+    ours = row_statistics(predictions, references).to_rows()
+    assert [row[:-1] for row in ours] == [[*row[2:], *row[:2]] for row in theirs]
+
+
+def test_random_texts_of_awkward_characters_have_the_libraries_statistics() -> None:
+    rng = np.random.default_rng(11)
+    pieces = np.array([*"aB19.,-&;<>'\"$%[]{}()/ \n\t\x1c\x85\u2028_\u00e9\u0130\u03a3\r", "-\n", "<skipped>", "&amp;"])
+    texts = ["".join(rng.choice(pieces, size=size)) for size in rng.integers(0, 30, size=2_000)]
+    predictions, references = texts[:1_000], texts[1_000:]
+    bleu, scorer = BLEU(), RougeScorer(["rougeL"])
+    theirs = bleu._extract_corpus_statistics(predictions, [references])
+    rouge = [scorer.score(r, p)["rougeL"].precision for p, r in zip(predictions, references, strict=True)]
+    expected = [[*row[2:], *row[:2], value] for row, value in zip(theirs, rouge, strict=True)]
+    assert row_statistics(predictions, references).to_rows() == expected
+
+
+def test_each_row_score_weighs_sacrebleus_sentence_scores() -> None:
+    predictions, references = every_row()
+    scorer = RougeScorer(["rougeL"])
+    expected = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        orders = [BLEU(max_ngram_order=n, effective_order=True) for n in (1, 2, 3, 4)]
+        bleu = [order.sentence_score(prediction, [reference]).score / 100 for order in orders]
+        parts = [*bleu, scorer.score(reference, prediction)["rougeL"].precision]
+        expected.append(sum(part * WEIGHTS[name] for name, part in zip(METRICS, parts, strict=True)))
+    assert row_scores(row_statistics(predictions, references), WEIGHTS) == pytest.approx(expected, abs=1e-9)
+
+
+def test_weights_of_another_metric_are_refused() -> None:
+    statistics = row_statistics([ANSWER], [ANSWER])
+    with pytest.raises(InvalidParams, match="expected bleu1"):
+        row_scores(statistics, {"bleu1": 0.5, "chrf": 0.5})
+
+
+def test_resampled_scores_are_the_scores_of_the_drawn_rows() -> None:
+    predictions, references = every_row()
+    statistics = row_statistics(predictions, references)
+    indices = np.random.default_rng(5).integers(len(predictions), size=(50, len(predictions)))
+    expected = [list(corpus_scores(statistics.take(drawn)).values()) for drawn in indices]
+    assert resampled_scores(statistics, indices) == pytest.approx(np.array(expected), abs=1e-9)
+
+
+def test_resampling_gives_the_same_bits_however_it_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = row_statistics(*every_row())
+    indices = np.random.default_rng(6).integers(len(statistics), size=(64, len(statistics)))
+    at_once = resampled_scores(statistics, indices)
+    monkeypatch.setattr("src.metrics._BLOCK_CELLS", 3 * len(statistics))
+    assert np.array_equal(resampled_scores(statistics, indices), at_once)
+
+
+def test_statistics_survive_json(tmp_path: Path) -> None:
+    statistics = row_statistics(*every_row())
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(statistics.to_rows()))
+    restored = RowStatistics.from_rows(json.loads(file.read_text()))
+    assert restored.to_rows() == statistics.to_rows()
+    assert corpus_scores(restored) == corpus_scores(statistics)
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (0, 10.0),          # more matched than predicted
+    (0, 0.5),           # not a count
+    (4, 7.0),           # not the number of tokens
+    (9, -1.0),
+    (9, float("inf")),
+    (10, 1.5),
+    (10, float("nan")),
+    (10, None),
+])  # fmt: skip
+def test_impossible_statistics_are_refused_by_row(place: int, value: float) -> None:
+    rows = row_statistics(["a b c"] * 3, ["a b d"] * 3).to_rows()
+    rows[1][place] = value
+    with pytest.raises(InvalidInput, match="row statistics 1: "):
+        RowStatistics.from_rows(rows)
+
+
+@pytest.mark.parametrize("rows", [[[1.0, 2.0]], [[0.0] * 11, [0.0] * 10], [["a"] * 11]])
+def test_rows_of_another_shape_are_refused(rows: list[list[float]]) -> None:
+    with pytest.raises(InvalidInput, match="expected 11 numbers a row"):
+        RowStatistics.from_rows(rows)
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="no rows to score"):
+        RowStatistics.from_rows([])
+
+
+def test_the_signature_names_all_of_sacrebleus_settings_and_the_order_it_leaves_out() -> None:
+    bleu = BLEU()
+    bleu.corpus_score([ANSWER], [[OTHER]])
+    settings = [part for part in str(bleu.get_signature()).split("|") if not part.startswith("version:")]
+    assert set(settings) < set(signature().split("|"))
+    assert "max_ngram_order:1..4" in signature()
