@@ -1,0 +1,43 @@
+"""Put the base model in place: build pocket, take over a folder, or fetch a Hub snapshot."""
+
+import shutil
+from pathlib import Path
+
+from src.records import BASE_MODEL, CONFIG
+from utils import process
+
+FOLDER = Path("results/base_model")
+TRAIN = Path("results/data/train.jsonl")
+
+PARSER = process.Arguments(description=__doc__)
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+
+
+def main() -> int:
+    """Write results/base_model and its record; returns the exit code."""
+    flags = PARSER.parse_args()
+
+    from src import base_model
+    from src.params import ModelParams
+    from src.predictions import parse_rows
+    from utils import huggingface_utils, json_utils, yaml_utils
+
+    params: ModelParams = yaml_utils.load_params(flags.config or CONFIG).model
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    name, revision = params.base_model, base_model.NO_REVISION
+    if name == base_model.POCKET:
+        rows = parse_rows(json_utils.read_lines(TRAIN), where=TRAIN, max_rows=0)
+        base_model.build_pocket([row.conversation() for row in rows], params.pocket, FOLDER)
+    elif Path(name).is_dir():
+        base_model.take_over(Path(name), FOLDER)
+    else:
+        revision = huggingface_utils.fetch_snapshot(name, params.revision, FOLDER)
+        base_model.check(FOLDER)
+    reference = base_model.reference(FOLDER, name=name, revision=revision)
+    json_utils.write_object(BASE_MODEL, reference.model_dump(mode="json"))
+    process.say(f"base_model: {name} at revision {revision}, sha256 {reference.sha256[:12]}")
+    return 0
+
+
+if __name__ == "__main__":
+    process.run(main)

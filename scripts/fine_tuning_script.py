@@ -1,0 +1,77 @@
+"""Fine-tune a LoRA adapter on the base model: the challenger."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION
+from utils import process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from src.fine_tuning import Epoch
+
+ADAPTER = Path("results/adapter")
+CHECKPOINTS = Path("results/checkpoints")
+LOSS = Path("results/training/loss.csv")
+
+PARSER = process.Arguments(description=__doc__)
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+
+
+def main() -> int:
+    """Train, and write the adapter, where it is, and the loss curve; returns the exit code."""
+    flags = PARSER.parse_args()
+
+    import mlflow
+
+    from src import fine_tuning
+    from src.manifest import manifest, tree_digest
+    from src.predictions import parse_rows
+    from src.records import BaseModelRef, Datasets, FineTunedModel, LoraSettings
+    from utils import fine_tuning_run, git_utils, json_utils, mlflow_utils, yaml_utils
+
+    params = yaml_utils.load_params(flags.config or CONFIG)
+    data = Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS)
+    base = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    train, validation = (
+        [row.conversation() for row in parse_rows(json_utils.read_lines(Path(part.path)), where=Path(part.path),
+                                                  max_rows=0)]
+        for part in (data.train, data.validation)
+    )
+    lora = LoraSettings(**params.fine_tuning.lora.model_dump())
+    checkpoints = CHECKPOINTS / fine_tuning.fingerprint(params.fine_tuning, base=base, train=data.train,
+                                                        validation=data.validation)
+    git = git_utils.identity()
+    tags = fine_tuning_run.tags(params.deployment.model_registry_name, git, base, data)
+    with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags) as run_id:
+        shutil.rmtree(ADAPTER, ignore_errors=True)
+        curve = fine_tuning.fine_tune(train, validation, params.fine_tuning, base=Path(base.path),
+                                      base_name=base.path if base.revision == "none" else base.name,
+                                      checkpoints=checkpoints, adapter=ADAPTER)
+        json_utils.write_text(LOSS, _table(curve))
+        model = FineTunedModel(
+            run_id=run_id, tracking_uri=mlflow.get_tracking_uri(), adapter_path=ADAPTER.as_posix(),
+            adapter_sha256=tree_digest(manifest(ADAPTER)), base_model=base, train=data.train, lora=lora,
+            git_commit=git.commit,
+        )
+        json_utils.write_object(MODEL_LOCATION, model.model_dump(mode="json"))
+        curves = {name: [(epoch.epoch, getattr(epoch, name)) for epoch in curve]
+                  for name in ("train_loss", "validation_loss")}
+        fine_tuning_run.log(run_id, params, curves, adapter=ADAPTER, adapter_sha256=model.adapter_sha256,
+                            base=Path(base.path), location=MODEL_LOCATION)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    best = min(curve, key=lambda epoch: epoch.validation_loss)
+    process.say(f"fine_tuning: kept epoch {best.epoch} of {len(curve)}, validation loss {best.validation_loss:.4f}; "
+                f"adapter {model.adapter_sha256[:12]}, MLflow run {run_id}")
+    return 0
+
+
+def _table(curve: "Sequence[Epoch]") -> str:
+    rows = (f"{epoch.epoch},{epoch.train_loss:.6f},{epoch.validation_loss:.6f}\n" for epoch in curve)
+    return "epoch,train_loss,validation_loss\n" + "".join(rows)
+
+
+if __name__ == "__main__":
+    process.run(main)

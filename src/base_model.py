@@ -1,0 +1,188 @@
+"""The base model as a folder of safetensors, JSON and tokenizer files: built here (`pocket`) or taken over."""
+
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from src import adapter
+from src.errors import InvalidInput, InvalidParams, Refused
+from src.manifest import manifest, tree_digest
+from src.merging import fit_threads
+from src.params import PocketParams
+from src.records import BaseModelRef
+
+logger = logging.getLogger(__name__)
+
+POCKET = "pocket"
+NO_REVISION = "none"
+_PAD, _END = "<|pad|>", "<|end|>"
+_SPECIAL = [_PAD, _END, "<|system|>", "<|user|>", "<|assistant|>"]
+_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+_MODEL_FILES = re.compile(r"[\w.+-]+\.(safetensors|json|jinja|model|txt)", re.ASCII)
+_NOISE = 0.2  # share of input tokens replaced by random ones: without it a thousand rows are learnt by heart
+_CHOOSE = "choose another model.base_model"
+
+Conversation = Sequence[dict[str, str]]
+
+
+def build_pocket(conversations: Sequence[Conversation], params: PocketParams, folder: Path) -> None:
+    """Train a small Llama and its tokenizer on whole conversations, from nothing, on the CPU, and save both.
+
+    It is to be a mediocre assistant that fine-tuning can better. The seed decides every bit of the result on one
+    machine. Raises InvalidParams for a shape that no Llama can have.
+    """
+    if params.hidden_size % (2 * params.heads):
+        raise InvalidParams(f"model.pocket: hidden_size {params.hidden_size} is no multiple of twice the "
+                            f"{params.heads} heads; change one of them")
+    tokenizer = train_tokenizer(conversations, vocabulary=params.vocabulary, context=params.context)
+    torch.manual_seed(params.seed)
+    model = LlamaForCausalLM(_config(params, tokenizer))
+    fit_threads(model)
+    logger.info("pocket: %.1f million parameters, vocabulary of %d", model.num_parameters() / 1e6, len(tokenizer))
+    encoded = tokenizer.apply_chat_template([list(c) for c in conversations], return_dict=True)["input_ids"]
+    _train(model, [tokens[: params.context] for tokens in encoded], params, pad=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(
+    conversations: Iterable[Conversation], *, vocabulary: int, context: int
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most this vocabulary with a chat template; it can encode any text.
+
+    https://huggingface.co/docs/tokenizers/pipeline; every turn ends with one token, which is also eos.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=_SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((turn["content"] for turns in conversations for turn in turns), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_END, pad_token=_PAD, model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = _TEMPLATE
+    return fast
+
+
+def take_over(source: Path, folder: Path) -> None:
+    """Copy the model files of a folder: configuration, tokenizer, safetensors. Nothing else of it comes along.
+
+    They are copies, not links: DVC makes what it tracks read-only, which a link would pass on to the source. Raises
+    as `check` does, before anything is copied.
+    """
+    check(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and _MODEL_FILES.fullmatch(path.name):
+            shutil.copyfile(path, folder / path.name)
+
+
+def check(folder: Path) -> None:
+    """Raises Refused for pickled weights alone or custom code, InvalidInput for what else no pipeline can start from.
+
+    That is: no config.json, safetensors or tokenizer, no chat template, no end-of-turn token.
+    """
+    names = [path.name for path in folder.iterdir()]
+    if "config.json" not in names:
+        raise InvalidInput(f"{folder}: no config.json, so this is no model; {_CHOOSE}")
+    pickles = sorted(name for name in names if Path(name).suffix in adapter.PICKLES)
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise Refused(f"{folder / pickles[0]}: pickled weights are never loaded; save the model as safetensors "
+                      "(save_pretrained does)")
+    adapter.check_base(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(f"{folder}: no usable tokenizer ({str(error).splitlines()[0][:200]}); {_CHOOSE}") from error
+    if not tokenizer.chat_template:
+        raise InvalidInput(f"{folder}: the tokenizer has no chat template; choose a chat model, or put the template "
+                           "into the folder as chat_template.jinja")
+    if tokenizer.eos_token_id is None:
+        raise InvalidInput(f"{folder}: the tokenizer has no end-of-turn token; set eos_token in tokenizer_config.json")
+
+
+def reference(folder: Path, *, name: str, revision: str) -> BaseModelRef:
+    """The record of a base model in a folder; the sha256 covers every file in it."""
+    return BaseModelRef(name=name, revision=revision, path=folder.as_posix(), sha256=tree_digest(manifest(folder)))
+
+
+def _config(params: PocketParams, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=params.hidden_size,
+        intermediate_size=4 * params.hidden_size,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.heads,
+        max_position_embeddings=params.context,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+
+
+def _train(model: LlamaForCausalLM, rows: Sequence[list[int]], params: PocketParams, *, pad: int) -> None:
+    """Next-token prediction on every token; AdamW, the learning rate falls along a cosine after a short rise."""
+    generator = torch.Generator().manual_seed(params.seed)
+    steps = params.epochs * -(-len(rows) // params.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=params.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, params.learning_rate, total_steps=steps + 1)
+    model.train()
+    for epoch in range(1, params.epochs + 1):
+        batches = _batches(rows, params.batch_size, generator)
+        total = 0.0
+        for batch in tqdm(batches, desc=f"pocket epoch {epoch}", disable=not sys.stderr.isatty(), leave=False):
+            loss = _loss(model, batch, pad, generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            total += loss.item()
+        logger.info("pocket epoch %d of %d: loss %.3f", epoch, params.epochs, total / len(batches))
+    model.eval()
+
+
+def _batches(rows: Sequence[list[int]], size: int, generator: torch.Generator) -> list[list[list[int]]]:
+    """Rows of similar length together, in random order: little is padding."""
+    shuffled = torch.randperm(len(rows), generator=generator).tolist()
+    order = sorted(shuffled, key=lambda place: len(rows[place]))  # stable: equal lengths stay shuffled
+    starts = [start * size for start in torch.randperm(-(-len(rows) // size), generator=generator).tolist()]
+    return [[rows[place] for place in order[start : start + size]] for start in starts]
+
+
+def _loss(model: LlamaForCausalLM, batch: list[list[int]], pad: int, generator: torch.Generator) -> torch.Tensor:
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in batch], True, pad)
+    noise = torch.randint(len(_SPECIAL), model.config.vocab_size, tokens.shape, generator=generator)
+    noisy = (torch.rand(tokens.shape, generator=generator) < _NOISE) & (tokens >= len(_SPECIAL))
+    loss: torch.Tensor = model(
+        input_ids=torch.where(noisy, noise, tokens),
+        attention_mask=(tokens != pad).long(),
+        labels=tokens.masked_fill(tokens == pad, -100),
+    ).loss
+    return loss

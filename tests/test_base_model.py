@@ -1,0 +1,158 @@
+"""The base model as a folder: pocket is trained from nothing, reproducibly; a foreign folder is taken over safely."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import base_model, merging
+from src.errors import InvalidInput, InvalidParams, PipelineError, Refused
+from src.manifest import manifest, tree_digest
+from src.params import PocketParams
+from tests.tiny_model import edit_json, row_objects, write_base
+
+TINY = PocketParams(vocabulary=320, hidden_size=32, layers=2, heads=2, context=64, epochs=2, batch_size=4,
+                    learning_rate=0.01, seed=3)
+CONVERSATIONS = [row["messages"] for row in row_objects()]
+ODD_TEXTS = ["", "Where is my order?", "a\n\n- **b**\t  c", "\u00e9t\u00e9 \u4f60\u597d \U0001f600", "12.50 {{Order}}",
+             "\x01\ufeff"]
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pocket")
+    base_model.build_pocket(CONVERSATIONS, TINY, folder)
+    return folder
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    folder = tmp_path / "foreign"
+    write_base(folder)
+    return folder
+
+
+def test_pocket_is_a_base_like_any_other(pocket: Path) -> None:
+    base_model.check(pocket)
+    model, tokenizer = merging.load(pocket, "float32")
+    assert sorted(manifest(pocket)) == ["chat_template.jinja", "config.json", "generation_config.json",
+                                        "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id == model.generation_config.eos_token_id
+    assert model.generation_config.do_sample is False
+
+
+def test_the_seed_decides_every_byte_of_pocket(pocket: Path, tmp_path: Path) -> None:
+    base_model.build_pocket(CONVERSATIONS, TINY, tmp_path / "again")
+    base_model.build_pocket(CONVERSATIONS, TINY.model_copy(update={"seed": 4}), tmp_path / "other")
+    assert manifest(tmp_path / "again") == manifest(pocket)
+    assert manifest(tmp_path / "other") != manifest(pocket)
+
+
+def test_pocket_learns(tmp_path: Path) -> None:
+    losses = []
+    for epochs in (1, 8):
+        base_model.build_pocket(CONVERSATIONS, TINY.model_copy(update={"epochs": epochs}), tmp_path / str(epochs))
+        model, tokenizer = merging.load(tmp_path / str(epochs), "float32")
+        tokens = tokenizer.apply_chat_template(CONVERSATIONS[0], return_tensors="pt", return_dict=True)["input_ids"]
+        with torch.inference_mode():
+            losses.append(model(input_ids=tokens, labels=tokens).loss.item())
+    assert losses[1] < losses[0] - 1
+
+
+def test_a_shape_that_no_llama_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidParams, match="hidden_size 32 is no multiple of twice the 3 heads"):
+        base_model.build_pocket(CONVERSATIONS, TINY.model_copy(update={"heads": 3}), tmp_path)
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_the_tokenizer_of_pocket_encodes_any_text(pocket: Path, text: str) -> None:
+    _, tokenizer = merging.load(pocket, "float32")
+    assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+
+
+def test_every_turn_ends_with_the_end_of_turn_token(pocket: Path) -> None:
+    _, tokenizer = merging.load(pocket, "float32")
+    tokens = tokenizer.apply_chat_template(CONVERSATIONS[0], return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(CONVERSATIONS[0][:-1], add_generation_prompt=True, return_dict=True)
+    assert tokens.count(tokenizer.eos_token_id) == len(CONVERSATIONS[0])
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert tokens[: len(prompt["input_ids"])] == prompt["input_ids"]
+
+
+def test_only_model_files_are_taken_over_and_the_source_stays(foreign: Path, tmp_path: Path) -> None:
+    for name in (".env", "README.md", "pytorch_model.bin", "notes.ipynb"):
+        (foreign / name).write_text("not part of a model")
+    weights = foreign / "model.safetensors"
+    weights.rename(tmp_path / "blob")  # the Hub's cache holds links like this one
+    weights.symlink_to(tmp_path / "blob")
+    before = weights.stat()
+    base_model.take_over(foreign, tmp_path / "base")
+    assert sorted(manifest(tmp_path / "base")) == ["chat_template.jinja", "config.json", "generation_config.json",
+                                                   "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert (weights.stat().st_ino, weights.stat().st_nlink) == (before.st_ino, 1)
+    merging.load(tmp_path / "base", "float32")
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def with_pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def with_auto_map(folder: Path) -> None:
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+
+
+def with_tokenizer_code(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
+
+
+def with_code(folder: Path) -> None:
+    (folder / "modeling.py").write_text("raise SystemExit")
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def without_end(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
+
+
+@pytest.mark.parametrize(("spoil", "kind", "message"), [
+    (with_pickle_only, Refused, "pickled weights are never loaded; save the model as safetensors"),
+    (with_auto_map, Refused, "config.json: auto_map asks for custom code"),
+    (with_tokenizer_code, Refused, "tokenizer_config.json: auto_map asks for custom code"),
+    (with_code, Refused, "modeling.py: custom code in a base model is never run"),
+    (without_config, InvalidInput, "no config.json, so this is no model"),
+    (without_weights, InvalidInput, "no safetensors file"),
+    (without_tokenizer, InvalidInput, "no usable tokenizer"),
+    (without_template, InvalidInput, "no chat template; choose a chat model, or put the template into the folder"),
+    (without_end, InvalidInput, "no end-of-turn token; set eos_token"),
+])
+def test_an_unusable_folder_is_refused_before_anything_is_copied(
+    foreign: Path, tmp_path: Path, spoil: object, kind: type[PipelineError], message: str
+) -> None:
+    spoil(foreign)
+    with pytest.raises(kind, match=message):
+        base_model.take_over(foreign, tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_the_record_names_the_folder_and_covers_its_files(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(foreign.parent)
+    ref = base_model.reference(Path("foreign"), name="pocket", revision="none")
+    assert (ref.path, ref.sha256) == ("foreign", tree_digest(manifest(foreign)))

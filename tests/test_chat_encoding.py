@@ -1,0 +1,102 @@
+"""Conversations as training examples: what is learnt, what is cut, and what is left out."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from src.chat_encoding import IGNORED, encode, encode_all
+from src.errors import InvalidInput
+from src.evaluation import prompt_tokens
+from tests.tiny_model import TEMPLATE, write_base
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is my order?"},
+        {"role": "assistant", "content": "On its way."}]
+TWO_TURNS = [*CHAT, {"role": "user", "content": "When?"}, {"role": "assistant", "content": "Soon."}]
+# What models in use do: a line break after the end of the turn, none at all, words that join the prompt's last space.
+LINE_AFTER_END = TEMPLATE.replace("{{ eos_token }}", "{{ eos_token + '\n' }}")
+NO_END = TEMPLATE.replace("{{ eos_token }}", "\n")
+JOINING = ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+           "{% if add_generation_prompt %}assistant: {% endif %}")
+FORGETFUL = ("{% for m in messages %}{% if loop.last or not add_generation_prompt %}{{ m['content'] }}{% endif %}"
+             "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    write_base(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def learnt(tokenizer: PreTrainedTokenizerBase, example: dict[str, list[int]]) -> str:
+    """What the labels spell; every one of them must be the token at its place."""
+    pairs = list(zip(example["input_ids"], example["labels"], strict=True))
+    assert all(label in (IGNORED, token) for token, label in pairs)
+    return tokenizer.decode([label for _, label in pairs if label != IGNORED], clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, LINE_AFTER_END, JOINING])
+def test_the_last_answer_and_the_end_of_its_turn_are_learnt_after_the_prompt_of_generation(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    tokenizer.chat_template = template
+    example = encode(TWO_TURNS, tokenizer, stops={tokenizer.eos_token_id}, limit=500)
+    prompt = prompt_tokens(tokenizer, TWO_TURNS[:-1])
+    assert learnt(tokenizer, example) == "Soon.</s>"
+    assert example["input_ids"][: len(prompt)] == prompt
+    assert example["labels"].count(IGNORED) == len(prompt)
+
+
+def test_an_end_of_turn_that_the_template_lacks_is_added(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = NO_END
+    example = encode(CHAT, tokenizer, stops={tokenizer.eos_token_id}, limit=500)
+    assert learnt(tokenizer, example) == "On its way.\n</s>"
+
+
+def test_another_stop_token_of_the_model_ends_the_turn_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "<s>\n")
+    example = encode(CHAT, tokenizer, stops={tokenizer.eos_token_id, tokenizer.bos_token_id}, limit=500)
+    assert learnt(tokenizer, example) == "On its way.<s>"
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = FORGETFUL
+    with pytest.raises(InvalidInput, match="a conversation does not begin with its prompt"):
+        encode(CHAT, tokenizer, stops={tokenizer.eos_token_id}, limit=500)
+
+
+def test_a_long_answer_is_cut_at_its_end_and_then_does_not_stop(tokenizer: PreTrainedTokenizerBase) -> None:
+    limit = len(prompt_tokens(tokenizer, CHAT[:-1])) + 4
+    example = encode(CHAT, tokenizer, stops={tokenizer.eos_token_id}, limit=limit)
+    assert len(example["input_ids"]) == len(example["labels"]) == limit
+    assert "On its way.</s>".startswith(learnt(tokenizer, example))
+    assert tokenizer.eos_token_id not in example["labels"]
+
+
+def test_a_prompt_without_room_for_an_answer_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = prompt_tokens(tokenizer, CHAT[:-1])
+    assert encode(CHAT, tokenizer, stops=set(), limit=len(prompt)) is None
+    assert encode(CHAT, tokenizer, stops=set(), limit=len(prompt) + 1) is not None
+
+
+def test_rows_left_out_and_answers_cut_are_counted(
+    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = len(prompt_tokens(tokenizer, CHAT[:-1])) + 2
+    with caplog.at_level(logging.WARNING, logger="src"):
+        examples = encode_all([CHAT, TWO_TURNS], tokenizer, stops={tokenizer.eos_token_id}, limit=limit, what="train")
+    assert len(examples) == 1
+    assert caplog.messages == [
+        f"train: 1 of 2 rows left out, their prompts alone reach {limit} tokens; 1 answers cut there"]
+
+
+def test_no_row_with_room_for_an_answer_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InvalidInput, match=r"validation split: none of 1 prompts is shorter than 16 tokens; raise"):
+        encode_all([CHAT], tokenizer, stops={tokenizer.eos_token_id}, limit=16, what="validation")

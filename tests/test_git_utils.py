@@ -1,0 +1,59 @@
+"""Which commit a working tree stands at, seen by real git repositories."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from utils import git_utils
+from utils.git_utils import GitIdentity
+
+
+def git(folder: Path, *arguments: str) -> str:
+    settings = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--initial-branch", "work")
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--message", "first")
+    return tmp_path
+
+
+def test_a_folder_outside_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_utils.identity(tmp_path) == GitIdentity(commit="none", dirty=False, branch=None)
+
+
+def test_a_machine_without_git_has_no_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(repository))
+    assert git_utils.identity(repository) == GitIdentity(commit="none", dirty=False, branch=None)
+
+
+def test_a_repository_without_commits_has_a_branch(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--initial-branch", "work")
+    assert git_utils.identity(tmp_path) == GitIdentity(commit="none", dirty=False, branch="work")
+
+
+def test_a_clean_tree_is_its_commit(repository: Path) -> None:
+    assert git_utils.identity(repository) == GitIdentity(git(repository, "rev-parse", "HEAD"), dirty=False,
+                                                         branch="work")
+
+
+def test_a_detached_head_has_no_branch(repository: Path) -> None:
+    git(repository, "checkout", "--detach")
+    assert git_utils.identity(repository).branch is None
+
+
+@pytest.mark.parametrize(("name", "dirty"), [
+    ("params.yaml", True), ("src/new.py", True), ("results/metrics.json", False), ("dvc.lock", False),
+])
+def test_only_sources_make_a_tree_dirty(repository: Path, name: str, dirty: bool) -> None:
+    path = repository / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("changed\n")
+    assert git_utils.identity(repository).dirty is dirty
