@@ -1,0 +1,142 @@
+"""What an evaluation is put together from: the split, the model, the score, and where all of it is written."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import evaluate
+from mlflow import MlflowClient
+
+from src import evaluation, merging
+from src.adapter import check_sources
+from src.data_prep import normalise
+from src.errors import IntegrityError, Undecided
+from src.evaluation_record import contributions_table, numbers
+from src.metrics import row_statistics
+from src.params import EvaluationParams, ModelParams, Params
+from src.predictions import EvaluationRow, Prediction, as_predictions, parse_rows
+from src.records import (
+    BASE_MODEL,
+    DATASETS,
+    MODEL_LOCATION,
+    BaseModelRef,
+    DatasetRef,
+    Datasets,
+    EvaluationReport,
+    FineTunedModel,
+    Metrics,
+    ModelIdentity,
+    ScoreContract,
+)
+from utils import json_utils, mlflow_registry, no_registry
+from utils.mlflow_ledger import MlflowLedger
+
+logger = logging.getLogger("champion")
+
+METRIC = Path(__file__).parents[1] / "src" / "weighted_score.py"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merged model that is to be scored."""
+
+    model: merging.Model
+    tokenizer: merging.Tokenizer
+    identity: ModelIdentity
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate's answers and their score under the weights of today."""
+
+    identity: ModelIdentity
+    predictions: Sequence[Prediction]
+    metrics: Metrics
+    weighted_score: float
+    weights: Mapping[str, float]
+
+    def report(self, *, run_id: str, tracking_uri: str, contract: ScoreContract, split: DatasetRef,
+               overlap: int) -> EvaluationReport:
+        """The score as a record; overlap counts evaluated questions that were trained on."""
+        return EvaluationReport(
+            run_id=run_id, tracking_uri=tracking_uri, model=self.identity, model_digest=self.identity.digest(),
+            contract=contract, contract_digest=contract.digest(), metrics=self.metrics,
+            weighted_score=self.weighted_score, weights=dict(self.weights), rows=len(self.predictions),
+            truncated_rows=sum(row.truncated for row in self.predictions),
+            empty_rows=sum(not row.prediction for row in self.predictions), overlap_rows=overlap, evaluation=split,
+        )
+
+
+def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow]]:
+    """The evaluation split and the rows of it that are scored."""
+    split = Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS).evaluation
+    path = Path(split.path)
+    return split, parse_rows(json_utils.read_lines(path), where=path, max_rows=params.max_rows)
+
+
+def overlap(rows: Sequence[EvaluationRow]) -> int:
+    """How many evaluation rows ask, after normalising, what a row of the training split asks."""
+    path = Path(Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS).train.path)
+    trained = {_question(row) for row in parse_rows(json_utils.read_lines(path), where=path, max_rows=0)}
+    return sum(_question(row) in trained for row in rows)
+
+
+def _question(row: EvaluationRow) -> str:
+    return normalise(row.messages[-2].content)
+
+
+def challenger(params: ModelParams) -> Candidate:
+    """The adapter of the last training merged into its base, in the release precision."""
+    fine_tuned = FineTunedModel.parse(json_utils.read_object(MODEL_LOCATION), where=MODEL_LOCATION)
+    base = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    base_folder, adapter = check_sources(fine_tuned, base, root=Path.cwd())
+    model, tokenizer = merging.merge(base_folder, adapter, params.release_dtype)
+    logger.info("merged %s into %s in %s", fine_tuned.adapter_path, base.path, params.release_dtype)
+    return Candidate(model, tokenizer, ModelIdentity(
+        adapter_sha256=fine_tuned.adapter_sha256, base_name=base.name, base_revision=base.revision,
+        base_sha256=base.sha256, dtype=params.release_dtype, safe_merge=True,
+    ))
+
+
+def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
+    """The model at the head of the ledger, from the registry; raises Undecided where none was promoted yet."""
+    name = params.deployment.model_registry_name
+    head = MlflowLedger(client, name, params.mlflow.experiment_name).view().head
+    if head is None:
+        raise Undecided(f"{name}: no model was promoted yet, so there is no champion to evaluate")
+    if params.deployment.registry == "none":
+        local, identity = no_registry.fetch(client, params.mlflow.experiment_name, head, folder)
+    else:
+        local, identity = mlflow_registry.fetch_version(client, name, head.version, folder)
+    if identity.digest() != head.model_digest:
+        raise IntegrityError(f"{name} version {head.version}: is not the model that the ledger promoted; "
+                             "run `python scripts/status_script.py`")
+    logger.info("fetched the champion, %s version %d", name, head.version)
+    return Candidate(*merging.load(local, identity.dtype), identity)
+
+
+def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params) -> Scored:
+    """Generate an answer to every row and take its score by the metric in src/weighted_score.py."""
+    started, weights = time.monotonic(), params.deployment.weighted_scoring.weights
+    evaluation.set_greedy(candidate.model, candidate.tokenizer, max_new_tokens=params.evaluation.max_new_tokens)
+    answers = evaluation.answer(candidate.model, candidate.tokenizer, [row.prompt() for row in rows],
+                                batch_size=params.evaluation.batch_size)
+    logger.info("generated %d answers in %.0f s", len(answers), time.monotonic() - started)
+    texts, references = [answer.text for answer in answers], [row.reference() for row in rows]
+    metric = evaluate.load(str(METRIC), keep_in_memory=True)
+    found = metric.compute(predictions=texts, references=references, weights=weights)
+    predictions = as_predictions(rows, answers, row_statistics(texts, references))
+    return Scored(candidate.identity, predictions, metrics=Metrics(**{m: float(found[m]) for m in weights}),
+                  weighted_score=float(found["weighted_score"]), weights=weights)
+
+
+def write(folder: Path, report: EvaluationReport, predictions: Sequence[Prediction]) -> list[Path]:
+    """metrics.json, report.json, predictions.jsonl and contributions.csv; returns their paths."""
+    files = [folder / name for name in ("predictions.jsonl", "contributions.csv", "report.json", "metrics.json")]
+    json_utils.write_lines(files[0], [row.model_dump() for row in predictions])
+    json_utils.write_text(files[1], contributions_table(report))
+    json_utils.write_object(files[2], report.model_dump(mode="json"))
+    json_utils.write_object(files[3], numbers(report))
+    return files

@@ -1,0 +1,155 @@
+"""An adapter and its base as files, checked before anything of them is loaded. No torch."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from src.errors import IntegrityError, InvalidInput, Refused
+from src.manifest import manifest, tree_digest
+from src.records import BaseModelRef, FineTunedModel, LoraSettings
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+_PLAIN_NAME = re.compile(r"[\w.+-]{1,120}", re.ASCII)
+_ADAPTER_FILES = re.compile(r"adapter_(config\.json|model\.safetensors)|README\.md|tokenizer.*|chat_template\.jinja"
+                            r"|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt")
+_TRAIN_AGAIN = "run `dvc repro fine_tuning`"
+_FETCH_AGAIN = "run `dvc repro base_model`"
+
+
+def check_sources(model: FineTunedModel, base: BaseModelRef, *, root: Path) -> tuple[Path, Path]:
+    """The folders of base and adapter, once everything about them that files can show holds.
+
+    root is the repository. Raises InvalidInput for a path that leads out of it or a missing file, Refused for an
+    adapter of another base, custom code or a quantised base, IntegrityError for bytes other than those recorded.
+    """
+    if model.base_model != base:
+        raise Refused(f"the adapter belongs to base {_named(model.base_model)}, not {_named(base)}; {_TRAIN_AGAIN}")
+    base_folder = inside(root, base.path, what="base model")
+    adapter_folder = inside(root, model.adapter_path, what="adapter")
+    check_base(base_folder)
+    check_adapter(adapter_folder, model.lora, names=(base.name, base.path))
+    _check_digest(base_folder, base.sha256, _FETCH_AGAIN)
+    _check_digest(adapter_folder, model.adapter_sha256, _TRAIN_AGAIN)
+    return base_folder, adapter_folder
+
+
+def inside(root: Path, path: str, *, what: str) -> Path:
+    """A recorded relative path as a folder in the repository; raises InvalidInput for any other."""
+    parts = PurePosixPath(path)
+    folder = root / path
+    if parts.is_absolute() or ".." in parts.parts or not folder.resolve().is_relative_to(root.resolve()):
+        raise InvalidInput(f"{what} path {path!r} leads out of the repository; {_TRAIN_AGAIN} to write it afresh")
+    if not folder.is_dir():
+        raise InvalidInput(f"{what} folder {path} is missing; run `dvc repro`")
+    return folder
+
+
+def check_base(folder: Path) -> None:
+    """Raises Refused for custom code or a quantised base, IntegrityError where no safetensors file is there."""
+    names = _file_names(folder)
+    code = sorted(name for name in names if name.endswith(".py"))
+    if code:
+        raise Refused(f"{folder / code[0]}: custom code in a base model is never run; choose a base without it")
+    config = read_object(folder / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if name in names and "auto_map" in read_object(folder / name):
+            raise Refused(f"{folder / name}: auto_map asks for custom code; choose a base without it")
+    if "quantization_config" in config:
+        raise Refused(f"{folder}: merge needs a full precision base, this one is quantised; choose another")
+    _require_safetensors(folder, names, ".safetensors", _FETCH_AGAIN)
+
+
+def check_adapter(folder: Path, lora: LoraSettings, *, names: tuple[str, str]) -> None:
+    """Raises where config and weights are not those of a LoRA with these settings on one of these bases.
+
+    names are the base's name and its path in the repository, either of which the adapter may state.
+    """
+    files = _file_names(folder)
+    config = read_object(folder / CONFIG_FILE)
+    _require_safetensors(folder, files, WEIGHTS_FILE, _TRAIN_AGAIN)
+    for name in sorted(files):
+        if not _ADAPTER_FILES.fullmatch(name):
+            logger.warning("%s: not part of an adapter, left out of the release", folder / name)
+    _check_config(folder / CONFIG_FILE, config, names)
+    _check_settings(folder / CONFIG_FILE, config, lora)
+    tensor_shapes(folder / WEIGHTS_FILE)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of each tensor, from the header; raises IntegrityError for a damaged or empty file."""
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: damaged safetensors file ({error}); {_TRAIN_AGAIN}") from None
+    if not shapes:
+        raise IntegrityError(f"{path}: holds no tensor; {_TRAIN_AGAIN}")
+    return shapes
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a model's configuration file; raises InvalidInput for anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}; run `dvc repro` to write it afresh") from None
+    except (ValueError, RecursionError):
+        raise InvalidInput(f"{path}: not JSON; run `dvc repro` to write it afresh") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path}: expected a JSON object; run `dvc repro` to write it afresh")
+    return value
+
+
+def _check_config(path: Path, config: Mapping[str, Any], names: tuple[str, str]) -> None:
+    if config.get("auto_mapping") or "auto_map" in config:
+        raise Refused(f"{path}: auto_mapping asks for custom code; {_TRAIN_AGAIN}")
+    if config.get("peft_type") != "LORA":
+        raise IntegrityError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'; {_TRAIN_AGAIN}")
+    stated = config.get("base_model_name_or_path")
+    if not isinstance(stated, str) or stated.removesuffix("/") not in names:
+        raise Refused(f"{path}: base_model_name_or_path is {stated!r}, expected {' or '.join(names)}; {_TRAIN_AGAIN}")
+
+
+def _check_settings(path: Path, config: Mapping[str, Any], lora: LoraSettings) -> None:
+    targets = config.get("target_modules")
+    found = (config.get("r"), config.get("lora_alpha"), sorted(targets) if isinstance(targets, list) else targets)
+    expected = (lora.r, lora.alpha, sorted(lora.target_modules))
+    for name, have, want in zip(("r", "lora_alpha", "target_modules"), found, expected, strict=True):
+        if have != want:
+            raise IntegrityError(f"{path}: {name} is {have}, the training recorded {want}; {_TRAIN_AGAIN}")
+
+
+def _require_safetensors(folder: Path, names: set[str], ending: str, remedy: str) -> None:
+    if any(name.endswith(ending) for name in names):
+        return
+    pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
+    if pickles:
+        raise IntegrityError(f"{folder / pickles[0]}: pickle refused, only safetensors are loaded; {remedy}")
+    raise InvalidInput(f"{folder}: no {ending.removeprefix('.')} file; {remedy}")
+
+
+def _file_names(folder: Path) -> set[str]:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    for name in sorted(names):
+        if not all(_PLAIN_NAME.fullmatch(part) for part in name.split("/")):
+            raise InvalidInput(f"{folder}: file name {name!r:.140} is not plain ASCII; remove the file")
+    return names
+
+
+def _check_digest(folder: Path, recorded: str, remedy: str) -> None:
+    found = tree_digest(manifest(folder))
+    if found != recorded:
+        raise IntegrityError(f"{folder}: sha256 is {found[:12]}, recorded is {recorded[:12]}; {remedy}")
+
+
+def _named(base: BaseModelRef) -> str:
+    return f"{base.name} at {base.revision} (sha256 {base.sha256[:12]})"

@@ -1,0 +1,184 @@
+"""Base and adapter loaded, checked and merged: safetensors only, no custom code, nothing half-loaded."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from src.adapter import WEIGHTS_FILE, tensor_shapes
+from src.errors import IntegrityError
+
+logger = logging.getLogger(__name__)
+
+Model: TypeAlias = PreTrainedModel
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+
+# An upload resumes by whole files: a lost connection costs at most this much.
+SHARD_SIZE = "500MB"
+SMALL_MODEL = 20_000_000
+_TRAIN_AGAIN = "run `dvc repro fine_tuning`"
+_TIED_LAYERS = ("lm_head", "embed_tokens", "wte")
+
+
+def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
+    """A causal LM and its tokenizer from a local folder, on the CPU, in eval mode; dtype `auto` takes what is stored.
+
+    Raises IntegrityError where anything is damaged or missing: transformers alone would fill up with random weights.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise IntegrityError(f"{folder}: does not load: {_first_line(error)}; run `dvc repro`") from error
+    lacking = sorted({*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])})
+    if lacking:
+        raise IntegrityError(f"{folder}: no weights for {_some(lacking)}; run `dvc repro`")
+    _check_tokenizer(folder, model, tokenizer)
+    tokenizer.padding_side = "left"  # a decoder continues its last token; stored with the tokenizer
+    return model.eval(), tokenizer
+
+
+def fit_threads(model: Model) -> None:
+    """Give a small model one thread: on its small matrices threads wait for each other more than they compute.
+
+    It also makes its results the same on any number of cores.
+    """
+    if model.num_parameters() < SMALL_MODEL:
+        torch.set_num_threads(1)
+
+
+def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:
+    """The base with the adapter merged into it in the release precision, and the base's tokenizer.
+
+    Raises IntegrityError for an adapter that does not fit, is not finite or changes nothing. Files are checked
+    beforehand by src.adapter.check_sources.
+    """
+    wrapped, tokenizer = load_with_adapter(base, adapter, dtype)
+    try:
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise IntegrityError(f"{adapter}: does not merge: {_first_line(error)}; {_TRAIN_AGAIN}") from error
+    _require_finite(merged.state_dict(), f"{base} merged with {adapter} in {dtype}")
+    return merged.eval(), tokenizer
+
+
+def load_with_adapter(base: Path, adapter: Path, dtype: str) -> tuple[PeftModel, Tokenizer]:
+    """The base with the adapter beside it, unmerged; raises as `merge` does."""
+    model, tokenizer = load(base, dtype)
+    weights = _read_weights(adapter / WEIGHTS_FILE)
+    if model.config.tie_word_embeddings and any(layer in key for key in weights for layer in _TIED_LAYERS):
+        raise IntegrityError(f"{adapter}: trains one half of the base's tied embeddings, and merging would change "
+                             "both; leave lm_head and embed_tokens out of fine_tuning.lora.target_modules")
+    config = LoraConfig.from_pretrained(adapter)
+    config.base_model_name_or_path = None  # check_sources has compared it; PEFT would warn of the local folder
+    try:
+        wrapped = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{adapter}: does not fit the base: {_first_line(error)}; {_TRAIN_AGAIN}") from error
+    _check_fit(adapter, tensor_shapes(adapter / WEIGHTS_FILE), wrapped)
+    set_peft_model_state_dict(wrapped, weights)
+    return wrapped.eval(), tokenizer
+
+
+def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights, configuration and tokenizer; the same model gives the same bytes."""
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    for note in ("is_local", "local_files_only"):  # how this process loaded it, HF_HUB_OFFLINE included
+        tokenizer.init_kwargs.pop(note, None)
+    tokenizer.save_pretrained(folder)
+
+
+def logits_difference(first: Model, second: Model, sequences: Sequence[Sequence[int]]) -> float:
+    """How far two models' logits are apart over token sequences: the largest |a - b| / |a|, norms over a sequence."""
+    worst = 0.0
+    with torch.inference_mode():
+        for sequence in sequences:
+            a, b = (_logits(model, sequence) for model in (first, second))
+            worst = max(worst, (torch.linalg.norm(a - b) / torch.linalg.norm(a)).item())
+    return worst
+
+
+def preference_gap(model: Model, tokens: Sequence[int], candidate: int) -> float:
+    """How much lower than its first choice the model rates a candidate as next token, over its logits' spread.
+
+    0 is the first choice itself; the spread is the standard deviation over the vocabulary.
+    """
+    with torch.inference_mode():
+        last = _logits(model, tokens)[-1]
+    return ((last.max() - last[candidate]) / last.std()).item()
+
+
+def _logits(model: Model, tokens: Sequence[int]) -> torch.Tensor:
+    inputs = torch.tensor([list(tokens)], device=model.device)
+    logits: torch.Tensor = model(input_ids=inputs).logits[0]
+    return logits.float().cpu()
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        weights: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: damaged safetensors file ({error}); {_TRAIN_AGAIN}") from None
+    _require_finite(weights, str(path))
+    if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_A" not in name):
+        raise IntegrityError(f"{path}: adapter changes nothing, every lora_B is zero; {_TRAIN_AGAIN}")
+    return weights
+
+
+def _check_fit(adapter: Path, shapes: Mapping[str, tuple[int, ...]], wrapped: PeftModel) -> None:
+    expected = {
+        name: tuple(tensor.shape)
+        for name, tensor in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+    }
+    foreign, missing = sorted(shapes.keys() - expected), sorted(expected.keys() - shapes)
+    if foreign:
+        raise IntegrityError(f"{adapter}: no layer of the base takes {_some(foreign)}; {_TRAIN_AGAIN}")
+    if missing:
+        raise IntegrityError(f"{adapter}: weights are missing for {_some(missing)}; {_TRAIN_AGAIN}")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise IntegrityError(f"{adapter}: {name} has shape {shapes[name]}, the settings give {shape}; "
+                                 f"{_TRAIN_AGAIN}")
+
+
+def _check_tokenizer(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
+    rows, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise IntegrityError(f"{folder}: the tokenizer's ids go to {highest}, the model has {rows} embeddings; "
+                             "choose a base whose tokenizer belongs to it")
+    if highest + 1 < rows:
+        logger.warning("%s: %d embeddings for %d token ids; the rest is taken for padding", folder, rows, highest + 1)
+    if not tokenizer.chat_template:
+        raise IntegrityError(f"{folder}: the tokenizer has no chat template; choose a chat model as base")
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and not torch.equal(head.weight, model.get_input_embeddings().weight):
+        raise IntegrityError(f"{folder}: tied embeddings, but the output layer differs; run `dvc repro`")
+
+
+def _require_finite(weights: Mapping[str, torch.Tensor], what: str) -> None:
+    bad = sorted(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all()))
+    if bad:
+        raise IntegrityError(f"{what}: NaN or infinity in {_some(bad)}; {_TRAIN_AGAIN}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

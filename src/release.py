@@ -1,0 +1,197 @@
+"""The release folder: assembled beside its place, renamed into it, and verified by what it answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.adapter import read_object
+from src.errors import IntegrityError
+from src.manifest import manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from src.evaluation import Answer
+    from src.merging import Model, Tokenizer
+    from src.predictions import Prediction
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+_TEMPORARY = ".release."
+_ALLOWED = re.compile(
+    r"(config|generation_config|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
+    r"|vocab)\.json|model(-\d{5}-of-\d{5})?\.safetensors|tokenizer\.model|merges\.txt|chat_template\.jinja|README\.md"
+)
+
+# Merged and unmerged logits differ by rounding alone, on Llama shapes of 2 to 22 layers by at most 4e-6, 3e-3 (12
+# layers) and 3.4e-2; the adapter itself moved them by 0.08 to 0.5. The largest relative difference that passes:
+LOGITS_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
+# Below float32 the other rows of a batch move near-ties: how far below the first choice, in standard deviations of
+# the logits, a token that was scored may lie.
+TIE_TOLERANCE = {"float32": 0.0, "float16": 2e-2, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared: answers generated again, how many of them token for token equal, and the logits."""
+
+    rows: int
+    equal: int
+    logits_difference: float
+
+
+def assemble_release(
+    model: Model, tokenizer: Tokenizer, destination: Path, *, max_new_tokens: int, card: str | None
+) -> dict[str, str]:
+    """Write a merged model as a release folder; returns its manifest (path to sha256).
+
+    The folder appears by one rename, flushed, with manifest.json written last; equal inputs give equal bytes. card is
+    the README's text, None for a release without one. Raises IntegrityError where the disk is too small.
+    """
+    from src.evaluation import set_greedy
+    from src.merging import save
+
+    parent = destination.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(parent)
+    _require_space(parent, model.get_memory_footprint())
+    folder = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}.", dir=parent))
+    try:
+        folder.chmod(0o755)
+        set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
+        save(model, tokenizer, folder)
+        if card is not None:
+            (folder / CARD).write_text(card, encoding="utf-8")
+        files = manifest(folder)
+        _check_names(folder, files)
+        (folder / MANIFEST).write_text(json.dumps(files, indent=2, sort_keys=True) + "\n", encoding="ascii")
+        _put_in_place(folder, destination)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return files
+
+
+def check_release(folder: Path) -> dict[str, str]:
+    """The manifest of a release folder, once every file is named in it and has the sha256 it says.
+
+    Raises IntegrityError for a changed, missing or additional file, InvalidInput where there is no manifest.
+    """
+    stated = read_object(folder / MANIFEST)
+    found = manifest(folder)
+    del found[MANIFEST]
+    _check_names(folder, found)
+    differing = sorted(name for name in stated.keys() | found if stated.get(name) != found.get(name))
+    if differing:
+        raise IntegrityError(f"{folder / differing[0]}: is not what {MANIFEST} says; {_AGAIN}")
+    return found
+
+
+def verify_release(
+    folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction]
+) -> Verification:
+    """Prove that a release is the model that was scored, on some of the scored predictions.
+
+    Its files match its manifest, its logits are those of base and adapter unmerged, and loaded plainly from disk it
+    generates the answers again: in float32 token for token, below that up to near-ties. Raises IntegrityError.
+    """
+    from src.evaluation import answer, prompt_tokens
+    from src.merging import load, load_with_adapter, logits_difference
+
+    check_release(folder)
+    released, tokenizer = load(folder, "auto")
+    if str(released.dtype) != f"torch.{dtype}":
+        raise IntegrityError(f"{folder}: weights are {released.dtype}, expected {dtype}; {_AGAIN}")
+    prompts = [prompt_tokens(tokenizer, row.prompt()) for row in predictions]
+    answers = answer(released, tokenizer, [row.prompt() for row in predictions], batch_size=len(predictions))
+    equal = sum(
+        _same_answer(released, prompt, row, found, TIE_TOLERANCE[dtype])
+        for prompt, row, found in zip(prompts, predictions, answers, strict=True)
+    )
+    unmerged = load_with_adapter(base, adapter, dtype)[0].to(released.device)
+    sequences = [[*prompt, *row.tokens] for prompt, row in zip(prompts, predictions, strict=True)]
+    difference = logits_difference(unmerged, released, sequences)
+    if not difference <= LOGITS_TOLERANCE[dtype]:  # NaN fails too
+        raise IntegrityError(f"{folder}: logits differ from base and adapter by {difference:.2g}, "
+                             f"{LOGITS_TOLERANCE[dtype]:.2g} is allowed in {dtype}; {_AGAIN}")
+    return Verification(rows=len(predictions), equal=equal, logits_difference=difference)
+
+
+def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: Answer, tolerance: float) -> bool:
+    """True for an equal answer, False for one that parts from it at a near-tie; raises IntegrityError otherwise."""
+    from src.merging import preference_gap
+
+    if found.tokens == scored.tokens and found.text == scored.prediction:
+        return True
+    pairs = zip(found.tokens, scored.tokens, strict=False)
+    common = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    if tolerance and len(common) < len(scored.tokens):
+        gap = preference_gap(model, [*prompt, *common], scored.tokens[len(common)])
+        if gap <= tolerance:
+            return False
+    raise IntegrityError(f"release: row {scored.id} is answered differently from token {len(common) + 1} on than when "
+                         f"it was scored; {_AGAIN}")
+
+
+def _check_names(folder: Path, files: Mapping[str, str]) -> None:
+    foreign = sorted(name for name in files if not _ALLOWED.fullmatch(name))
+    if foreign:
+        raise IntegrityError(f"{folder / foreign[0]}: is no part of a release; {_AGAIN}")
+
+
+def _require_space(folder: Path, weights: int) -> None:
+    needed, free = int(weights * 1.05) + 2**24, shutil.disk_usage(folder).free
+    if free < needed:
+        raise IntegrityError(f"{folder}: {free} bytes are free, a release needs {needed}; make room and run it again")
+
+
+def _put_in_place(folder: Path, destination: Path) -> None:
+    """Flush and rename. A folder cannot replace another in one step: for a moment there is none, never half of one."""
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+    aside = folder.with_name(f"{folder.name}.old")
+    if destination.exists():
+        destination.rename(aside)
+    folder.rename(destination)
+    _flush(destination.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders of processes that are gone."""
+    for folder in parent.glob(f"{_TEMPORARY}*"):
+        owner = folder.name.removeprefix(_TEMPORARY).partition(".")[0]
+        if not (owner.isdecimal() and _is_alive(int(owner))):
+            logger.info("removing %s, left by a process that is gone", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+_AGAIN = "run `dvc repro` to assemble it afresh"

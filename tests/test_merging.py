@@ -1,0 +1,223 @@
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from src import merging
+from src.adapter import check_adapter, check_base, check_sources, inside
+from src.errors import IntegrityError, InvalidInput, PipelineError, Refused
+from src.records import BaseModelRef, FineTunedModel
+from tests import tiny_model
+from tests.tiny_model import edit_json
+
+BASE, ADAPTER = "results/base_model", "results/adapter"
+WEIGHTS, CONFIG = f"{ADAPTER}/adapter_model.safetensors", f"{ADAPTER}/adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pristine")
+    tiny_model.write_models(root)
+    return root
+
+
+@pytest.fixture
+def root(pristine: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine, tmp_path / "repository")
+
+
+def merge(root: Path, dtype: str = "float32") -> tuple[merging.Model, merging.Tokenizer]:
+    """As the evaluation does it: recorded afresh, so that only what the files hold can be wrong."""
+    base, adapter = check_sources(tiny_model.fine_tuned(root), tiny_model.base_ref(root), root=root)
+    return merging.merge(base, adapter, dtype)
+
+
+def change_tensor(path: Path, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    weights = load_file(path)
+    save_file({name: change(tensor) if part in name else tensor for name, tensor in weights.items()}, path)
+
+
+def rename_tensors(path: Path, old: str, new: str) -> None:
+    save_file({name.replace(old, new): tensor for name, tensor in load_file(path).items()}, path)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def only_a_pickle(root: Path) -> None:
+    (root / WEIGHTS).rename(root / ADAPTER / "adapter_model.bin")
+
+
+def drop_tensor(root: Path) -> None:
+    weights = load_file(root / WEIGHTS)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, root / WEIGHTS)
+
+
+def overflow_half(root: Path) -> None:
+    change_tensor(root / WEIGHTS, "lora_", lambda tensor: tensor * 1e21)
+
+
+# Rows 17 to 29 and 31 of the bad-input table: what is done to the files, the error, and a part of its message.
+BAD_FILES: dict[str, tuple[Callable[[Path], object], type[PipelineError], str]] = {
+    "17_no_config": (lambda r: (r / CONFIG).unlink(), InvalidInput, "adapter_config.json: No such file"),
+    "17_no_weights": (lambda r: (r / WEIGHTS).unlink(), InvalidInput, "no adapter_model.safetensors"),
+    "18_pickle": (only_a_pickle, IntegrityError, "pickle refused"),
+    "19_truncated": (lambda r: cut_in_half(r / WEIGHTS), IntegrityError, "damaged safetensors"),
+    "19_truncated_base": (lambda r: cut_in_half(r / BASE / "model.safetensors"), IntegrityError, "does not load"),
+    "20_nan": (lambda r: change_tensor(r / WEIGHTS, "lora_A", lambda t: t * float("nan")), IntegrityError, "NaN"),
+    "20_inf": (lambda r: change_tensor(r / WEIGHTS, "lora_B", lambda t: t / 0), IntegrityError, "infinity"),
+    "20_merged_overflows": (overflow_half, IntegrityError, "does not merge"),
+    "20_nan_base": (lambda r: change_tensor(r / BASE / "model.safetensors", "norm", lambda t: t * float("nan")),
+                    IntegrityError, "NaN or infinity in model.layers"),
+    "21_no_such_layer": (lambda r: rename_tensors(r / WEIGHTS, "layers.1", "layers.7"), IntegrityError,
+                         "no layer of the base takes"),
+    "21_missing_keys": (drop_tensor, IntegrityError, "weights are missing for"),
+    "22_zero_b": (lambda r: change_tensor(r / WEIGHTS, "lora_B", torch.zeros_like), IntegrityError,
+                  "adapter changes nothing"),
+    "23_rank": (lambda r: edit_json(r / CONFIG, r=8), IntegrityError, "r is 8, the training recorded 4"),
+    "23_alpha": (lambda r: edit_json(r / CONFIG, lora_alpha=16), IntegrityError, "lora_alpha is 16"),
+    "23_targets": (lambda r: edit_json(r / CONFIG, target_modules=["q_proj"]), IntegrityError, "target_modules"),
+    "23_shapes": (lambda r: change_tensor(r / WEIGHTS, "q_proj.lora_A", lambda t: t[:2].clone()), IntegrityError,
+                  "has shape (2, 32), the settings give (4, 32)"),
+    "24_another_repository": (lambda r: edit_json(r / CONFIG, base_model_name_or_path="evil/model"), Refused,
+                              "'evil/model', expected pocket"),
+    "24_path_that_climbs": (lambda r: edit_json(r / CONFIG, base_model_name_or_path=f"results/../{BASE}"), Refused,
+                            "expected pocket"),
+    "24_no_base": (lambda r: edit_json(r / CONFIG, base_model_name_or_path=None), Refused, "expected pocket"),
+    "26_large_tokenizer": (lambda r: edit_json(r / BASE / "config.json", vocab_size=3), IntegrityError,
+                           "does not load"),
+    "28_quantised": (lambda r: edit_json(r / BASE / "config.json", quantization_config={"load_in_4bit": True}),
+                     Refused, "merge needs a full precision base"),
+    "29_auto_map": (lambda r: edit_json(r / BASE / "config.json", auto_map={"AutoModel": "evil.Model"}), Refused,
+                    "custom code"),
+    "29_tokenizer_auto_map": (lambda r: edit_json(r / BASE / "tokenizer_config.json", auto_map={"a": "b"}), Refused,
+                              "custom code"),
+    "29_code_file": (lambda r: (r / BASE / "modeling_evil.py").write_text(""), Refused, "custom code"),
+    "29_auto_mapping": (lambda r: edit_json(r / CONFIG, auto_mapping={"parent_library": "evil"}), Refused,
+                        "custom code"),
+    "31_newline_in_name": (lambda r: (r / ADAPTER / "a\nb").write_text(""), InvalidInput, "not plain ASCII"),
+    "not_lora": (lambda r: edit_json(r / CONFIG, peft_type="IA3"), IntegrityError, "expected 'LORA'"),
+    "config_is_a_list": (lambda r: (r / CONFIG).write_text("[]"), InvalidInput, "expected a JSON object"),
+    "config_is_cut": (lambda r: cut_in_half(r / CONFIG), InvalidInput, "not JSON"),
+    "no_chat_template": (lambda r: (r / BASE / "chat_template.jinja").unlink(), IntegrityError, "no chat template"),
+    "base_lacks_a_layer": (lambda r: rename_tensors(r / BASE / "model.safetensors", "layers.1.mlp", "layers.9.mlp"),
+                           IntegrityError, "no weights for model.layers.1.mlp"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_stops_the_merge_with_one_line_that_names_it(
+    root: Path, spoil: Callable[[Path], object], error: type[PipelineError], message: str
+) -> None:
+    spoil(root)
+    with pytest.raises(error) as caught:
+        merge(root)
+    assert type(caught.value) is error
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_other_than_those_recorded_are_refused(root: Path) -> None:
+    model, base = tiny_model.fine_tuned(root), tiny_model.base_ref(root)
+    tiny_model.write_adapter(root / BASE, root / ADAPTER, seed=2)
+    with pytest.raises(IntegrityError, match="results/adapter: sha256 is"):
+        check_sources(model, base, root=root)
+    tiny_model.write_base(root / BASE, spare_rows=1)
+    with pytest.raises(IntegrityError, match="results/base_model: sha256 is"):
+        check_sources(model, base, root=root)
+
+
+def test_a_base_that_moved_since_the_training_is_refused(root: Path) -> None:
+    base = tiny_model.base_ref(root).model_copy(update={"revision": "abc"})
+    with pytest.raises(Refused, match=r"belongs to base pocket at none .* not pocket at abc"):
+        check_sources(tiny_model.fine_tuned(root), base, root=root)
+
+
+@pytest.mark.parametrize("path", ["/tmp", "../elsewhere", "results/../../elsewhere", "link"])
+def test_a_path_that_leads_out_of_the_repository_is_invalid(root: Path, path: str) -> None:
+    (root / "link").symlink_to(root.parent)
+    with pytest.raises(InvalidInput, match="leads out of the repository"):
+        inside(root, path, what="adapter")
+
+
+def test_a_file_that_is_no_part_of_an_adapter_is_named_and_left_alone(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / ADAPTER / ".env").write_text("SECRET=1")
+    check_adapter(root / ADAPTER, tiny_model.fine_tuned(root).lora, names=("pocket", BASE))
+    assert [record.message.rpartition("/")[2] for record in caplog.records] == [
+        ".env: not part of an adapter, left out of the release"]
+
+
+def test_a_tokenizer_beyond_the_embeddings_is_refused(root: Path) -> None:
+    tokenizer = json.loads((root / BASE / "tokenizer.json").read_bytes())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 5000, "content": "<new>"})
+    (root / BASE / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(IntegrityError, match="the tokenizer's ids go to"):
+        merging.load(root / BASE, "float32")
+
+
+def test_spare_embedding_rows_are_mentioned_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_model.write_base(tmp_path, spare_rows=5)
+    with caplog.at_level(logging.WARNING):
+        merging.load(tmp_path, "float32")
+    assert "the rest is taken for padding" in caplog.text
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_tied_embeddings_is_refused(tmp_path: Path, layer: str) -> None:
+    tiny_model.write_base(tmp_path / "base", tied=True)
+    tiny_model.write_base(tmp_path / "untied")
+    tiny_model.write_adapter(tmp_path / "untied", tmp_path / "adapter", targets=[layer, "q_proj"])
+    with pytest.raises(IntegrityError, match="tied embeddings"):
+        merging.merge(tmp_path / "base", tmp_path / "adapter", "float32")
+
+
+def test_a_tied_model_whose_output_layer_differs_is_refused(tmp_path: Path) -> None:
+    tiny_model.write_base(tmp_path)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=True)
+    with pytest.raises(IntegrityError, match="tied embeddings"):
+        merging.load(tmp_path, "float32")
+
+
+def test_a_base_with_pickled_weights_alone_is_refused(root: Path) -> None:
+    (root / BASE / "model.safetensors").rename(root / BASE / "pytorch_model.bin")
+    with pytest.raises(IntegrityError, match="pickle refused"):
+        check_base(root / BASE)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3), ("bfloat16", 4e-2)])
+def test_merged_and_unmerged_logits_agree(root: Path, dtype: str, tolerance: float) -> None:
+    merged, tokenizer = merge(root, dtype)
+    unmerged, _ = merging.load_with_adapter(root / BASE, root / ADAPTER, dtype)
+    base, _ = merging.load(root / BASE, dtype)
+    texts = [list(range(3, 60)), tokenizer("Where is my order?")["input_ids"]]
+    assert merged.dtype == getattr(torch, dtype)
+    assert merging.logits_difference(unmerged, merged, texts) < tolerance
+    assert merging.logits_difference(unmerged, base, texts) > 10 * tolerance
+
+
+def test_an_adapter_on_a_tied_model_merges_where_it_leaves_the_embeddings_alone(tmp_path: Path) -> None:
+    tiny_model.write_base(tmp_path / "base", tied=True)
+    tiny_model.write_adapter(tmp_path / "base", tmp_path / "adapter")
+    merged, _ = merging.merge(tmp_path / "base", tmp_path / "adapter", "float32")
+    unmerged, _ = merging.load_with_adapter(tmp_path / "base", tmp_path / "adapter", "float32")
+    assert merging.logits_difference(unmerged, merged, [list(range(3, 60))]) < 1e-5
+
+
+def test_merging_twice_gives_the_same_bits(root: Path) -> None:
+    first, second = merge(root)[0].state_dict(), merge(root)[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sources_that_fit_are_returned_as_folders(root: Path) -> None:
+    model: FineTunedModel = tiny_model.fine_tuned(root)
+    base: BaseModelRef = tiny_model.base_ref(root)
+    assert check_sources(model, base, root=root) == (root / BASE, root / ADAPTER)

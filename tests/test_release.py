@@ -1,0 +1,249 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src import evaluation, merging, release
+from src.errors import IntegrityError, InvalidInput
+from src.manifest import manifest
+from src.metrics import row_statistics
+from src.predictions import Prediction, as_predictions, spread
+from tests import tiny_model
+
+NEW_TOKENS = {"float32": 16, "bfloat16": 6}  # below float32 a CPU takes 0.1 s for each
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    tiny_model.write_models(root)
+    return root / "results"
+
+
+def assemble(models: Path, folder: Path, *, dtype: str = "float32", card: str | None = None) -> dict[str, str]:
+    model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
+    return release.assemble_release(model, tokenizer, folder, max_new_tokens=NEW_TOKENS[dtype], card=card)
+
+
+def scored(models: Path, dtype: str = "float32", count: int = 6) -> list[Prediction]:
+    """What the evaluation stage records: answers of the merged model in memory, two at a time."""
+    model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
+    evaluation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS[dtype])
+    rows = tiny_model.rows()[:count]
+    answers = evaluation.answer(model, tokenizer, [row.prompt() for row in rows], batch_size=2)
+    texts = [answer.text for answer in answers]
+    return as_predictions(rows, answers, row_statistics(texts, [row.reference() for row in rows]))
+
+
+def verify(
+    models: Path, folder: Path, predictions: Sequence[Prediction], dtype: str = "float32"
+) -> release.Verification:
+    return release.verify_release(folder, base=models / "base_model", adapter=models / "adapter", dtype=dtype,
+                                  predictions=predictions)
+
+
+@pytest.fixture(scope="module")
+def predictions(models: Path) -> list[Prediction]:
+    return scored(models)
+
+
+@pytest.fixture(scope="module")
+def assembled(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("assembled") / "release"
+    assemble(models, folder, card="# A card\n")
+    return folder
+
+
+@pytest.fixture
+def folder(assembled: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(assembled, tmp_path / "release")
+
+
+def test_plain_transformers_give_the_scored_answers_token_for_token(
+    folder: Path, predictions: list[Prediction]
+) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for row in predictions:
+        inputs = tokenizer.apply_chat_template(row.prompt(), add_generation_prompt=True, return_dict=True,
+                                               return_tensors="pt")
+        output = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
+        assert output.tolist() == row.tokens
+        assert tokenizer.decode(output, skip_special_tokens=True).strip() == row.prediction
+    assert len({row.prediction for row in predictions}) == len(predictions)  # else equality would say little
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_release_of_the_scored_model_is_verified(models: Path, tmp_path: Path, dtype: str) -> None:
+    assemble(models, tmp_path / "release", dtype=dtype)
+    found = verify(models, tmp_path / "release", scored(models, dtype), dtype)
+    assert found.rows == 6
+    assert found.equal == 6 or (dtype != "float32" and found.equal >= 3)
+    assert found.logits_difference <= release.LOGITS_TOLERANCE[dtype]
+
+
+def scale_a_layer(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1.02
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_answer_alike_but_are_not_the_merge_are_refused(
+    models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale_a_layer(folder)
+    seal(folder)
+    monkeypatch.setattr(release, "_same_answer", lambda *_: True)
+    with pytest.raises(IntegrityError, match="logits differ from base and adapter by"):
+        verify(models, folder, spread(scored(models), 2))
+
+
+def seal(folder: Path) -> None:
+    """Write a manifest that the files agree with, as somebody might who changed them."""
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest(folder)))
+
+
+def test_a_release_of_another_model_is_refused(models: Path, folder: Path, predictions: list[Prediction]) -> None:
+    shutil.copy(models / "base_model/model.safetensors", folder / "model.safetensors")
+    seal(folder)
+    with pytest.raises(IntegrityError, match="is answered differently from token"):
+        verify(models, folder, predictions)
+
+
+def test_one_other_token_among_the_scored_ones_is_noticed(
+    models: Path, folder: Path, predictions: list[Prediction]
+) -> None:
+    tokens = [*predictions[2].tokens]
+    tokens[5] += 1
+    changed = predictions[2].model_copy(update={"tokens": tokens})
+    with pytest.raises(IntegrityError, match=f"row {changed.id} is answered differently from token 6 on"):
+        verify(models, folder, [*predictions[:2], changed])
+
+
+def test_below_float32_only_a_near_tie_may_part_the_answers(models: Path, tmp_path: Path) -> None:
+    assemble(models, tmp_path / "release", dtype="bfloat16")
+    row = scored(models, "bfloat16", count=1)[0]
+    model, tokenizer = merging.load(tmp_path / "release", "auto")
+    prompt = evaluation.prompt_tokens(tokenizer, row.prompt())
+    with torch.inference_mode():
+        order = model(torch.tensor([prompt])).logits[0, -1].float().argsort(descending=True).tolist()
+    unlikely = row.model_copy(update={"tokens": [order[-1], *row.tokens[1:]]})
+    assert merging.preference_gap(model, prompt, order[0]) == 0
+    assert merging.preference_gap(model, prompt, order[-1]) > release.TIE_TOLERANCE["bfloat16"]
+    with pytest.raises(IntegrityError, match="from token 1 on"):
+        verify(models, tmp_path / "release", [unlikely], "bfloat16")
+
+
+def test_another_precision_than_the_scored_one_is_refused(
+    models: Path, folder: Path, predictions: list[Prediction]
+) -> None:
+    with pytest.raises(IntegrityError, match=r"weights are torch\.float32, expected bfloat16"):
+        verify(models, folder, predictions, "bfloat16")
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "changed": (scale_a_layer, "model.safetensors: is not what manifest.json says"),
+    "missing": (lambda f: (f / "chat_template.jinja").unlink(), "chat_template.jinja: is not what"),
+    "additional": (lambda f: (f / "added_tokens.json").write_text("{}"), "added_tokens.json: is not what"),
+    "secret": (lambda f: (f / ".env").write_text("HF_TOKEN=hf_x"), ".env: is no part of a release"),
+    "code": (lambda f: (f / "modeling.py").write_text(""), "modeling.py: is no part of a release"),
+    "link": (lambda f: (f / "vocab.json").symlink_to("/etc/hostname"), "is a link"),
+}
+
+
+@pytest.mark.parametrize(("tamper", "message"), TAMPERED.values(), ids=TAMPERED)
+def test_a_release_that_was_tampered_with_is_refused(
+    folder: Path, tamper: Callable[[Path], object], message: str
+) -> None:
+    tamper(folder)
+    with pytest.raises(IntegrityError) as caught:
+        release.check_release(folder)
+    assert message in str(caught.value)
+
+
+def test_a_folder_without_manifest_is_no_release(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    with pytest.raises(InvalidInput, match=r"manifest\.json"):
+        release.check_release(folder)
+
+
+def test_a_release_holds_the_expected_files_and_a_manifest_of_them(models: Path, tmp_path: Path) -> None:
+    files = assemble(models, tmp_path / "release", card="# A card\n")
+    assert set(files) == {"README.md", "chat_template.jinja", "config.json", "generation_config.json",
+                          "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert release.check_release(tmp_path / "release") == files
+    assert "README.md" not in assemble(models, tmp_path / "bare")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_stored_generation_settings_are_greedy_and_nothing_of_the_bases_sampling_is_left(
+    models: Path, folder: Path
+) -> None:
+    assert json.loads((models / "base_model/generation_config.json").read_bytes())["temperature"] == 0.7
+    found = json.loads((folder / "generation_config.json").read_bytes())
+    found.pop("transformers_version")
+    assert found == {"do_sample": False, "max_new_tokens": 16, "bos_token_id": 1, "eos_token_id": [2],
+                     "pad_token_id": 0}
+
+
+def test_equal_models_give_equal_bytes_whatever_was_generated_and_set_before(models: Path, tmp_path: Path) -> None:
+    first = assemble(models, tmp_path / "first")
+    program = ("from pathlib import Path; from tests.test_release import assemble, scored; import json, sys; "
+               "folder = Path(sys.argv[1]); scored(folder); "
+               "print(json.dumps(assemble(folder, Path(sys.argv[2]))))")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo"}
+    done = subprocess.run([sys.executable, "-c", program, str(models), str(tmp_path / "second")], check=True,
+                          capture_output=True, text=True, env=environment)
+    assert json.loads(done.stdout.splitlines()[-1]) == first
+
+
+def test_shards_are_released_and_load(
+    models: Path, tmp_path: Path, predictions: list[Prediction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "SHARD_SIZE", "40KB")
+    files = assemble(models, tmp_path / "release")
+    assert "model-00001-of-00005.safetensors" in files
+    assert "model.safetensors.index.json" in files
+    verify(models, tmp_path / "release", predictions)
+
+
+def test_a_failed_assembly_leaves_the_old_release_and_a_good_one_replaces_it_whole(
+    models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = release.check_release(folder)
+    monkeypatch.setattr(release, "_ALLOWED", re.compile("config.json"))
+    with pytest.raises(IntegrityError, match="is no part of a release"):
+        assemble(models, folder)
+    monkeypatch.undo()
+    assert release.check_release(folder) == before
+    (folder / "left_over.bin").write_text("")
+    assert assemble(models, folder) == release.check_release(folder)  # a foreign file would be an error
+    assert [path.name for path in folder.parent.iterdir()] == ["release"]
+
+
+def test_too_small_a_disk_is_reported_with_both_figures(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(IntegrityError, match=r"1000 bytes are free, a release needs \d+"):
+        assemble(models, tmp_path / "release")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_live_ones_kept(models: Path, tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], check=True, capture_output=True)
+    names = {f".release.{int(dead.stdout)}.abc": False, f".release.{os.getpid()}.abc": True, ".release.1.abc": True}
+    for name in names:
+        (tmp_path / name).mkdir()
+    assemble(models, tmp_path / "release")
+    assert {name: (tmp_path / name).exists() for name in names} == names
