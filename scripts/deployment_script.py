@@ -1,0 +1,69 @@
+"""Decide whether the challenger replaces the champion, and promote it where it does."""
+
+import logging
+from pathlib import Path
+
+from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from utils import process
+
+PARSER = process.Arguments(description=__doc__, epilog="What is not given comes from the environment (DEPLOY_FORCE, "
+                           "DEPLOY_REASON, DEPLOY_SKIP_HF_PUSH), then from params.yaml. Exit codes: docs/exit-codes.md")
+PARSER.add_argument("--evaluation-results", type=Path, metavar="FILE", help=f"default {EVALUATION_RESULTS}")
+PARSER.add_argument("--model-artifact-path", type=Path, metavar="FILE", help=f"default {MODEL_LOCATION}")
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"where the records go, default {OUTPUT_DIR}")
+PARSER.add_argument("--min-improvement-threshold", type=float, metavar="X", help="least gain that promotes")
+PARSER.add_argument("--hf-model-id", metavar="OWNER/NAME", help="Hub repository of the release")
+PARSER.add_argument("--skip-hf-push", action="store_true", help="leave the Hub alone")
+PARSER.add_argument("--force-deploy", action="store_true", help="set the comparison aside, never the checks")
+PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded with the promotion")
+PARSER.add_argument("--dry-run", action="store_true", help="decide only; write nothing outside --output-dir")
+PARSER.add_argument("--fail-on-reject", action="store_true", help="exit 10 when the champion is kept")
+
+
+class Deployment:
+    """One call of this script; remembers where its records go, so that a failure is recorded there too."""
+
+    def __init__(self) -> None:
+        self._output: Path | None = None
+
+    def run(self) -> int:
+        """Decide and promote; returns the exit code."""
+        flags = PARSER.parse_args()
+        from utils.results import LogBuffer, check_output_dir
+
+        output = check_output_dir(flags.output_dir or OUTPUT_DIR)
+        self._output, log = output, LogBuffer()
+        logging.getLogger().addHandler(log)
+
+        from scripts.deployer import Deployer
+        from scripts.wiring import challenger_setting
+        from src.promotion import Progress, Step, promote
+        from utils.journal import Journal
+
+        setting = challenger_setting(flags, output, log)
+        deployer = Deployer(setting)
+        if flags.dry_run:
+            view = deployer.ledger.view()
+            decision = deployer.decide(view)
+            deployer.record(decision, view)
+        else:
+            journal = Journal(setting.request.key)
+            ended = promote(deployer.ports(), journal.note, Progress(Step.PREFLIGHT))
+            decision = ended.decided()
+        result, code, reason = deployer.result(decision)
+        process.promote_line(result, code, reason)
+        return code
+
+    def failed(self, result: str, code: int, reason: str) -> None:
+        """Record how the run failed, for DVC hides the exit code."""
+        if self._output:
+            from utils.results import write_failure
+
+            write_failure(self._output, result, code, reason)
+        process.promote_line(result, code, reason)
+
+
+if __name__ == "__main__":
+    call = Deployment()
+    process.run(call.run, announce=call.failed)

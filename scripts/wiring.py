@@ -1,0 +1,83 @@
+"""How the deployment commands are put together: flags, environment and params.yaml in, one Setting out."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from src.deployment_record import Request
+from src.model_selection import Policy
+from src.params import Params
+from src.ports import Hub
+from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION
+from utils import deployment_run, environment, git_utils, huggingface_utils, mlflow_utils, results, yaml_utils
+from utils.mlflow_ledger import MlflowLedger
+from utils.mlflow_registry import MlflowRegistry
+from utils.no_registry import NoRegistry
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one deployment works with and how it was asked for."""
+
+    params: Params
+    config: Path
+    request: Request
+    inputs: results.Inputs
+    client: MlflowClient
+    hub: Hub | None
+    output: Path
+    may_promote: bool
+    dry_run: bool
+    code_when_kept: int
+    log: results.LogBuffer
+
+
+def challenger_setting(flags: argparse.Namespace, output: Path, log: results.LogBuffer) -> Setting:
+    """The setting of a deployment of results/, as the flags ask for it."""
+    config = flags.config or CONFIG
+    params = yaml_utils.load_params(config, _overrides(flags))
+    asked = environment.asked(params.deployment, force=flags.force_deploy, reason=flags.reason,
+                              skip_hf_push=flags.skip_hf_push)
+    inputs = results.read_inputs(flags.evaluation_results or EVALUATION_RESULTS,
+                                 flags.model_artifact_path or MODEL_LOCATION)
+    hugging = params.deployment.huggingface
+    hub = huggingface_utils.repository(hugging, hugging.deadline_seconds) if asked.push else None
+    client = mlflow_utils.connect(params.mlflow)
+    if not flags.dry_run:
+        inputs = deployment_run.with_known_run(client, inputs, params)
+    git = git_utils.identity()
+    policy = Policy(params.deployment.weighted_scoring.weights,
+                    Decimal(repr(params.deployment.min_improvement_threshold)),
+                    require_significance=params.deployment.significance == "require")
+    request = Request(
+        report=inputs.report, model=inputs.model, policy=policy, model_name=params.deployment.model_registry_name,
+        registry=params.deployment.registry, force=asked.force, actor=environment.actor(), reason=asked.reason,
+        git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri,
+        hub_repo=params.deployment.huggingface.model_id if asked.push else None,
+    )
+    branches = params.deployment.promoting_branches
+    return Setting(params=params, config=config, request=request, inputs=inputs, client=client, hub=hub,
+                   output=output, may_promote=environment.may_promote(branches, git.branch), dry_run=flags.dry_run,
+                   code_when_kept=10 if flags.fail_on_reject else 0, log=log)
+
+
+def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, save: Callable[[Path], None],
+                run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> MlflowRegistry | NoRegistry:
+    """The Model Registry, or what stands in for it where deployment.registry is none."""
+    if params.deployment.registry == "none":
+        return NoRegistry(client, params.mlflow.experiment_name, ledger, save=save, run_id=run_id, tags=tags)
+    return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags)
+
+
+def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
+    deployment: dict[str, Any] = {}
+    if flags.min_improvement_threshold is not None:
+        deployment["min_improvement_threshold"] = flags.min_improvement_threshold
+    if flags.hf_model_id is not None:
+        deployment["huggingface"] = {"model_id": flags.hf_model_id}
+    return {"deployment": deployment}

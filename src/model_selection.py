@@ -1,0 +1,227 @@
+"""The gate: weighted score, comparable records, and the decision. Pure, and free of torch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from enum import StrEnum
+
+from src.evidence import GainEvidence
+from src.ledger import LedgerView
+from src.params import METRICS
+from src.records import Metrics
+
+_NANO = Decimal("1e-9")
+
+
+class Verdict(StrEnum):
+    """What the gate says; `code` is the exit code it leads to, before --fail-on-reject."""
+
+    PROMOTE = "promote"
+    KEEP = "keep"
+    ALREADY = "already"
+    REFUSED = "refused"
+    UNDECIDED = "undecided"
+
+
+class Reason(StrEnum):
+    """Why, in one word each: the table in docs/gate.md."""
+
+    ALREADY = "already"
+    BLOCKED = "blocked"
+    FORCED = "forced"
+    NOT_PROMOTING_BRANCH = "not_promoting_branch"
+    INCOMPARABLE = "incomparable"
+    FIRST_MODEL = "first_model"
+    NOT_BEST = "not_best"
+    BELOW_THRESHOLD = "below_threshold"
+    GUARD = "guard"
+    WITHIN_NOISE = "within_noise"
+    IMPROVED = "improved"
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One evaluation of one model. finished_at is in milliseconds since the epoch."""
+
+    run_id: str
+    model_digest: str
+    contract: str
+    metrics: Metrics
+    finished_at: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How scores become a decision; weights sum to 1, threshold is the least gain that promotes.
+
+    require_significance keeps the champion when the interval of the gain includes 0.
+    """
+
+    weights: Mapping[str, float]
+    threshold: Decimal
+    require_significance: bool
+
+    def score(self, run: ScoredRun) -> Decimal:
+        """The weighted score of a run's stored components under these weights."""
+        return weighted_score(run.metrics.as_dict(), self.weights)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What a challenger is measured against; runs counts the comparable models, the least there are if not complete."""
+
+    best_evaluated: ScoredRun | None
+    best_promoted: ScoredRun | None
+    champion: ScoredRun | None
+    runs: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that a decision rests on; of a long history, the runs that can be a bar.
+
+    hub_holds_release is False when nothing is pushed. failed_guard is what src.guards found, evidence the paired
+    bootstrap against the best promoted model: None where no guard fails, and where there is no such model or its
+    answers are not at hand.
+    """
+
+    challenger: ScoredRun
+    history: Sequence[ScoredRun]
+    history_complete: bool
+    ledger: LedgerView
+    policy: Policy
+    force: bool
+    may_promote: bool
+    hub_holds_release: bool
+    failed_guard: str | None
+    evidence: GainEvidence | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer with its evidence. overrode is the reason that force set aside; gain is None for a first model."""
+
+    verdict: Verdict
+    reason: Reason
+    score: Decimal
+    bars: Bars
+    gain: Decimal | None
+    overrode: Reason | None
+    failed_guard: str | None
+    evidence: GainEvidence | None
+
+
+def weighted_score(metrics: Mapping[str, float], weights: Mapping[str, float]) -> Decimal:
+    """Sum of weight x metric, each taken at its shortest decimal, rounded half-even to 1e-9.
+
+    Decimals, because 28 of 998 exact steps of 0.001 vanish in binary floats. Raises KeyError for a missing metric.
+    """
+    total = sum((Decimal(repr(float(weights[m]))) * Decimal(repr(float(metrics[m]))) for m in METRICS), Decimal(0))
+    return total.quantize(_NANO, rounding=ROUND_HALF_EVEN)
+
+
+def contributions(metrics: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Weight x metric for each metric: what it adds to the weighted score."""
+    return {name: float(weighted_score({**dict.fromkeys(METRICS, 0.0), name: metrics[name]}, weights))
+            for name in METRICS}
+
+
+def comparable(history: Iterable[ScoredRun], challenger: ScoredRun, blocked: frozenset[str]) -> list[ScoredRun]:
+    """The latest record per model under the challenger's contract; never its own, never a blocked model's."""
+    latest: dict[str, ScoredRun] = {}
+    for run in history:
+        own = run.run_id == challenger.run_id or run.model_digest == challenger.model_digest
+        if own or run.contract != challenger.contract or run.model_digest in blocked:
+            continue
+        known = latest.get(run.model_digest)
+        if known is None or (run.finished_at, run.run_id) > (known.finished_at, known.run_id):
+            latest[run.model_digest] = run
+    return list(latest.values())
+
+
+def bars(question: Question) -> Bars:
+    """Best evaluated, best promoted and the champion's own record among the comparable ones."""
+    ledger, policy = question.ledger, question.policy
+    records = comparable(question.history, question.challenger, ledger.blocked_digests)
+    promoted = [run for run in records if run.model_digest in ledger.promoted_digests]
+    head = ledger.head
+    return Bars(
+        best_evaluated=_best(records, policy),
+        best_promoted=_best(promoted, policy),
+        champion=next((run for run in records if head and run.model_digest == head.model_digest), None),
+        runs=len(records),
+        complete=question.history_complete,
+    )
+
+
+def decide(question: Question) -> Decision:
+    """The gate's table, first match wins; force overrides all but `already`."""
+    found, score = bars(question), question.policy.score(question.challenger)
+    best = found.best_promoted
+    gain = score - question.policy.score(best) if best else None
+    verdict, reason = _unforced(question, found, score, gain)
+    overrode = None
+    if question.force and verdict not in (Verdict.PROMOTE, Verdict.ALREADY):
+        verdict, reason, overrode = Verdict.PROMOTE, Reason.FORCED, reason
+    return Decision(verdict, reason, score, found, gain, overrode, question.failed_guard, question.evidence)
+
+
+def needs_champion_evaluated(question: Question) -> bool:
+    """Whether a champion other than the challenger exists that has no comparable record yet."""
+    head = question.ledger.head
+    is_other = head is not None and head.model_digest != question.challenger.model_digest
+    return is_other and bars(question).champion is None
+
+
+def challengers_since_head(question: Question) -> int:
+    """Which challenger since the last slot this is, from 1: models evaluated after it and never promoted count.
+
+    Of twenty equal challengers, one shows a significant gain at 95 % by chance; a later one must show more.
+    """
+    ledger, head = question.ledger, question.ledger.head
+    since = datetime.fromisoformat(head.time).timestamp() * 1000 if head else 0
+    others = comparable(question.history, question.challenger, ledger.blocked_digests)
+    return 1 + sum(run.finished_at > since and run.model_digest not in ledger.promoted_digests for run in others)
+
+
+def _unforced(question: Question, found: Bars, score: Decimal, gain: Decimal | None) -> tuple[Verdict, Reason]:
+    ledger, digest = question.ledger, question.challenger.model_digest
+    if ledger.head and ledger.head.model_digest == digest:
+        return Verdict.ALREADY, Reason.ALREADY
+    if digest in ledger.blocked_digests:
+        return Verdict.REFUSED, Reason.BLOCKED
+    if not question.may_promote:
+        return Verdict.KEEP, Reason.NOT_PROMOTING_BRANCH
+    if (ledger.head and found.champion is None) or (ledger.head is None and question.hub_holds_release):
+        return Verdict.UNDECIDED, Reason.INCOMPARABLE
+    return _by_score(question, found, score, gain)
+
+
+def _by_score(question: Question, found: Bars, score: Decimal, gain: Decimal | None) -> tuple[Verdict, Reason]:
+    policy, best = question.policy, found.best_evaluated
+    is_first = gain is None and (best is None or policy.score(best) <= score)
+    if not is_first and best and score <= policy.score(best):
+        return Verdict.KEEP, Reason.NOT_BEST
+    if gain is not None and gain < policy.threshold:
+        return Verdict.KEEP, Reason.BELOW_THRESHOLD
+    if question.failed_guard:
+        return Verdict.KEEP, Reason.GUARD
+    if is_first:
+        return Verdict.PROMOTE, Reason.FIRST_MODEL
+    return _by_evidence(question)
+
+
+def _by_evidence(question: Question) -> tuple[Verdict, Reason]:
+    if not question.policy.require_significance:
+        return Verdict.PROMOTE, Reason.IMPROVED
+    if question.evidence is None:
+        return Verdict.UNDECIDED, Reason.INCOMPARABLE
+    noise = question.evidence.includes_zero
+    return (Verdict.KEEP, Reason.WITHIN_NOISE) if noise else (Verdict.PROMOTE, Reason.IMPROVED)
+
+
+def _best(runs: Sequence[ScoredRun], policy: Policy) -> ScoredRun | None:
+    # The earliest of equals: a tie keeps the champion.
+    return max(runs, key=lambda run: (policy.score(run), -run.finished_at, run.run_id), default=None)

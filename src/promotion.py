@@ -1,0 +1,238 @@
+"""The promotion protocol: explicit steps over a ledger, a registry and a Hub, any of which may fail at any time.
+
+The slot claim is the commit point. Nothing is visible before it; everything after it can be derived by anybody
+from the ledger. Every step looks at the outside world, none trusts an earlier run's memory, so a killed promotion
+is finished by the next run. docs/promotion.md explains the order.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TypeVar
+
+from src.errors import HubError, RunAgain, Undecided
+from src.ledger import HubRef, LedgerView, Slot
+from src.model_selection import Decision, Verdict
+from src.ports import Hub, Ledger, Registry
+
+MAX_ATTEMPTS = 10
+T = TypeVar("T")
+
+
+class Step(StrEnum):
+    """The steps in their order; SETTLE sends back to the projections until they agree with the head."""
+
+    PREFLIGHT = "preflight"
+    RECONCILE = "reconcile"
+    DECIDE = "decide"
+    ASSEMBLE = "assemble"
+    REGISTER = "register"
+    PUBLISH = "publish"
+    CLAIM = "claim"
+    PROJECT_HUB = "project_hub"
+    PROJECT_CHAMPION = "project_champion"
+    PROJECT_PREVIOUS = "project_previous"
+    PROJECT_STAGE = "project_stage"
+    SETTLE = "settle"
+    MIRROR = "mirror"
+    RECORD = "record"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Services:
+    """What is kept in agreement; hub is None where nothing is pushed."""
+
+    ledger: Ledger
+    registry: Registry
+    hub: Hub | None
+
+
+@dataclass(frozen=True)
+class Ports(Services):
+    """What the protocol works on. decide reads history; assemble builds and verifies the release on disk."""
+
+    decide: Callable[[LedgerView], Decision]
+    assemble: Callable[[Decision], None]
+    slot: Callable[[Decision, LedgerView, int, HubRef | None], Slot]
+    record: Callable[[Decision, LedgerView], None]
+    key: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where one run stands; `view` is what it last read, `settled` where SETTLE goes once all agrees.
+
+    attempts counts the slots lost to others, rounds how often the projections were written without agreeing after.
+    """
+
+    step: Step = Step.PREFLIGHT
+    view: LedgerView = field(default_factory=lambda: LedgerView(()))
+    settled: Step = Step.MIRROR
+    decision: Decision | None = None
+    version: int | None = None
+    release: HubRef | None = None
+    attempts: int = 0
+    rounds: int = 0
+
+    @property
+    def promoted(self) -> bool:
+        """Whether this run's own slot is in the ledger, so that only projections can be missing."""
+        deciding = self.decision is not None and self.decision.verdict is Verdict.PROMOTE
+        return deciding and self.step in _AFTER_THE_CLAIM
+
+    def decided(self) -> Decision:
+        """The decision of a run that reached one."""
+        return _made(self.decision)
+
+
+def advance(now: Progress, ports: Ports) -> Progress:
+    """Take one step; returns where the run stands after it."""
+    return _STEPS[now.step](now, ports)
+
+
+def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> Progress:
+    """Run the protocol to its end; `journal` hears of each step before it is taken.
+
+    Raises RunAgain after ten lost claims, when the projections do not come to agree with the head, and when a
+    service fails once the slot is claimed; else whatever the ports raise.
+    """
+    now = start
+    while now.step is not Step.DONE:
+        journal(now.step)
+        try:
+            now = advance(now, ports)
+        except (HubError, Undecided) as error:
+            if not now.promoted:
+                raise
+            raise RunAgain(f"promoted as version {now.version}, its projections are pending: {error}") from error
+    return now
+
+
+def _preflight(now: Progress, ports: Services) -> Progress:
+    ports.ledger.probe()
+    if ports.hub:
+        ports.hub.check()
+    return replace(now, step=Step.RECONCILE)
+
+
+def _reconcile(now: Progress, _ports: Services) -> Progress:
+    return replace(now, step=Step.SETTLE)
+
+
+def _decide(now: Progress, ports: Ports) -> Progress:
+    view = ports.ledger.view()
+    decision = ports.decide(view)
+    following = Step.ASSEMBLE if decision.verdict is Verdict.PROMOTE else Step.RECORD
+    return replace(now, step=following, view=view, decision=decision)
+
+
+def _assemble(now: Progress, ports: Ports) -> Progress:
+    ports.assemble(_made(now.decision))
+    return replace(now, step=Step.REGISTER)
+
+
+def _register(now: Progress, ports: Ports) -> Progress:
+    return replace(now, step=Step.PUBLISH, version=ports.registry.register(ports.key))
+
+
+def _publish(now: Progress, ports: Ports) -> Progress:
+    # A version's tag never moves, so what was promoted before keeps its commit: a second one could never be shown.
+    shown = (slot.hub for slot in now.view.slots if slot.key == ports.key and _hub_of(slot, ports))
+    release = next(shown, None)
+    if release is None and ports.hub:
+        release = ports.hub.publish(ports.key)
+    return replace(now, step=Step.CLAIM, release=release)
+
+
+def _claim(now: Progress, ports: Ports) -> Progress:
+    slot = ports.slot(_made(now.decision), now.view, _made(now.version), now.release)
+    if ports.ledger.claim(slot):
+        view = LedgerView((*now.view.slots, slot))
+        return replace(now, step=Step.PROJECT_HUB, view=view)
+    if now.attempts + 1 == MAX_ATTEMPTS:
+        raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
+    return replace(now, step=Step.DECIDE, attempts=now.attempts + 1)
+
+
+def _project_hub(now: Progress, ports: Services) -> Progress:
+    head = _made(now.view.head)
+    if hub := _hub_of(head, ports):
+        hub.project(head)
+    return replace(now, step=Step.PROJECT_CHAMPION)
+
+
+def _project_champion(now: Progress, ports: Services) -> Progress:
+    ports.registry.set_alias("champion", _made(now.view.head).version)
+    return replace(now, step=Step.PROJECT_PREVIOUS)
+
+
+def _project_previous(now: Progress, ports: Services) -> Progress:
+    previous = now.view.previous
+    ports.registry.set_alias("previous", previous.version if previous else None)
+    return replace(now, step=Step.PROJECT_STAGE)
+
+
+def _project_stage(now: Progress, ports: Services) -> Progress:
+    ports.registry.set_production(_made(now.view.head).version)
+    return replace(now, step=Step.SETTLE)
+
+
+def _settle(now: Progress, ports: Services) -> Progress:
+    view = ports.ledger.view()
+    head = view.head
+    if head is None:
+        return replace(now, step=now.settled, view=view)
+    holders_agree = ports.registry.holders() == ports.registry.expected(head, view.previous)
+    hub = _hub_of(head, ports)
+    if holders_agree and (hub is None or hub.shows(head)):
+        return replace(now, step=now.settled, view=view, rounds=0)
+    if now.rounds == MAX_ATTEMPTS:
+        raise RunAgain(f"version {head.version} is the champion, but registry or Hub do not show it after "
+                       f"{MAX_ATTEMPTS} attempts; run it again, or `python scripts/status_script.py`")
+    return replace(now, step=Step.PROJECT_HUB, view=view, rounds=now.rounds + 1)
+
+
+def _mirror(now: Progress, ports: Services) -> Progress:
+    if ports.hub and any(_hub_of(slot, ports) for slot in now.view.slots):
+        ports.hub.mirror(now.view)
+    return replace(now, step=Step.RECORD if now.decision else Step.DECIDE)
+
+
+def _record(now: Progress, ports: Ports) -> Progress:
+    ports.record(_made(now.decision), now.view)
+    return replace(now, step=Step.DONE)
+
+
+def _hub_of(slot: Slot, ports: Services) -> Hub | None:
+    return ports.hub if ports.hub and slot.hub and slot.hub.repo == ports.hub.repo else None
+
+
+def _made(value: T | None) -> T:
+    if value is None:
+        raise AssertionError("a step ran before the one that gives what it needs")
+    return value
+
+
+_AFTER_THE_CLAIM = {Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE, Step.SETTLE,
+                    Step.MIRROR, Step.RECORD}
+# The steps that no decision is needed for: src.appending takes them too.
+FOLLOWING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
+    Step.PREFLIGHT: _preflight,
+    Step.RECONCILE: _reconcile,
+    Step.PROJECT_HUB: _project_hub,
+    Step.PROJECT_CHAMPION: _project_champion,
+    Step.PROJECT_PREVIOUS: _project_previous,
+    Step.PROJECT_STAGE: _project_stage,
+    Step.SETTLE: _settle,
+    Step.MIRROR: _mirror,
+}
+_STEPS: Mapping[Step, Callable[[Progress, Ports], Progress]] = {
+    **FOLLOWING,
+    Step.DECIDE: _decide,
+    Step.ASSEMBLE: _assemble,
+    Step.REGISTER: _register,
+    Step.PUBLISH: _publish,
+    Step.CLAIM: _claim,
+    Step.RECORD: _record,
+}

@@ -1,0 +1,156 @@
+"""A decision on record: complete, plain, the same for the same evidence, and free of times."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from src.deployment_record import RESULTS, Request, comparison, decision_id, explain, info, signed, summary
+from src.ledger import LedgerView
+from src.model_selection import Decision, Question, Reason, Verdict, decide
+from src.records import canonical_json
+from tests.factories import POLICY, WEIGHTS, hub_ref, ledger, model, question, report, rollback, run
+from tests.test_model_selection import ROWS
+
+EMPTY = LedgerView(())
+DOCUMENTED = {"should_deploy", "current_score", "historical_best_score", "improvement", "threshold", "reason"}
+
+
+def request(**changes: Any) -> Request:
+    values = {"report": report(), "model": model(), "policy": POLICY, "model_name": "shop-bot", "registry": "mlflow",
+              "force": False, "actor": "octocat", "reason": "", "git_commit": "0" * 40, "ci_url": None,
+              "tracking_uri": "sqlite:///mlflow.db", "hub_repo": None}
+    return Request(**{**values, **changes})
+
+
+def decided(asked: Request, view: LedgerView, champion: float = 0.4, **changes: Any) -> Decision:
+    """The gate's answer for this request against one champion."""
+    history = [run("champion", champion, contract=asked.report.contract_digest)] if view.head else []
+    return decide(question(asked.challenger, history, view, **changes))
+
+
+CHAMPION = ledger(("champion", 0.4, {"hub": hub_ref("champion")}))
+QUESTIONS: list[Question] = [row[1] for row in ROWS]
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_each_reason_has_words_and_leaves_no_gap_in_them(reason: Reason) -> None:
+    asked = next(q for q in QUESTIONS if decide(q).reason is reason)
+    words = explain(decide(asked), POLICY)
+    assert words.isascii()
+    assert "\n" not in words
+    assert not {"{", "}", "none", "None", "()"} & set(words.replace(",", " ").split()), words
+
+
+def test_a_forced_promotion_says_what_it_set_aside() -> None:
+    forced = decided(request(), CHAMPION, champion=0.6, force=True)
+    assert explain(forced, POLICY) == "forced, setting aside: not_best"
+    assert info(forced, request(), CHAMPION, code=0, run_id="r")["overrode"] == "not_best"
+
+
+def test_a_challenger_that_is_not_best_is_told_who_is() -> None:
+    kept = decided(request(), CHAMPION, champion=0.6)
+    assert explain(kept, POLICY) == "it is not above the best evaluated model (0.6000, run run-champion)"
+
+
+@pytest.mark.parametrize("asked", QUESTIONS, ids=[row[0] for row in ROWS])
+def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> None:
+    decision = decide(replace(asked, evidence=None))
+    facts = info(decision, request(), asked.ledger, code=0, run_id="r")
+    compared = comparison(decision, request())
+    assert json.loads(canonical_json([facts, compared])) == json.loads(json.dumps([facts, compared]))
+    assert compared.keys() >= DOCUMENTED
+    assert compared["should_deploy"] is (decision.verdict is Verdict.PROMOTE)
+    assert facts["result"] == RESULTS[decision.verdict]
+    text = summary(facts, compared, "results/deployment")
+    assert text.isascii()
+    assert text.startswith(f"{facts['result'].upper()}: {facts['explanation']}.\n")
+    assert "deployment_info.json" in text
+
+
+def test_no_record_holds_a_time_so_that_equal_decisions_make_equal_files() -> None:
+    decision = decided(request(), CHAMPION)
+    text = json.dumps([info(decision, request(), CHAMPION, code=0, run_id="r"), comparison(decision, request())])
+    assert "2026" not in text
+
+
+def test_the_comparison_holds_the_true_metrics_and_not_their_contributions() -> None:
+    compared = comparison(decided(request(), CHAMPION), request())
+    assert compared["metrics"]["bleu4"] == 0.5
+    assert compared["contributions"]["bleu4"] == 0.2
+    assert compared["weights"] == WEIGHTS
+    assert (compared["current_score"], compared["historical_best_score"], compared["improvement"]) == (0.5, 0.4, 0.1)
+    assert compared["historical_best_run_id"] == "run-champion"
+    assert compared["champion"]["delta"] == 0.1
+
+
+def test_a_first_model_is_compared_with_nothing() -> None:
+    first = decided(request(), EMPTY)
+    compared = comparison(first, request())
+    assert {compared[key] for key in ("historical_best_score", "improvement", "best_evaluated", "champion")} == {None}
+    facts = info(first, request(), EMPTY, code=0, run_id="r")
+    assert {facts[key] for key in ("version", "champion", "previous_version", "model_uri", "hub")} == {None}
+    assert "champion    none yet" in summary(facts, compared, "out")
+    assert "not pushed" in summary(facts, compared, "out")
+
+
+def test_the_record_names_the_champion_that_stands_and_a_version_only_for_what_it_promoted() -> None:
+    kept = info(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, code=0, run_id="r")
+    assert kept["version"] is None
+    assert kept["champion"] == {"version": 1, "score": "0.4", "key": CHAMPION.slots[0].key}
+    assert (kept["model_uri"], kept["ledger_slot"]) == ("models:/shop-bot@champion", 1)
+    after = ledger(("champion", 0.4), ("x", 0.5))
+    made = info(decided(request(), CHAMPION), request(), after, code=0, run_id="r")
+    assert (made["result"], made["version"], made["previous_version"]) == ("promoted", 2, 1)
+
+
+def test_after_a_rollback_the_previous_version_is_one_that_may_come_back() -> None:
+    view = rollback(ledger(("a", 0.1), ("b", 0.2), ("c", 0.3)), 2, blocks=[3])
+    assert info(decided(request(), view), request(), view, code=0, run_id="r")["previous_version"] == 1
+
+
+def test_who_asked_and_why_is_on_record() -> None:
+    asked = request(reason="it's time", ci_url="https://ci/1")
+    facts = info(decided(asked, EMPTY), asked, EMPTY, code=0, run_id="r")
+    assert (facts["actor"], facts["stated_reason"], facts["ci_url"]) == ("octocat", "it's time", "https://ci/1")
+    assert info(decided(request(), EMPTY), request(), EMPTY, code=0, run_id="r")["stated_reason"] == "no reason given"
+
+
+def test_the_key_is_of_the_model_under_its_contract_and_of_nothing_else() -> None:
+    assert request(reason="x", actor="y", force=True).key == request().key
+    assert request().key == report().model.key(report().contract_digest)
+    assert request(report=report(0.9)).key == request().key
+
+
+def test_the_same_evidence_has_the_same_id_whoever_looks_and_whenever() -> None:
+    one = decision_id(decided(request(), CHAMPION), request(), CHAMPION, 0)
+    assert decision_id(decided(request(), CHAMPION), request(actor="other", git_commit="1" * 40), CHAMPION, 0) == one
+    facts = info(decided(request(), CHAMPION), request(), CHAMPION, code=0, run_id="another")
+    assert facts["decision_id"] == one
+
+
+def test_anything_that_a_reader_would_act_on_changes_the_id() -> None:
+    guarded = {"failed_guard": "least_rows: 3 evaluated"}
+    ids = [
+        decision_id(decided(request(), CHAMPION), request(), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION), request(), CHAMPION, 10),
+        decision_id(decided(request(), CHAMPION), request(reason="why"), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION), request(force=True), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION, champion=0.6, force=True), request(), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION, **guarded), request(), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION, failed_guard="other"), request(), CHAMPION, 0),
+        decision_id(decided(request(), ledger(("champion", 0.4), ("x", 0.1))), request(), ledger(("x", 0.4)), 0),
+        decision_id(decided(request(), CHAMPION), request(policy=replace(POLICY, threshold=POLICY.threshold * 2)),
+                    CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION), request(policy=replace(POLICY, require_significance=True)),
+                    CHAMPION, 0),
+    ]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_gain_has_a_sign_and_six_digits() -> None:
+    decision = decided(request(), CHAMPION)
+    assert signed(decision.gain) == "+0.100000"
+    assert signed(None) == "none"

@@ -1,0 +1,127 @@
+"""Searching a long history finds what reading all of it finds."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from src.backtest import policy_of
+from src.ledger import LedgerView
+from src.model_selection import Bars, Policy, Question, ScoredRun, bars, challengers_since_head
+from src.params import MlflowParams, Params
+from tests import history_store, long_history
+from utils import mlflow_history, mlflow_utils, yaml_utils
+from utils.mlflow_history import History, HistoryReader
+
+NOBODY = LedgerView(())
+
+
+class Store:
+    """A history multiplied by SQL, and the questions that are asked of it."""
+
+    def __init__(self, params: Params, runs: int, **odd: float) -> None:
+        self.params, self.client = params, mlflow_utils.connect(params.mlflow)
+        answers = history_store.answers(5, rows=8)
+        report = history_store.challenger(params, "template", answers, 0.5)
+        self.made, self.ledger = long_history.fill(self.client, params, report, runs, **odd)
+        rival = history_store.challenger(params, "challenger", answers, 0.45)
+        self.challenger = ScoredRun(rival.run_id, rival.model_digest, rival.contract_digest, rival.metrics, 0)
+
+    def history(self, policy: Policy, ledger: LedgerView) -> History:
+        reader = HistoryReader(self.client, experiment=self.params.mlflow.experiment_name,
+                               model_name=self.params.deployment.model_registry_name, contract=self.challenger.contract)
+        return reader.read(policy, ledger, {self.challenger.model_digest, *ledger.blocked_digests})
+
+    def question(self, history: list[ScoredRun], policy: Policy, ledger: LedgerView) -> Question:
+        return Question(self.challenger, history, True, ledger, policy, False, True, False, None, None)
+
+    def searched(self, ledger: LedgerView) -> Bars:
+        policy = policy_of(self.params.deployment)
+        found = self.history(policy, ledger)
+        assert not found.complete
+        return bars(self.question(list(found.runs), policy, ledger))
+
+    def all(self, ledger: LedgerView) -> Bars:
+        return bars(self.question([one.run for one in self.made if one.counts], policy_of(self.params.deployment),
+                                  ledger))
+
+
+@pytest.fixture
+def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    return yaml_utils.load_params(history_store.write_params(tmp_path, Path(__file__).parents[1] / "params.yaml"))
+
+
+def same(found: Bars, expected: Bars) -> bool:
+    return all(getattr(found, name) == getattr(expected, name) for name in
+               ("best_evaluated", "best_promoted", "champion"))
+
+
+@pytest.mark.parametrize("page", [1000, 7])
+@pytest.mark.parametrize("runs", [60, 120])
+def test_a_search_finds_the_bars_that_reading_everything_finds(
+    params: Params, monkeypatch: pytest.MonkeyPatch, runs: int, page: int
+) -> None:
+    store = Store(params, runs, again=0.3, weights=0.1)
+    monkeypatch.setattr(mlflow_history, "SHORT", 5)
+    monkeypatch.setattr(mlflow_history, "PAGE", page)
+    for slots in range(0, len(store.ledger.slots) + 1, 3):
+        ledger = LedgerView(store.ledger.slots[:slots])
+        assert same(store.searched(ledger), store.all(ledger)), slots
+
+
+def test_of_a_forced_worse_champion_the_best_promoted_is_still_found(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(params, 80)
+    monkeypatch.setattr(mlflow_history, "SHORT", 5)
+    monkeypatch.setattr(mlflow_history, "PAGE", 7)
+    worst = min((one.run for one in store.made if one.counts and one.run.contract == store.challenger.contract),
+                key=lambda run: run.metrics.bleu4)
+    ledger = LedgerView((*store.ledger.slots, long_history.slot(store.ledger, worst)))
+    found = store.searched(ledger)
+    assert same(found, store.all(ledger))
+    assert found.champion is not None
+    assert found.champion.model_digest == worst.model_digest
+
+
+def test_where_significance_is_required_every_challenger_since_the_last_promotion_is_counted(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(params, 120)
+    monkeypatch.setattr(mlflow_history, "SHORT", 5)
+    policy = Policy(params.deployment.weighted_scoring.weights, policy_of(params.deployment).threshold,
+                    require_significance=True)
+    ledger = LedgerView(store.ledger.slots[:2])
+    searched = challengers_since_head(store.question(list(store.history(policy, ledger).runs), policy, ledger))
+    everything = [one.run for one in store.made if one.counts]
+    assert searched == challengers_since_head(store.question(everything, policy, ledger)) > 20
+
+
+def test_a_long_history_costs_few_questions(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(params, 150)
+    monkeypatch.setattr(mlflow_history, "SHORT", 20)
+    asked: list[str] = []
+    search = MlflowClient.search_runs
+
+    def counted(self: MlflowClient, ids: list[str], query: str, *rest: object, **more: object) -> object:
+        asked.append(query)
+        return search(self, ids, query, *rest, **more)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    store.searched(store.ledger)
+    assert len(asked) <= 9
+    assert all(not query.startswith("attributes.status") for query in asked[1:]), "the narrowest clause comes first"
+
+
+def test_the_list_of_evaluations_holds_every_contract_and_the_excluded_with_their_note(params: Params) -> None:
+    store = Store(params, 60, excluded=0.2, other_contract=0.2)
+    reader = HistoryReader(store.client, experiment=params.mlflow.experiment_name,
+                           model_name=params.deployment.model_registry_name, contract=None)
+    listed = dict(reader.evaluations())
+    finished = {one.run: one.tags.get("champion.excluded") for one in store.made
+                if (one.status, one.stage) == ("FINISHED", "active")}
+    assert {run: note for run, note in listed.items() if run.run_id != store.challenger.run_id} == finished
+    assert len({run.contract for run in listed}) == 2
+    assert any(finished.values())

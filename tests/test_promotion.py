@@ -1,0 +1,235 @@
+"""The protocol step by step, over fakes that fail, crash or are overtaken at any single request."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from src import promotion
+from src.errors import IntegrityError, RunAgain, Undecided
+from src.ledger import LedgerView
+from src.model_selection import Reason, Verdict
+from src.ports import Holders
+from src.promotion import MAX_ATTEMPTS, Progress, Step
+from tests.promotion_fakes import Challenger, FakeHub, FakeRegistry, World, ports_of
+from tests.promotion_invariants import check_settled
+from tests.promotion_line import CHALLENGER, CHAMPION, KNOWN, LATER, STARTS, WORSE, Line, deploy, deployed
+
+WHOLE = [Step.PREFLIGHT, Step.RECONCILE, Step.SETTLE, Step.MIRROR, Step.DECIDE, Step.ASSEMBLE, Step.REGISTER,
+         Step.PUBLISH, Step.CLAIM, Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE,
+         Step.SETTLE, Step.MIRROR, Step.RECORD]
+
+
+both_starts = pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+
+
+@both_starts
+def test_the_steps_come_in_their_order(start: World) -> None:
+    ended, steps = deploy(Line(start))
+    assert steps == WHOLE
+    assert ended.decided().verdict is Verdict.PROMOTE
+
+
+def test_nothing_is_visible_before_the_claim_and_all_of_it_after() -> None:
+    start = STARTS["with a champion"]
+
+    def look(line: Line, name: str) -> None:
+        shown = (line.world.champion, line.world.previous, line.world.production, line.world.main, line.world.tags)
+        if len(line.world.slots) == len(start.slots):
+            assert shown == (start.champion, start.previous, start.production, start.main, start.tags), name
+
+    line = Line(start, after=look)
+    deploy(line)
+    assert line.names.index("ledger.claim") < line.names.index("registry.set_champion")
+    assert (line.world.champion, line.world.previous, line.world.production) == (2, 1, {2})
+    assert (line.world.main, line.world.branches, len(line.world.tags)) == (CHALLENGER.key, frozenset(), 2)
+
+
+@both_starts
+def test_running_twice_changes_nothing_and_sends_no_change(start: World) -> None:
+    after = deployed(CHALLENGER, world=start)
+    line = Line(after)
+    ended, steps = deploy(line)
+    assert (ended.decided().verdict, line.world) == (Verdict.ALREADY, after)
+    assert steps == [*WHOLE[:5], Step.RECORD]
+    changes = {"ledger.claim", "registry.create", "registry.set_champion", "hub.publish", "hub.commit", "hub.mirror"}
+    assert not changes & set(line.names)
+
+
+def test_a_kept_challenger_registers_and_publishes_nothing() -> None:
+    start = deployed(LATER)
+    line = Line(start)
+    ended, steps = deploy(line)
+    assert (ended.decided().verdict, ended.decided().reason) == (Verdict.KEEP, Reason.NOT_BEST)
+    assert replace(line.world, evaluated=start.evaluated) == start
+    assert steps[-2:] == [Step.DECIDE, Step.RECORD]
+
+
+def overtake(line: Line, rival: Challenger) -> None:
+    """Another deployer, who decided before this one's evaluation was logged, promotes all at once."""
+    evaluated = line.world.evaluated
+    line.world = deployed(rival, world=replace(line.world, evaluated=evaluated - {CHALLENGER.name}))
+    line.world = replace(line.world, evaluated=line.world.evaluated | evaluated)
+
+
+def overtaken(*rivals: Challenger, start: World) -> Line:
+    """An Outside in which a rival is faster at each claim, as long as there are rivals."""
+    waiting = list(rivals)
+    return Line(start, before=lambda line, name: overtake(line, waiting.pop(0)) if name == "ledger.claim" and waiting
+                else None)
+
+
+def test_a_lost_claim_is_decided_again_and_a_better_rival_keeps_its_place() -> None:
+    line = overtaken(LATER, start=STARTS["with a champion"])
+    ended, steps = deploy(line)
+    assert (ended.decided().verdict, ended.decided().reason) == (Verdict.KEEP, Reason.NOT_BEST)
+    assert steps == [*WHOLE[:9], Step.DECIDE, Step.RECORD]
+    check_settled(line.world)
+    assert line.world.main == LATER.key
+
+
+def test_a_lost_claim_against_a_worse_rival_is_taken_up_again() -> None:
+    line = overtaken(WORSE[0], start=STARTS["with a champion"])
+    ended, steps = deploy(line)
+    assert ended.decided().verdict is Verdict.PROMOTE
+    assert steps == [*WHOLE[:9], *WHOLE[4:]]
+    assert [slot.version for slot in line.world.view.slots] == [1, 3, 2]  # registered before the rival was
+    check_settled(line.world)
+
+
+def test_a_twin_that_was_faster_makes_it_already() -> None:
+    line = overtaken(replace(CHALLENGER, actor="twin"), start=World())
+    assert deploy(line)[0].decided().verdict is Verdict.ALREADY
+    assert len(line.world.slots) == len(line.world.versions) == 1
+
+
+def test_ten_lost_claims_end_with_run_again() -> None:
+    line = overtaken(*WORSE, start=STARTS["with a champion"])
+    with pytest.raises(RunAgain, match="lost slot 11 to another deployer, 10 times; run it again"):
+        deploy(line)
+    assert line.names.count("ledger.claim") == MAX_ATTEMPTS
+    assert deploy(Line(line.world))[0].decided().verdict is Verdict.PROMOTE
+
+
+def test_projections_that_another_process_disturbs_are_written_until_they_agree() -> None:
+    def disturb(line: Line, name: str) -> None:
+        if name == "registry.aliases" and line.names.count("registry.set_champion") in (1, 2):
+            line.world = replace(line.world, champion=1, production=frozenset({1, 2}))
+
+    line = Line(STARTS["with a champion"], before=disturb)
+    _, steps = deploy(line)
+    assert steps.count(Step.SETTLE) == 1 + 3
+    check_settled(line.world)
+
+
+class Deaf(FakeRegistry):
+    """A server that accepts stage changes and does not carry them out."""
+
+    def set_production(self, version: int) -> None:
+        pass
+
+
+def test_projections_that_never_agree_end_with_run_again_and_not_in_a_loop() -> None:
+    line = Line(World())
+    with pytest.raises(RunAgain, match="version 1 is the champion, but registry or Hub do not show it after 10"):
+        deploy(line, ports=replace(ports_of(CHALLENGER, KNOWN, line), registry=Deaf(line)))
+    assert line.names.count("registry.aliases") == 1 + MAX_ATTEMPTS
+    assert line.world.champion == 1
+
+
+def test_a_hand_moved_alias_is_put_right_by_a_run_that_keeps() -> None:
+    world = deployed(CHAMPION, LATER)
+    for edit in ({"champion": 1}, {"champion": None}, {"previous": 2}, {"production": frozenset({1, 2})},
+                 {"main": CHAMPION.key}, {"tags": frozenset()}, {"mirrored": world.mirrored[:1]}):
+        branches = frozenset((slot.key, slot.hub.commit) for slot in world.view.slots if slot.hub)
+        line = Line(replace(world, **edit, branches=branches))
+        assert deploy(line)[0].decided().verdict is Verdict.KEEP
+        check_settled(line.world)
+
+
+def test_a_tag_at_another_commit_is_reported_and_never_moved() -> None:
+    world = deployed(CHAMPION)
+    line = Line(replace(world, tags=frozenset({(1, "evil")}), branches=frozenset({(CHAMPION.key, *_commits(world))})))
+    with pytest.raises(IntegrityError, match="tag v1 is at evil"):
+        deploy(line)
+    assert (1, "evil") in line.world.tags
+    assert len(line.world.slots) == 1
+
+
+def _commits(world: World) -> list[str]:
+    return [slot.hub.commit for slot in world.view.slots if slot.hub]
+
+
+def test_a_better_model_that_comes_back_after_a_forced_one_keeps_its_version_commit_and_tag() -> None:
+    world = deployed(CHALLENGER, replace(CHAMPION, force=True))
+    line = Line(world)
+    ended, _ = deploy(line)
+    assert ended.decided().reason is Reason.IMPROVED
+    assert "hub.publish" not in line.names
+    first, _, third = line.world.view.slots
+    assert (third.version, third.hub) == (first.version, first.hub)
+    check_settled(line.world)
+
+
+def test_without_the_hub_slot_and_projections_do_without_it() -> None:
+    world = deployed(CHAMPION, CHALLENGER, push=False)
+    assert [slot.hub for slot in world.view.slots] == [None, None]
+    assert (world.main, world.commits, world.mirrored) == (None, frozenset(), ())
+    assert (world.champion, world.previous, world.production) == (2, 1, {2})
+
+
+def test_a_promotion_without_the_hub_leaves_main_at_the_last_one_that_had_it() -> None:
+    world = deployed(CHALLENGER, world=deployed(CHAMPION), push=False)
+    assert (world.champion, world.main) == (2, CHAMPION.key)
+    later = deployed(LATER, world=world)
+    assert later.main == LATER.key
+    check_settled(later)
+
+
+def test_a_model_that_was_promoted_without_the_hub_may_be_published_when_it_comes_again() -> None:
+    world = deployed(CHALLENGER, replace(CHAMPION, force=True), push=False)
+    again = deployed(CHALLENGER, world=world)
+    assert again.view.slots[-1].hub
+    assert again.main == CHALLENGER.key
+    check_settled(again)
+
+
+def test_slots_of_another_repository_are_left_alone() -> None:
+    class Elsewhere(FakeHub):
+        repo = "shop/new"
+
+    line = Line(deployed(CHAMPION))
+    ended, _ = deploy(line, CHAMPION, ports=replace(ports_of(CHAMPION, KNOWN, line), hub=Elsewhere(line)))
+    assert ended.decided().verdict is Verdict.ALREADY
+    assert not [name for name in line.names if name.startswith("hub.")]
+
+
+@both_starts
+def test_a_preflight_that_fails_touches_nothing(start: World) -> None:
+    class Overwritable:
+        def probe(self) -> None:
+            raise Undecided("MLflow: this server lets a run param be overwritten")
+
+    line = Line(start)
+    with pytest.raises(Undecided, match="overwritten"):
+        deploy(line, ports=replace(ports_of(CHALLENGER, KNOWN, line), ledger=Overwritable()))  # type: ignore[arg-type]
+    assert line.names == []
+
+
+def test_a_server_without_stages_is_settled_by_its_aliases() -> None:
+    class Stageless(FakeRegistry):
+        def set_production(self, version: int) -> None:
+            pass
+
+        def expected(self, head: Any, previous: Any) -> Holders:
+            return replace(super().expected(head, previous), production=frozenset())
+
+    line = Line(World())
+    deploy(line, ports=replace(ports_of(CHALLENGER, KNOWN, line), registry=Stageless(line)))
+    assert (line.world.champion, line.world.production) == (1, frozenset())
+
+
+def test_a_step_out_of_its_order_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="a step ran before"):
+        promotion.advance(Progress(Step.CLAIM), ports_of(CHALLENGER, KNOWN, Line(World())))
+    assert Progress().view == LedgerView(())

@@ -1,0 +1,139 @@
+"""The MLflow runs of the deployment stage: its own, and an evaluation run that the server lacks."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities.run_status import RunStatus
+
+from src.errors import InvalidInput
+from src.params import METRICS, Params
+from src.records import EvaluationReport, canonical_json
+from utils import mlflow_utils
+from utils.mlflow_utils import CONTRACT, KEY, KIND, MODEL_DIGEST, MODEL_NAME, WEIGHTS, talking
+from utils.results import Inputs
+
+logger = logging.getLogger(__name__)
+
+RESTORED = "restored_from"
+EVIDENCE = "evidence.json"
+
+
+class DeploymentRun:
+    """A run of kind deployment, made when it is first needed, so that a run that changes nothing leaves none."""
+
+    def __init__(self, client: MlflowClient, experiment: str, model_name: str, key: str) -> None:
+        self._client = client
+        self._experiment = experiment
+        self._tags = {KIND: "deployment", MODEL_NAME: model_name, KEY: key}
+        self._id: str | None = None
+
+    def id(self) -> str:
+        """The run's id; the first call makes the run."""
+        if self._id is None:
+            experiment = mlflow_utils.ensure_experiment(self._client, self._experiment, {})
+            with talking():
+                run = self._client.create_run(experiment.experiment_id, run_name="deployment", tags=self._tags)
+            self._id = str(run.info.run_id)
+        return self._id
+
+    def finish(self, facts: Mapping[str, Any], compared: Mapping[str, Any], evidence: Mapping[str, Any],
+               output: Path) -> None:
+        """Log the comparison, the decision, its evidence and the files of results/deployment, and end the run."""
+        numbers: dict[str, float | None] = {"weighted_score": compared["current_score"], **compared["metrics"],
+                   "improvement": compared["improvement"], "threshold": compared["threshold"],
+                   "historical_best_score": compared["historical_best_score"]}
+        metrics = [Metric(name, float(value), 0, 0) for name, value in numbers.items() if value is not None]
+        params = [Param("model_name", facts["model_name"]), Param("weights", canonical_json(compared["weights"]))]
+        tags = [RunTag("champion.decision", facts["decision"]), RunTag("champion.reason", facts["reason"]),
+                RunTag("champion.version", str(facts["version"]))]
+        with talking():
+            self._client.log_batch(self.id(), metrics=metrics, params=params, tags=tags)
+            self._client.log_artifacts(self.id(), str(output), "deployment")
+            self._client.log_dict(self.id(), dict(evidence), EVIDENCE)
+            self._client.set_terminated(self.id())
+            self._end_abandoned()
+
+    def _end_abandoned(self) -> None:
+        # Runs that a killed deployment of the same model left open.
+        experiment = mlflow_utils.ensure_experiment(self._client, self._experiment, {})
+        query = f"attributes.status = 'RUNNING' and tags.`{KEY}` = '{self._tags[KEY]}' and tags.kind = 'deployment'"
+        for run in self._client.search_runs([experiment.experiment_id], query):
+            self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+@dataclass(frozen=True)
+class Past:
+    """A deployment that was begun; decision is None where it did not end. time is UTC in ISO 8601."""
+
+    run_id: str
+    time: str
+    status: str
+    key: str
+    decision: str | None
+    reason: str | None
+    version: str | None
+
+
+def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int, running: bool) -> list[Past]:
+    """The latest deployments of a model, newest first: those that ended, or those that did not."""
+    home = mlflow_utils.find_experiment(client, experiment)
+    if home is None:
+        return []
+    query = (f"tags.{KIND} = 'deployment' and tags.`{MODEL_NAME}` = '{model_name}' and "
+             f"attributes.status {'=' if running else '!='} 'RUNNING'")
+    with talking():
+        runs = client.search_runs([home.experiment_id], query, max_results=count,
+                                  order_by=["attributes.start_time DESC"])
+    return [Past(run_id=str(run.info.run_id), status=str(run.info.status), key=tags.get(KEY, ""),
+                 time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+                 decision=tags.get("champion.decision"), reason=tags.get("champion.reason"),
+                 version=tags.get("champion.version"))
+            for run in runs for tags in [run.data.tags]]
+
+
+def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inputs:
+    """The inputs with an evaluation run that this server has; one that it lacks is logged anew from its files.
+
+    Raises InvalidInput when the run was deleted or belongs to another experiment or model.
+    """
+    report, name, experiment = inputs.report, params.deployment.model_registry_name, params.mlflow.experiment_name
+    home = mlflow_utils.ensure_experiment(client, experiment, {}).experiment_id
+    run = mlflow_utils.find_run(client, report.run_id)
+    if run is None:
+        restored = _restore(client, report, home, model_name=name, folder=inputs.evaluations)
+        return replace(inputs, report=report.model_copy(update={"run_id": restored}))
+    tags = run.data.tags
+    problems = {
+        "is deleted": run.info.lifecycle_stage != "active",
+        f"is no evaluation of experiment {experiment!r}": run.info.experiment_id != home
+        or tags.get(KIND) != "evaluation",
+        "scored another model": tags.get(MODEL_NAME) != name or tags.get(MODEL_DIGEST) != report.model_digest,
+    }
+    if found := [problem for problem, present in problems.items() if present]:
+        raise InvalidInput(f"report.json: MLflow run {report.run_id} {found[0]}; run `dvc repro --force evaluation`")
+    return inputs
+
+
+def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str, *, model_name: str,
+             folder: Path) -> str:
+    with talking():
+        found = client.search_runs([experiment_id], f"tags.{RESTORED} = '{report.run_id}'"
+                                   " and attributes.status = 'FINISHED'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        logger.info("MLflow lacks run %s (the address changed?); logging it anew", report.run_id)
+        tags = {KIND: "evaluation", MODEL_NAME: model_name, MODEL_DIGEST: report.model_digest,
+                CONTRACT: report.contract_digest, WEIGHTS: report.weights_digest(), RESTORED: report.run_id}
+        run = client.create_run(experiment_id, run_name="evaluation", tags=tags)
+        values: dict[str, float] = {**{name: getattr(report.metrics, name) for name in METRICS},
+                  "weighted_score": report.weighted_score, "rows": report.rows}
+        client.log_batch(run.info.run_id, metrics=[Metric(n, float(v), 0, 0) for n, v in values.items()])
+        client.log_artifacts(run.info.run_id, str(folder))
+        client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)

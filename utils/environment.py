@@ -1,0 +1,105 @@
+"""What the environment says: switches of the deployment stage, the actor, and the CI run."""
+
+import fnmatch
+import getpass
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.errors import InvalidParams
+from src.ledger import MAX_REASON
+from src.params import DeploymentParams
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+_MAX_NAME = 120
+_BASIC_PLANE = 6  # characters of JSON for one outside ASCII
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What this deployment was asked to do; reason is one clean line, empty where none was given."""
+
+    force: bool
+    reason: str
+    push: bool
+
+
+def asked(params: DeploymentParams, *, force: bool, reason: str | None, skip_hf_push: bool) -> Asked:
+    """Flags, else DEPLOY_FORCE, DEPLOY_REASON and DEPLOY_SKIP_HF_PUSH; skipping wins over push_to_hub.
+
+    Raises InvalidParams for an unclear value, a forced promotion without the reason that params ask for, and a push
+    without a token.
+    """
+    forced = force or _flag("DEPLOY_FORCE")
+    text = clean_reason(os.environ.get("DEPLOY_REASON") if reason is None else reason)
+    if forced and params.force_requires_reason and not text:
+        raise InvalidParams("--force-deploy: deployment.force_requires_reason asks for a reason; add --reason TEXT")
+    return Asked(forced, text, will_push(params, skip_hf_push=skip_hf_push))
+
+
+def will_push(params: DeploymentParams, *, skip_hf_push: bool) -> bool:
+    """Whether a promotion goes to the Hub; raises InvalidParams when it would and there is no token."""
+    push = params.huggingface.push_to_hub and not (skip_hf_push or _flag("DEPLOY_SKIP_HF_PUSH"))
+    if push and token() is None:
+        raise InvalidParams("deployment.huggingface.push_to_hub: true needs HF_TOKEN (a write token of "
+                            f"{params.huggingface.model_id}); set it, or pass --skip-hf-push")
+    return push
+
+
+def token() -> str | None:
+    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN; blanks around it go, an empty one is none."""
+    for name in ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"):
+        if value := os.environ.get(name, "").strip():
+            return value
+    return None
+
+
+def clean_reason(text: str | None) -> str:
+    """A reason as one line of at most 500 characters, without control characters."""
+    return _one_line(text or "", MAX_REASON)
+
+
+def actor() -> str:
+    """Who runs this: GITHUB_ACTOR, else user@host."""
+    if name := _one_line(os.environ.get("GITHUB_ACTOR", ""), _MAX_NAME):
+        return name
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without a name
+        user = str(os.getuid())
+    return _one_line(f"{user}@{socket.gethostname()}", _MAX_NAME)
+
+
+def in_ci() -> bool:
+    """Whether this is a CI machine, whose disk is thrown away."""
+    return any(os.environ.get(name, "").strip().lower() not in _FALSE for name in ("CI", "GITHUB_ACTIONS"))
+
+
+def ci_url() -> str | None:
+    """The address of the GitHub Actions run, None elsewhere."""
+    parts = [os.environ.get(name) for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
+    return _one_line("{}/{}/actions/runs/{}".format(*parts), MAX_REASON) if all(parts) else None
+
+
+def may_promote(branches: Sequence[str], local: str | None) -> bool:
+    """Whether the branch at hand (GitHub's word for it, else the local one) matches a pattern; no pattern: any may."""
+    branch = os.environ.get("GITHUB_HEAD_REF") or os.environ.get("GITHUB_REF_NAME") or local or ""
+    return not branches or any(fnmatch.fnmatchcase(branch, pattern) for pattern in branches)
+
+
+def _one_line(text: str, limit: int) -> str:
+    """Text from outside as data for a ledger slot, which has 6,000 characters: a rare one costs 12 of them in JSON."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:limit]
+    while len(json.dumps(line)[1:-1]) > _BASIC_PLANE * limit:
+        line = line[:-1]
+    return line
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value not in _TRUE | _FALSE:
+        raise InvalidParams(f"{name}: {value!r} is neither true nor false; use true or false")
+    return value in _TRUE

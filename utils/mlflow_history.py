@@ -1,0 +1,194 @@
+"""The score history on MLflow: what a decision needs of it, at a cost that hardly grows with it.
+
+Ordering by a metric on the server is quadratic on sqlite and silently wrong with NaN, infinity, a typo or a re-logged
+step. Asking for runs above a bar is exact and fast, so a long history is searched that way: runs are tagged with the
+hash of the weights they were scored under; where it equals today's the server compares, the rest is paged through.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from pydantic import ValidationError
+
+from src.errors import Undecided
+from src.ledger import LedgerView
+from src.model_selection import Policy, ScoredRun
+from src.params import METRICS
+from src.records import Metrics, digest_of
+from utils.mlflow_utils import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST, MODEL_NAME, WEIGHTS, find_experiment, talking
+
+logger = logging.getLogger(__name__)
+
+PAGE = 1000
+SHORT = 500  # a history of so many runs is read whole
+_BY_ID = 500  # the server's parser takes a few thousand ids in one query
+_NO_BAR = Decimal(-1)
+_Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
+
+
+@dataclass(frozen=True)
+class History:
+    """Comparable evaluations. complete is False where there are more than `SHORT`, of which these decide."""
+
+    runs: tuple[ScoredRun, ...]
+    complete: bool
+
+
+class HistoryReader:
+    """Reads the evaluations of one registered model in one experiment, under one score contract."""
+
+    def __init__(self, client: MlflowClient, *, experiment: str, model_name: str, contract: str | None) -> None:
+        """Without a contract, `evaluations` lists those under any."""
+        self._client = client
+        self._experiment = experiment
+        self._wanted = {KIND: "evaluation", MODEL_NAME: model_name} | ({CONTRACT: contract} if contract else {})
+
+    def read(self, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> History:
+        """All of a short history; of a long one, the runs that decide.
+
+        Those are the champion's, and the best of all models and of the promoted ones, the ignored (the challenger and
+        blocked ones) left out; where significance is required, also all since the last promotion, which it counts.
+        Raises Undecided when the server does not answer, or answers with runs that were not asked for.
+        """
+        experiment = find_experiment(self._client, self._experiment)
+        if experiment is None:
+            return History((), complete=True)
+        home = experiment.experiment_id
+
+        first, more = self._page(home, "", None, SHORT)
+        if more is None:
+            return History(tuple(self._scored(first)), complete=True)
+
+        def ask(clause: str, token: str | None) -> tuple[list[ScoredRun], str | None]:
+            runs, following = self._page(home, clause, token)
+            return list(self._scored(runs)), following
+
+        found = _Search(ask, policy, ledger, ignored).found()
+        return History(tuple({run.run_id: run for run in found}.values()), complete=False)
+
+    def evaluations(self) -> list[tuple[ScoredRun, str | None]]:
+        """Every evaluation with the tag that excludes it, if any; the cost grows with the history. Raises as `read`."""
+        experiment = find_experiment(self._client, self._experiment)
+        found: list[tuple[ScoredRun, str | None]] = []
+        token: str | None = None
+        while experiment is not None:
+            runs, token = self._page(experiment.experiment_id, "", token)
+            found += [(scored, run.data.tags.get(EXCLUDED)) for run in runs
+                      if (scored := _scored_run(run, self._wanted)) is not None]
+            if token is None:
+                break
+        return found
+
+    def _page(self, home: str, clause: str, token: str | None,
+              most: int | None = None) -> tuple[list[Run], str | None]:
+        # sqlite joins in the order of the clauses, so the one that leaves fewest runs comes first.
+        wanted = [f"tags.`{name}` = '{value}'" for name, value in self._wanted.items()]
+        query = " and ".join(filter(None, [clause, "attributes.status = 'FINISHED'", *wanted]))
+        with talking():
+            page = self._client.search_runs([home], query, ViewType.ACTIVE_ONLY, most or PAGE, page_token=token)
+        return list(page), page.token or None
+
+    def _scored(self, runs: Iterable[Run]) -> Iterator[ScoredRun]:
+        for run in runs:
+            scored = _scored_run(run, self._wanted)
+            if scored is not None and EXCLUDED not in run.data.tags:
+                yield scored
+
+
+class _Search:
+    """Finds the runs of a long history that decide, by as few and as narrow questions as will do."""
+
+    def __init__(self, ask: _Ask, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> None:
+        """`ask` gives the scored runs of one page that a clause leaves, and where the next page begins."""
+        self._ask = ask
+        self._policy = policy
+        self._weights = digest_of(dict(policy.weights))
+        self._ledger = ledger
+        self._promoted = ledger.promoted_digests
+        self._ignored = ignored
+        self._latest: dict[str, ScoredRun | None] = {}
+
+    def found(self) -> list[ScoredRun]:
+        """The latest evaluation of each model that is, or may be, champion, best promoted or best evaluated."""
+        head, claims = self._ledger.head, self._of_ledger()
+        if head and (champions := self._latest_of(head.model_digest)):
+            claims.append(champions)
+        claims += self._all(f"tags.`{WEIGHTS}` != '{self._weights}'")
+        above, more = self._ask(self._above(self._highest(self._of_promoted(claims))), None)
+        claims += above
+        if more is not None:  # so many are above the best promoted model that each promoted one is asked for
+            claims += filter(None, map(self._latest_of, self._promoted))
+        self._highest(self._of_promoted(claims))
+        bar = self._highest(claims)
+        if more is not None:
+            self._climb(bar)
+        return [*filter(None, self._latest.values()), *(self._since(head.time) if head else [])]
+
+    def _climb(self, bar: Decimal) -> None:
+        """Look for the best model where more than a page of runs are above the bar."""
+        token: str | None = None
+        while True:
+            runs, token = self._ask(self._above(bar), token)
+            highest = self._highest(runs)
+            if token is None:
+                return
+            if highest > bar:
+                bar, token = highest, None
+
+    def _highest(self, claims: Iterable[ScoredRun]) -> Decimal:
+        """The highest score of the models in these runs, which counts only if it is a model's latest."""
+        highest = _NO_BAR
+        eligible = (run for run in claims if run.model_digest not in self._ignored)
+        for run in sorted(eligible, key=lambda run: (-self._policy.score(run), run.finished_at)):
+            if self._policy.score(run) <= highest:
+                break
+            if latest := self._latest_of(run.model_digest):
+                highest = max(highest, self._policy.score(latest))
+        return highest
+
+    def _latest_of(self, digest: str) -> ScoredRun | None:
+        if digest not in self._latest:
+            runs = self._all(f"tags.`{MODEL_DIGEST}` = '{digest}'")
+            self._latest[digest] = max(runs, key=lambda run: (run.finished_at, run.run_id), default=None)
+        return self._latest[digest]
+
+    def _of_ledger(self) -> list[ScoredRun]:
+        ids = [slot.evaluation_run for slot in self._ledger.slots if slot.evaluation_run][-_BY_ID:]
+        return self._all("attributes.run_id IN ({})".format(", ".join(f"'{name}'" for name in ids))) if ids else []
+
+    def _of_promoted(self, runs: Iterable[ScoredRun]) -> list[ScoredRun]:
+        return [run for run in runs if run.model_digest in self._promoted]
+
+    def _since(self, time: str) -> list[ScoredRun]:
+        if not self._policy.require_significance:
+            return []
+        return self._all(f"attributes.end_time > {int(datetime.fromisoformat(time).timestamp() * 1000)}")
+
+    def _above(self, bar: Decimal) -> str:
+        return f"metrics.weighted_score > {bar:f} and tags.`{WEIGHTS}` = '{self._weights}'"
+
+    def _all(self, clause: str) -> list[ScoredRun]:
+        found, token = self._ask(clause, None)
+        while token is not None:
+            runs, token = self._ask(clause, token)
+            found += runs
+        return found
+
+
+def _scored_run(run: Run, wanted: Mapping[str, str]) -> ScoredRun | None:
+    tags = run.data.tags
+    if run.info.status != "FINISHED" or any(tags.get(name) != value for name, value in wanted.items()):
+        raise Undecided(f"MLflow run {run.info.run_id}: the server returned a run that was not asked for; "
+                        "check its version")
+    try:
+        metrics = Metrics.model_validate({name: run.data.metrics.get(name) for name in METRICS})
+        digest, contract = tags[MODEL_DIGEST], tags[CONTRACT]
+    except (ValidationError, KeyError):
+        logger.warning("MLflow run %s: a component or a digest is missing or out of range; left out", run.info.run_id)
+        return None
+    return ScoredRun(run.info.run_id, digest, contract, metrics, int(run.info.end_time or 0))

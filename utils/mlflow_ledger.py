@@ -1,0 +1,129 @@
+"""The ledger on MLflow: one run whose params are the slots.
+
+MLflow has no compare-and-swap, but a run param is write-once on every SQL store, and so is an experiment's name.
+The run is pinned by a tag of the experiment `<model>.ledger`, set in the call that creates it.
+"""
+
+import logging
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from src.errors import IntegrityError, Undecided
+from src.ledger import LedgerView, Slot, parse_slots, slot_name
+from utils.mlflow_utils import KIND, MODEL_NAME, ensure_experiment, find_experiment, find_run, talking
+
+logger = logging.getLogger(__name__)
+
+_PIN = "champion.ledger_run"
+_PROBE = "probe"
+
+
+class MlflowLedger:
+    """Implements src.promotion.Ledger."""
+
+    def __init__(self, client: MlflowClient, model_name: str, home: str) -> None:
+        """`home` names the experiment in which the ledger's run is made."""
+        self._client = client
+        self._model_name = model_name
+        self._home = home
+        self._experiment = f"{model_name}.ledger"
+
+    def view(self) -> LedgerView:
+        """The slots as they are; an absent ledger is an empty one.
+
+        Raises Undecided when the server does not answer, IntegrityError for holes, a broken chain or a deleted run.
+        """
+        run_id = self._find()
+        if run_id is None:
+            return LedgerView(())
+        run = find_run(self._client, run_id)
+        if run is None:
+            raise IntegrityError(f"ledger run {run_id} is gone; `python scripts/status_script.py --repair` restores it "
+                                 "from its mirror on the Hub")
+        if run.info.lifecycle_stage != "active":
+            raise IntegrityError(f"ledger run {run_id} is deleted; `mlflow runs restore --run-id {run_id}` restores it")
+        slots = {name: text for name, text in run.data.params.items() if name != _PROBE}
+        names = [slot_name(number) for number in range(1, len(slots) + 1)]
+        if set(names) != set(slots):
+            raise IntegrityError(f"ledger run {run_id}: slots are not 1 to {len(slots)} without holes; "
+                                 "run `python scripts/status_script.py`")
+        return parse_slots([slots[name] for name in names])
+
+    def probe(self) -> None:
+        """Prove on this server that a param cannot be written twice; raises Undecided where it can."""
+        run_id = self._ensure()
+        with talking():
+            self._client.log_param(run_id, _PROBE, "write-once")
+        if self._write(run_id, _PROBE, "rewritten"):
+            raise Undecided("MLflow: this server lets a run param be overwritten, so promotions could not be kept "
+                            "apart; use MLflow 2.9 or newer on a SQL store")
+
+    def claim(self, slot: Slot) -> bool:
+        """Write a slot; False when another record holds its number. Writing the same record again is True."""
+        return self._write(self._ensure(), slot_name(slot.number), slot.text())
+
+    def renew(self) -> None:
+        """Undelete the ledger's run; where it is gone for good, pin an empty one in its place.
+
+        The slots of a run that is gone can be claimed anew from the mirror. To be run by hand, one at a time: of two
+        at once, one pins the run that the other is filling no more.
+        """
+        run_id = self._find()
+        if run_id is None:
+            return
+        run = find_run(self._client, run_id)
+        if run is None:
+            logger.warning("ledger run %s is gone; an empty one takes its place", run_id)
+            with talking():
+                home = self._client.get_experiment_by_name(self._experiment)
+                self._client.set_experiment_tag(home.experiment_id, _PIN, self._new_run())
+        elif run.info.lifecycle_stage != "active":
+            logger.warning("ledger run %s was deleted; undeleting it", run_id)
+            with talking():
+                self._client.restore_run(run_id)
+
+    def _write(self, run_id: str, name: str, text: str) -> bool:
+        try:
+            self._client.log_param(run_id, name, text)
+        except MlflowException as error:
+            stored = self._stored(run_id, name)
+            if stored is None:
+                with talking():
+                    raise error from None
+            return stored == text
+        return self._stored(run_id, name) == text
+
+    def _stored(self, run_id: str, name: str) -> str | None:
+        with talking():
+            found: str | None = self._client.get_run(run_id).data.params.get(name)
+        return found
+
+    def _find(self) -> str | None:
+        experiment = find_experiment(self._client, self._experiment)
+        if experiment is None:
+            return None
+        pinned: str | None = experiment.tags.get(_PIN)
+        if pinned is None:
+            raise IntegrityError(f"MLflow experiment {self._experiment!r} is not a ledger of Champion; rename it")
+        return pinned
+
+    def _ensure(self) -> str:
+        found = self._find()
+        if found is not None:
+            return found
+        made = self._new_run()
+        tags = ensure_experiment(self._client, self._experiment, {_PIN: made}).tags
+        pinned: str = tags[_PIN]
+        if pinned != made:  # another process pinned its own first
+            with talking():
+                self._client.delete_run(made)
+        return pinned
+
+    def _new_run(self) -> str:
+        with talking():
+            home = ensure_experiment(self._client, self._home, {})
+            run = self._client.create_run(home.experiment_id, run_name=self._experiment,
+                                          tags={KIND: "ledger", MODEL_NAME: self._model_name})
+            self._client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)

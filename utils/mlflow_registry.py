@@ -1,0 +1,195 @@
+"""Model versions, aliases and stages in the MLflow Model Registry."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from src.errors import Undecided
+from src.ledger import Slot
+from src.ports import Holders
+from src.records import ModelIdentity
+from utils.mlflow_utils import KEY, talking
+from utils.model_artifact import ARTIFACT, keep_model, plain
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = "champion.identity"
+DUPLICATE = "champion.duplicate_of"
+_PRODUCTION = "Production"
+
+
+class MlflowRegistry:
+    """Implements src.promotion.Registry.
+
+    save writes the model in MLflow's transformers flavour to a folder, run_id gives the deployment run that keeps
+    it, tags what a new version is tagged with.
+    """
+
+    def __init__(self, client: MlflowClient, name: str, *, save: Callable[[Path], None],
+                 run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> None:
+        self._client = client
+        self._name = name
+        self._save = save
+        self._run_id = run_id
+        self._tags = tags
+        self._has_stages = True
+
+    def register(self, key: str) -> int:
+        """The lowest version that carries this key; uploaded and created if there is none.
+
+        A reply lost on the way makes MLflow's client create two: the higher is tagged as a duplicate of the lower.
+        Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
+        """
+        self._ensure_model()
+        if not self._carrying(key):
+            self._create(key)
+        first, *others = self._carrying(key)
+        for other in others:
+            with talking():
+                self._client.set_model_version_tag(self._name, str(other), DUPLICATE, str(first))
+        return first
+
+    def holders(self) -> Holders:
+        """Aliases and stages as they are; a name that was never registered has none."""
+        aliases = self._aliases()
+        production = (int(v.version) for v in self._versions("") if v.current_stage == _PRODUCTION)
+        return Holders(aliases.get("champion"), aliases.get("previous"), frozenset(production))
+
+    def keys(self) -> dict[int, str | None]:
+        """Every version and the promotion key that it carries, None for one that was not made here."""
+        return {int(v.version): v.tags.get(KEY) for v in self._versions("")}
+
+    def described(self, version: int) -> tuple[str, dict[str, str]]:
+        """Where a version's files are, and its tags."""
+        with talking():
+            found = self._client.get_model_version(self._name, str(version))
+        return str(found.source), dict(found.tags)
+
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Add tags to a version."""
+        with talking():
+            for name, value in tags.items():
+                self._client.set_model_version_tag(self._name, str(version), name, value)
+
+    def use_up(self, number: int) -> None:
+        """Use up version numbers through this one: a registry that was lost had given them away already."""
+        self._ensure_model()
+        with talking():
+            source = self._client.get_run(self._run_id()).info.artifact_uri
+            made = 0
+            while made < number:
+                made = int(self._client.create_model_version(self._name, source, self._run_id()).version)
+                self._client.delete_model_version(self._name, str(made))
+
+    def expected(self, head: Slot, previous: Slot | None) -> Holders:
+        """What holders() must give for this head; no stages where the server has none, no previous that was deleted."""
+        production = frozenset({head.version}) if self._has_stages else frozenset()
+        return Holders(head.version, self._if_kept(previous.version) if previous else None, production)
+
+    def set_alias(self, alias: str, version: int | None) -> None:
+        """Point an alias to a version, or remove it; nothing is written where it is right already.
+
+        A previous version that was deleted counts as none; a champion that was is Undecided.
+        """
+        if alias == "previous" and version is not None:
+            version = self._if_kept(version)
+        if self._aliases().get(alias) == version:
+            return
+        with talking():
+            if version is None:
+                self._client.delete_registered_model_alias(self._name, alias)
+            else:
+                self._client.set_registered_model_alias(self._name, alias, str(version))
+
+    def set_production(self, version: int) -> None:
+        """Move a version to stage Production and archive the others; without stages there is nothing to do."""
+        if not self._has_stages or self.holders().production == {version}:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated, and still what many dashboards read
+            try:
+                self._client.transition_model_version_stage(self._name, str(version), _PRODUCTION,
+                                                            archive_existing_versions=True)
+            except MlflowException as error:
+                if error.error_code not in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
+                    with talking():
+                        raise
+                self._has_stages = False
+                logger.warning("MLflow: this server has no stages; the aliases alone name the champion")
+
+    def _if_kept(self, version: int) -> int | None:
+        return version if list(self._versions(f" and version_number = {version}")) else None
+
+    def _ensure_model(self) -> None:
+        try:
+            self._client.create_registered_model(self._name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                with talking():
+                    raise
+
+    def _carrying(self, key: str) -> list[int]:
+        return sorted(int(v.version) for v in self._versions(f" and tags.`{KEY}` = '{key}'"))
+
+    def _versions(self, clause: str) -> Iterable[ModelVersion]:
+        token: str | None = None
+        while True:
+            with talking():
+                page = self._client.search_model_versions(f"name = '{self._name}'{clause}", page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _aliases(self) -> dict[str, int]:
+        try:
+            aliases = self._client.get_registered_model(self._name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            with talking():
+                raise
+        return {alias: int(version) for alias, version in aliases.items()}
+
+    def _create(self, key: str) -> None:
+        run_id = self._run_id()
+        keep_model(self._client, run_id, self._save)
+        with talking():
+            source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
+            self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), KEY: key})
+
+
+def save_flavour(model: Any, tokenizer: Any, folder: Path, requirements: list[str]) -> None:
+    """Save a merged model so that `mlflow.transformers.load_model` gives it back.
+
+    model and tokenizer must have been loaded from an absolute path: MLflow asks the Hub for the card of anything
+    that looks like a repository name. requirements are pinned by the caller, since MLflow's own guess imports
+    torchvision.
+    """
+    import mlflow.transformers
+
+    mlflow.transformers.save_model(
+        {"model": model, "tokenizer": tokenizer}, str(folder), task="text-generation", pip_requirements=requirements
+    )
+
+
+def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -> tuple[Path, ModelIdentity]:
+    """Download a registered version as one plain transformers folder, with the identity it was promoted under.
+
+    Raises Undecided when the server fails or the version was not made by Champion.
+    """
+    with talking():
+        found = client.get_model_version(name, str(version))
+        identity = found.tags.get(IDENTITY)
+        if identity is None:
+            raise Undecided(f"{name} version {version}: carries no {IDENTITY}, so it was not made here; "
+                            "run `python scripts/status_script.py --adopt`")
+        local = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder)))
+    return plain(local), ModelIdentity.model_validate_json(identity)
