@@ -1,0 +1,1 @@
+"""The loopback hub: store (content), server (HTTP, faults), reading and writing (endpoints)."""

@@ -1,0 +1,23 @@
+"""A loopback hub that the client and its processes take for the Hub, and a release to publish."""
+
+import pytest
+
+from .publishing import release_folder
+from .server import LoopbackHub
+from .store import WRITE
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # read at import: this concerns the upload's process alone
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    with LoopbackHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return release_folder(tmp_path / "release", b"weights")

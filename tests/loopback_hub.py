@@ -1,0 +1,34 @@
+"""A small Hugging Face Hub over HTTP: the real client speaks to it, and faults are injected by rule.
+
+In a test: `with LoopbackHub(tmp_path) as hub: ... hub.url`. On its own: `python tests/loopback_hub.py --port 0 --root
+DIR` prints its address; POST a list of rules to /_faults (DELETE clears them), GET /_log lists the requests. It speaks
+huggingface_hub 2.4.0's side of the protocol; agreement with it is not agreement with huggingface.co.
+"""
+
+import argparse
+from pathlib import Path
+
+if __package__:
+    from tests.loopback.server import Fault, LoopbackHub
+    from tests.loopback.store import READ, SCOPED, TOKENS, UNKNOWN, WRITE
+else:  # run as a script
+    from loopback.server import Fault, LoopbackHub
+    from loopback.store import READ, SCOPED, TOKENS, UNKNOWN, WRITE
+
+__all__ = ["READ", "SCOPED", "TOKENS", "UNKNOWN", "WRITE", "Fault", "LoopbackHub"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
+    parser.add_argument("--root", type=Path, required=True, help="holds the content between runs")
+    parser.add_argument("--xet", action="store_true", help="offer Xet, taking its bytes for granted")
+    arguments = parser.parse_args()
+    hub = LoopbackHub(arguments.root, arguments.port)
+    hub.xet_sizes = {} if arguments.xet else None
+    print(hub.url, flush=True)
+    hub.serve()
+
+
+if __name__ == "__main__":
+    main()

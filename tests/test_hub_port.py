@@ -1,0 +1,72 @@
+import pytest
+
+from src.errors import IntegrityError
+from src.hub_records import LEDGER_BRANCH
+from src.ledger import NO_SLOT, LedgerView, Slot, parse_slots
+from src.manifest import manifest, tree_digest
+from tests.loopback.publishing import REPO, release_folder, repository, shown
+from utils.hub_port import HubPort
+
+pytest_plugins = ["tests.loopback.fixtures"]
+
+KEY = "0123456789ab" + "c" * 52
+
+
+def slot(hub_ref, *, version=1, key=KEY, number=1, previous=NO_SLOT):
+    return Slot(number=number, kind="promote", key=key, model_digest=key, version=version, score="0.5", metrics=None,
+                contract=None, evaluation_run=None, hub=hub_ref, blocks=[], unblocks=[], previous_sha256=previous,
+                actor="test", reason="", git_commit="none", ci_url=None, time="2026-11-20T00:00:00Z")
+
+
+@pytest.fixture
+def port(hub, folder):
+    return HubPort(repository(), folder)
+
+
+def test_a_key_becomes_a_branch_and_a_slot_becomes_main_and_a_tag(hub, folder, port):
+    port.check()
+    assert not port.holds_release()
+    published = port.publish(KEY)
+    assert hub.repos[f"models/{REPO}"]["branches"]["release/0123456789ab"] == published.commit
+    assert published.tree == tree_digest(manifest(folder))
+    head = slot(published)
+    assert not port.shows(head)
+    port.project(head)
+    assert port.shows(head)
+    assert port.holds_release()
+    assert hub.repos[f"models/{REPO}"]["tags"] == {"v1": published.commit}
+    assert list(hub.repos[f"models/{REPO}"]["branches"]) == ["main"]
+
+
+def test_a_hand_edit_on_main_shows_and_is_repaired(hub, port):
+    head = slot(port.publish(KEY))
+    port.project(head)
+    hub.put(REPO, {"config.json": b"edited"})
+    assert not port.shows(head)
+    port.project(head)
+    assert port.shows(head)
+
+
+def test_a_rollback_shows_the_older_slot(hub, folder, port, tmp_path):
+    first = slot(port.publish(KEY))
+    port.project(first)
+    newer = HubPort(repository(), release_folder(tmp_path / "newer", b"other"))
+    second = slot(newer.publish("f" * 64), version=2, key="f" * 64, number=2, previous=first.sha256())
+    newer.project(second)
+    port.project(first)
+    assert port.shows(first)
+    assert shown(hub) == manifest(folder)
+
+
+def test_the_mirror_is_the_ledger(hub, port):
+    first = slot(None)
+    second = slot(None, number=2, version=2, previous=first.sha256())
+    port.mirror(LedgerView((first,)))
+    port.mirror(LedgerView((first, second)))
+    assert parse_slots(repository().mirrored()) == LedgerView((first, second))
+    assert list(shown(hub, LEDGER_BRANCH)) == ["ledger.jsonl"]
+
+
+def test_a_slot_without_a_release_cannot_be_shown(hub, port):
+    with pytest.raises(IntegrityError, match="without the Hub"):
+        port.project(slot(None))

@@ -1,0 +1,155 @@
+import pytest
+from huggingface_hub import HfApi
+
+from src.errors import HubError, IntegrityError
+from src.hub_records import HubRelease, HubState
+from src.manifest import manifest
+from tests.loopback.publishing import BRANCH, REPO, put, release_folder, repository, shown
+from tests.loopback_hub import WRITE
+
+pytest_plugins = ["tests.loopback.fixtures"]
+
+
+# Projections.
+
+
+@pytest.fixture
+def release(hub, folder):
+    return put(hub, folder)
+
+
+def project(hub, release, tag="v1"):
+    repository().project(release, tag, BRANCH)
+
+
+def settled(hub, folder, release):
+    assert shown(hub) == manifest(folder)
+    assert repository().state() == HubState(hub.history(REPO)[0], release.tree, {"v1": release.commit},
+                                               {"main": hub.history(REPO)[0]})
+    assert len(hub.history(REPO)) == 2
+
+
+def test_project_shows_the_release_on_main_tags_it_and_removes_the_branch(hub, folder, release):
+    project(hub, release)
+    settled(hub, folder, release)
+    assert ".gitattributes" in hub.files(REPO)
+
+
+def test_projecting_again_changes_nothing(hub, folder, release):
+    project(hub, release)
+    hub.log.clear()
+    project(hub, release)
+    assert {entry["method"] for entry in hub.log} == {"GET"}
+    settled(hub, folder, release)
+
+
+def test_project_needs_no_local_file_and_sends_no_weights(hub, folder, release):
+    expected = manifest(folder)
+    for path in expected:
+        (folder / path).unlink()
+    hub.log.clear()
+    project(hub, release)
+    assert shown(hub) == expected
+    assert hub.requests("PUT", "/_lfs/") == []
+
+
+def test_a_rollback_shows_the_older_release_bit_for_bit(hub, folder, release, tmp_path):
+    project(hub, release)
+    newer = put(hub, release_folder(tmp_path / "newer", b"other weights"))
+    project(hub, newer, "v2")
+    project(hub, release)
+    assert shown(hub) == manifest(folder)
+    assert repository().state().tags == {"v1": release.commit, "v2": newer.commit}
+
+
+def test_files_of_somebody_else_on_main_go_with_the_same_commit(hub, folder, release):
+    hub.put(REPO, {"old-shard.safetensors": b"x", "notes.txt": b"x"})
+    project(hub, release)
+    assert shown(hub) == manifest(folder)
+    assert len(hub.history(REPO)) == 3
+
+
+def test_a_tag_never_moves(hub, release):
+    HfApi(endpoint=hub.url, token=WRITE).create_tag(REPO, tag="v1", revision="main")
+    with pytest.raises(IntegrityError, match="tags never move"):
+        project(hub, release)
+    assert shown(hub) == {}
+    assert hub.repos[f"models/{REPO}"]["tags"]["v1"] == hub.history(REPO)[0]
+
+
+def test_a_branch_that_has_moved_on_is_kept(hub, release):
+    hub.put(REPO, {"notes.txt": b"x"}, BRANCH)
+    project(hub, release)
+    assert BRANCH in repository().state().branches
+
+
+def test_a_release_whose_commit_is_gone_is_an_integrity_error(hub, release):
+    with pytest.raises(IntegrityError, match="is gone"):
+        project(hub, HubRelease(REPO, "0" * 40, release.tree), tag="v2")
+
+
+def test_a_stale_parent_on_main_is_settled_by_another_look(hub, folder, release):
+    hub.fault("/commit/main", intrude={"repo": REPO, "files": {"other.txt": "x"}})
+    project(hub, release)
+    assert shown(hub) == manifest(folder)
+    assert [entry["status"] for entry in hub.requests("POST", "/commit/main")] == [412, 200]
+
+
+@pytest.mark.parametrize("fault", [
+    {"reset": True}, {"after": True, "close": True}, {"status": 409, "body": {"error": "Another commit operation"}},
+    {"status": 500, "after": True, "times": 2},
+], ids=["reset", "lost reply", "409 lock", "500 after the work, twice"])
+def test_project_recovers_from_a_fault_at_each_of_its_requests(hub, folder, release, fault):
+    content = hub.repos[f"models/{REPO}"]
+    before = {key: dict(content[key]) for key in ("commits", "branches", "tags")}
+    hub.log.clear()
+    project(hub, release)
+    for nth in range(1, len(hub.log) + 1):
+        hub.repos[f"models/{REPO}"].update({key: dict(value) for key, value in before.items()})
+        hub.faults.clear()
+        hub.fault("^/(api/models|acme)", nth=nth, **fault)
+        project(hub, release)
+        settled(hub, folder, release)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_project_stops_where_repeating_is_no_use(hub, release, status):
+    hub.fault("/commit/main", status=status, times=9)
+    with pytest.raises(HubError):
+        project(hub, release)
+    assert len(hub.requests("POST", "/commit/main")) == 1
+    assert (shown(hub), repository().state().tags) == ({}, {})
+
+
+# The mirror.
+
+
+def test_the_mirror_grows_by_appending_and_holds_nothing_else(hub):
+    hub.put(REPO, {"config.json": b"{}"})
+    repository().mirror(['{"s": 1}'])
+    repository().mirror(['{"s": 1}', '{"s": 2}'])
+    assert repository().mirrored() == ['{"s": 1}', '{"s": 2}']
+    assert list(shown(hub, "ledger")) == ["ledger.jsonl"]
+    assert list(shown(hub)) == ["config.json"]
+
+
+def test_mirroring_what_is_there_makes_no_commit(hub):
+    repository().mirror(["1", "2"])
+    hub.log.clear()
+    repository().mirror(["1", "2"])
+    repository().mirror(["1"])
+    assert hub.requests("POST", "/commit/") == []
+    assert repository().mirrored() == ["1", "2"]
+
+
+def test_a_mirror_with_other_lines_is_not_overwritten(hub):
+    repository().mirror(["1", "2"])
+    with pytest.raises(IntegrityError, match="does not continue"):
+        repository().mirror(["1", "other", "3"])
+    assert repository().mirrored() == ["1", "2"]
+
+
+def test_a_lost_reply_leaves_one_commit_on_the_mirror(hub):
+    hub.fault("/commit/ledger", after=True, close=True)
+    repository().mirror(["1"])
+    assert len(hub.history(REPO, "ledger")) == 2

@@ -1,0 +1,114 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.errors import HubError
+from src.manifest import manifest, tree_digest
+from tests.loopback.publishing import BRANCH, REPO, ROOT, commits_since_main, publish, shown
+from tests.loopback_hub import WRITE
+from utils.hub_reader import Patience
+
+pytest_plugins = ["tests.loopback.fixtures"]
+
+
+def test_an_upload_in_which_nothing_moves_is_stopped_and_repeated(hub, folder):
+    hub.fault("/_lfs/", delay=30)
+    started = time.monotonic()
+    release = publish(folder, patience=Patience(deadline=20, request=3, stall=1, attempts=3, backoff=0.02))
+    assert commits_since_main(hub) == [release.commit]
+    assert time.monotonic() - started < 10
+
+
+def test_an_upload_ends_at_the_deadline(hub, folder):
+    hub.fault("/_lfs/", delay=30, times=99)
+    started = time.monotonic()
+    with pytest.raises(HubError, match="upload not done within"):
+        publish(folder, patience=Patience(deadline=1.5, request=3, stall=30, attempts=3, backoff=0.02))
+    assert time.monotonic() - started < 4
+    assert commits_since_main(hub) == []
+
+
+# Xet.
+
+
+def test_a_hub_with_xet_gets_the_data_by_xet(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    hub.xet_sizes = {}
+    release = publish(folder)
+    assert hub.requests("POST", "/_cas/v1/xorbs/")
+    assert hub.requests("PUT", "/_lfs/") == []
+    assert release.tree == tree_digest(manifest(folder))
+
+
+@pytest.mark.parametrize("fault", [
+    {"path": "/xet-write-token/", "status": 404, "times": 9}, {"path": "/_cas/v1/xorbs/", "delay": 30, "times": 9},
+], ids=["hub without Xet", "Xet that hangs"])
+def test_plain_lfs_stands_in_for_xet(hub, folder, monkeypatch, caplog, fault):
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    hub.xet_sizes = {}
+    hub.fault(**fault)
+    release = publish(folder, patience=Patience(deadline=20, request=3, stall=1.5, attempts=2, backoff=0.02))
+    assert "plain LFS instead" in caplog.text
+    assert commits_since_main(hub) == [release.commit]
+    assert hub.requests("PUT", "/_lfs/")
+
+
+# The upload's process.
+
+
+def test_a_killed_publisher_leaves_no_upload_behind_and_shows_no_token(hub, folder):
+    hub.fault("/_lfs/", delay=30)
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT)
+    while not hub.requests("PUT", "/_lfs/"):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    child = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()[0])
+    assert b"hub_upload" in Path(f"/proc/{child}/cmdline").read_bytes()
+    assert WRITE.encode() not in Path(f"/proc/{child}/cmdline").read_bytes()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+    hub.faults.clear()
+    assert commits_since_main(hub) == []
+    release = publish(folder)
+    assert commits_since_main(hub) == [release.commit]
+
+
+def test_an_upload_whose_process_dies_is_a_hub_error(hub, folder, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(HubError, match="process ended with 1"):
+        publish(folder)
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+SCRIPT = f"""
+import os, sys
+from pathlib import Path
+from utils.hub_publisher import HubRepository
+from utils.hub_reader import Patience
+repository = HubRepository(repo_id={REPO!r}, token=os.environ["HF_TOKEN"], private=True,
+                           patience=Patience(40, 10, 30, 10, 0.05))
+release = repository.publish(Path(sys.argv[1]), {BRANCH!r}, "Release")
+repository.project(release, "v1", {BRANCH!r})
+"""
+
+
+def test_three_publishers_of_one_release_make_one_commit_each_place(hub, folder):
+    racers = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT) for _ in range(3)]
+    assert [racer.wait() for racer in racers] == [0] * 3
+    assert shown(hub) == manifest(folder)
+    assert len(hub.history(REPO)) == 2
+    assert len(hub.history(REPO, "v1")) == 2
+    assert len(hub.repos[f"models/{REPO}"]["commits"]) == 3

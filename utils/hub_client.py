@@ -1,0 +1,195 @@
+"""The Hub's client: its address, its time limits, and what its errors mean."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import httpx2
+from huggingface_hub import set_client_factory
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
+
+from src.errors import HubError
+
+TOKEN_NAMES = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+_TRANSIENT = {408, 409, 412, 425, 429}
+_REMEDIES = {
+    401: "the token is wrong or has expired; make a new one at {endpoint}/settings/tokens and set HF_TOKEN",
+    402: "the account's plan does not allow it; see {endpoint}/settings/billing",
+    403: "the token may not do this; give it write access to {subject} at {endpoint}/settings/tokens",
+    404: "correct the name, or give the token access to it",
+}
+_WAITS = ("connect", "read", "write", "pool")
+_FAILURES = (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError)
+
+
+class HubBusy(HubError):
+    """It may pass: look again after `retry_after` seconds (None: the server did not say)."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT, else huggingface.co. (The client itself reads it only at its import.)"""
+    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+
+
+@contextmanager
+def time_limit(
+    seconds: float, request_seconds: float, *, client_retries: bool, heard: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Bound everything that the client does in this block, and every wait for the network in it.
+
+    The client's own timeouts are off, and some of its calls pass `timeout=None`; hooks override both. A request
+    after the limit, and a body that drips past it, raise HubError. Without client_retries an error status is raised
+    at once: the client would obey a Retry-After of an hour. `heard` is called with every request and answer.
+    """
+    _install()
+    _LIMITS.append(_Limit(time.monotonic() + seconds, seconds, request_seconds, client_retries, heard))
+    try:
+        yield
+    finally:
+        _LIMITS.pop()
+
+
+@contextmanager
+def talking(subject: str) -> Iterator[None]:
+    """Turn what the client raises in this block into HubError, or HubBusy where it may pass; one line, no token."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise explained(error, subject) from error
+
+
+def explained(error: BaseException, subject: str) -> HubError:
+    """The HubError or HubBusy that an exception of the client amounts to."""
+    where = f"{endpoint()}: {subject}"
+    if isinstance(error, HubError):
+        return error
+    if isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__:  # an upload thread's, a cache's
+        return explained(error.__cause__, subject)
+    if isinstance(error, HfHubHTTPError):
+        return _explained_status(error, subject, where)
+    line = one_line(f"{type(error).__name__}: {error}")
+    for kinds, explanation in _EXPLANATIONS:
+        if isinstance(error, kinds):
+            return explanation(f"{where}: {line}")
+    return HubError(f"{where}: {line}; correct it and run it again")
+
+
+_EXPLANATIONS: tuple[tuple[Any, Callable[[str], HubError]], ...] = (  # the first that fits
+    (OfflineModeIsEnabled, lambda line: HubError(f"{line}; unset HF_HUB_OFFLINE")),
+    ((httpx2.UnsupportedProtocol, httpx2.InvalidURL), lambda line: HubError(f"{line}; correct HF_ENDPOINT")),
+    ((httpx2.HTTPError, ConnectionError, TimeoutError),
+     lambda line: HubBusy(f"{line}; no answer: check the network, a proxy and HF_ENDPOINT")),
+    (json.JSONDecodeError, lambda line: HubBusy(f"{line}; the answer is no JSON: is that a Hub, or a proxy's page?")),
+)
+
+
+def one_line(text: str) -> str:
+    """A service's words, fit for a log: one line, 300 characters, no token and no signed address."""
+    for secret in (os.environ.get(name, "").strip() for name in TOKEN_NAMES):
+        text = text.replace(secret, "***") if secret else text
+    text = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", text)
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", " ".join(text.split()))[:300]
+
+
+def _is_transient(status: int) -> bool:
+    return status in _TRANSIENT or status >= httpx2.codes.INTERNAL_SERVER_ERROR
+
+
+def _explained_status(error: HfHubHTTPError, subject: str, where: str) -> HubError:
+    status = error.response.status_code
+    line = f"{where}: {status} {one_line(error.server_message or error.response.reason_phrase)}"
+    if _is_transient(status):
+        after = error.response.headers.get("Retry-After", "").strip()
+        return HubBusy(line, float(after) if after.isdigit() else None)
+    if isinstance(error, RevisionNotFoundError):  # another deployer is done with the branch, and took it away
+        return HubBusy(line)
+    remedy = _REMEDIES.get(status, "correct it and run it again")
+    if isinstance(error, RepositoryNotFoundError):  # 401 stands for "no such repository" too
+        remedy = "correct the name, or set HF_TOKEN to a valid token with access to it"
+    if isinstance(error, GatedRepoError):
+        remedy = "accept its conditions on {endpoint}/{subject}, and set HF_TOKEN to a token of that account"
+    return HubError(f"{line}; {remedy.format(endpoint=endpoint(), subject=subject)}")
+
+
+@dataclass(frozen=True)
+class _Limit:
+    end: float
+    seconds: float
+    request_seconds: float
+    client_retries: bool
+    heard: Callable[[], None]
+
+    def left(self) -> float:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise HubError(f"{endpoint()}: not done within {self.seconds:g} s; check the network, then run it again")
+        return left
+
+
+_LIMITS: list[_Limit] = []  # the last is in force; the client and its worker threads are the whole process's
+
+
+@cache
+def _install() -> None:
+    set_client_factory(_client)
+
+
+def _client() -> httpx2.Client:
+    made = default_client_factory()
+    made.event_hooks = {"request": [*made.event_hooks["request"], _bound], "response": [_watch]}
+    return made
+
+
+def _bound(request: httpx2.Request) -> None:
+    if not _LIMITS:
+        return
+    limit = _LIMITS[-1]
+    limit.heard()
+    seconds = min(limit.left(), limit.request_seconds)
+    own = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {kind: min(own.get(kind) or seconds, seconds) for kind in _WAITS}
+
+
+def _watch(response: httpx2.Response) -> None:
+    if not _LIMITS:
+        return
+    limit = _LIMITS[-1]
+    limit.heard()
+    if isinstance(response.stream, httpx2.SyncByteStream):
+        response.stream = _Watched(response.stream, limit)
+    if not limit.client_retries and _is_transient(response.status_code):
+        response.read()
+        hf_raise_for_status(response)
+
+
+class _Watched(httpx2.SyncByteStream):
+    """A body that stops at the time limit."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, limit: _Limit) -> None:
+        self._stream, self._limit = stream, limit
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._stream:
+            self._limit.left()
+            yield block
+
+    def close(self) -> None:
+        self._stream.close()

@@ -1,0 +1,145 @@
+"""One Hub commit of local files, in a child process: hf_xet can hang in a way that only a kill ends.
+
+`commit_files` is the parent's side. The child (`python -m utils.hub_upload`) reads the job from stdin, writes the
+outcome to stdout, and ends itself when nothing moves any more or its parent is gone.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from src.errors import HubError
+from utils.hub_client import HubBusy, endpoint, talking, time_limit
+
+STALLED = 3
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A commit on `branch`, on top of `parent` and of nothing else: files to add (path to local path) and to delete."""
+
+    repo_id: str
+    branch: str
+    parent: str
+    message: str
+    add: dict[str, str]
+    delete: list[str]
+
+
+class XetFailed(HubBusy):
+    """The Xet transfer failed, hung, or is not offered by this Hub: plain LFS may do."""
+
+
+def commit_files(job: Job, *, token: str, seconds: float, stall_seconds: float, xet: bool) -> str:
+    """Make the commit; returns its id, or the head's where the files were there already.
+
+    seconds limits the whole, stall_seconds a time in which nothing moves. Raises HubBusy where another look may
+    help (XetFailed: without Xet), HubError otherwise.
+    """
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint(),
+        "HF_HUB_VERBOSITY": "error",  # its warnings show signed addresses
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+        **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
+        **({} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}),
+    }
+    order = {"job": asdict(job), "token": token, "stall_seconds": stall_seconds, "parent_pid": os.getpid()}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "utils.hub_upload"], input=json.dumps(order), stdout=subprocess.PIPE,
+            text=True, timeout=seconds, env=environment, check=False, start_new_session=True)
+    except subprocess.TimeoutExpired:
+        raise HubError(f"{job.repo_id}: upload not done within {seconds:.0f} s; run it again, or allow it more time") \
+            from None
+    return _outcome(job, done, xet=xet)
+
+
+def _outcome(job: Job, done: "subprocess.CompletedProcess[str]", *, xet: bool) -> str:
+    if done.returncode == STALLED:
+        kind = XetFailed if xet else HubBusy
+        raise kind(f"{job.repo_id}: the upload moved no byte for too long and was stopped")
+    if done.returncode:
+        raise HubError(f"{job.repo_id}: the upload's process ended with {done.returncode}; see its words above, "
+                       "and the memory that it had")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if "commit" in answer:
+        return str(answer["commit"])
+    if answer["xet"]:
+        raise XetFailed(answer["error"])
+    if answer["busy"]:
+        raise HubBusy(answer["error"], answer["retry_after"])
+    raise HubError(answer["error"])
+
+
+def main() -> None:
+    """The child."""
+    order = json.load(sys.stdin)
+    pulse = _Pulse(order["stall_seconds"], order["parent_pid"])
+    threading.Thread(target=pulse.watch, daemon=True).start()
+    sys.stdout.write(json.dumps(_commit(Job(**order["job"]), order["token"], pulse)))
+
+
+class _Pulse:
+    """Ends this process when it has stalled or is an orphan; works while another thread hangs in native code."""
+
+    def __init__(self, stall_seconds: float, parent: int) -> None:
+        self.stall_seconds, self._parent = stall_seconds, parent
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    def watch(self) -> None:
+        while os.getppid() == self._parent and time.monotonic() - self._last < self.stall_seconds:
+            time.sleep(0.2)
+        os._exit(STALLED)
+
+
+def _commit(job: Job, token: str, pulse: _Pulse) -> dict[str, Any]:
+    import httpx2
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils._runtime import is_xet_available
+
+    _hear_progress(pulse)
+    try:
+        with time_limit(math.inf, pulse.stall_seconds, client_retries=True, heard=pulse.beat), talking(job.repo_id):
+            commit = HfApi(endpoint=endpoint(), token=token).create_commit(
+                job.repo_id,
+                [*(CommitOperationAdd(path, local) for path, local in job.add.items()),
+                 *(CommitOperationDelete(path) for path in job.delete)],
+                commit_message=job.message,
+                revision=job.branch,
+                parent_commit=job.parent,
+            )
+    except HubError as error:
+        return {"error": str(error), "busy": isinstance(error, HubBusy),
+                "retry_after": getattr(error, "retry_after", None),
+                "xet": is_xet_available() and not isinstance(error.__cause__, httpx2.HTTPError)}
+    return {"commit": commit.oid}
+
+
+def _hear_progress(pulse: _Pulse) -> None:
+    """Both transfers, Xet and LFS, report the bytes that moved to the client's progress bars, shown or not."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    original = tqdm.update
+
+    def update(bar: Any, n: float | None = 1) -> Any:
+        if n:
+            pulse.beat()
+        return original(bar, n)
+
+    tqdm.update = update  # type: ignore[method-assign, assignment]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The Hugging Face Hub: the connection check, base models, and the repository that releases go to."""
+
+import math
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from src.errors import HubError, InvalidParams
+from src.params import HuggingFaceParams
+from src.ports import Hub
+from src.records import RELEASE_DIR
+from utils.hub_client import endpoint, talking, time_limit
+from utils.hub_identity import no_token, token, who
+from utils.hub_port import HubPort
+from utils.hub_publisher import HubRepository
+from utils.hub_reader import Patience
+from utils.process import say
+
+CHECK_SECONDS = 10
+DOWNLOAD_SECONDS = 60  # one wait for the network, not the whole
+# Weights and texts only: a pickle or a Python file runs code when it is loaded.
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+UNWANTED = ["*/*", "consolidated*"]  # other formats and copies of the same weights
+
+
+def test_huggingface_connection() -> None:
+    """Say on stdout who HF_TOKEN belongs to and what it may do, or what is wrong and what to do about it."""
+    value = token()
+    if value is None:
+        return say(no_token())
+    try:
+        with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_retries=False), talking("the connection check"):
+            identity = who(HfApi(endpoint=endpoint(), token=value))
+    except HubError as error:
+        return say(str(error))
+    return say(f"{endpoint()}: connected as {identity.name}; {identity.rights()}")
+
+
+test_huggingface_connection.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
+
+
+def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
+    """Copy a base model's safetensors, JSON and tokenizer files into a folder; returns the resolved commit.
+
+    Resumes from the client's cache. Raises InvalidParams where the repository, the revision or safetensors weights
+    in it do not exist, HubError where the Hub does not answer.
+    """
+    try:
+        with time_limit(math.inf, DOWNLOAD_SECONDS, client_retries=True), talking(repo_id):
+            snapshot = Path(snapshot_download(repo_id, revision=revision, token=token(), endpoint=endpoint(),
+                                              allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    except HubError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError):
+            raise InvalidParams(f"model.base_model: {repo_id} at revision {revision}: {error}") from error
+        raise
+    # The cache may hold what another program fetched of the same commit, pickles included.
+    files = [path for path in snapshot.iterdir() if any(fnmatch(path.name, wanted) for wanted in WANTED)
+             and not any(fnmatch(path.name, unwanted) for unwanted in UNWANTED)]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InvalidParams(f"model.base_model: {repo_id} at {revision} has no safetensors weights, and pickles are "
+                            "never loaded; choose a revision that has them")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    return snapshot.name
+
+
+def repository(params: HuggingFaceParams, deadline_seconds: float) -> Hub:
+    """The repository that results/release goes to; deadline_seconds limits one upload. Asks nothing of the Hub yet."""
+    return HubPort(HubRepository(repo_id=params.model_id, token=token(), private=params.private,
+                                 patience=Patience.within(deadline_seconds)), RELEASE_DIR)
