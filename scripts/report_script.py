@@ -1,0 +1,98 @@
+"""Show a deployment and its evidence on one page, results/report/index.html."""
+
+import importlib.metadata
+import logging
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from utils import process
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from src.params import Params
+    from src.records import EvaluationReport
+    from src.report_records import Past
+
+logger = logging.getLogger("champion")
+
+OUTPUT = Path("results/report/index.html")
+LOSSES = Path("results/training/loss.csv")
+RUNS = 500  # the latest evaluations that the history shows
+_SOFTWARE = ("torch", "transformers", "peft", "mlflow", "sacrebleu", "rouge-score", "huggingface_hub")
+
+PARSER = process.Arguments(description=__doc__)
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+PARSER.add_argument("--output", type=Path, metavar="FILE", help=f"default {OUTPUT}")
+
+
+def main() -> int:
+    """Write the page, and log it to the deployment's MLflow run; returns the exit code."""
+    flags = PARSER.parse_args()
+
+    from scripts.evidence import PREDICTIONS, read_predictions
+    from src.errors import PipelineError
+    from src.records import EvaluationReport, FineTunedModel
+    from src.report import render
+    from src.report_records import Records, losses_of, no_past
+    from utils import json_utils, mlflow_utils, report_run, results, yaml_utils
+
+    output = flags.output or OUTPUT
+    params = yaml_utils.load_params(flags.config or CONFIG)
+    report_path = EVALUATION_RESULTS.with_name("report.json")
+    report = EvaluationReport.parse(json_utils.read_object(report_path), where=report_path)
+    model = FineTunedModel.parse(json_utils.read_object(MODEL_LOCATION), where=MODEL_LOCATION)
+    client = None
+    try:
+        with process.deadline(params.mlflow.deadline_seconds, "reading the history from MLflow"):
+            client = mlflow_utils.connect(params.mlflow)
+            past = _past(client, params, report)
+    except PipelineError as error:  # a report without its history is better than none
+        logger.warning("%s", error)
+        client, past = None, no_past(str(error))
+    losses = losses_of(LOSSES.read_text(encoding="utf-8"), where=LOSSES) if LOSSES.is_file() else None
+    records = Records(
+        report=report, model=model, predictions=read_predictions(report_path.with_name(PREDICTIONS)),
+        info=results.last_info(OUTPUT_DIR), comparison=_optional(OUTPUT_DIR / results.COMPARISON), losses=losses,
+        past=past, policy=params.deployment, versions=_versions(),
+    )
+    html = render(records)
+    json_utils.write_text(output, html)
+    if client and records.deployment_run:
+        try:
+            report_run.log_page(client, records.deployment_run, html)
+        except PipelineError as error:
+            logger.warning("the report is not in MLflow: %s", error)
+    process.say(f"report: {output} ({len(html.encode()):,} bytes)")
+    return 0
+
+
+def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") -> "Past":
+    from scripts.evidence import logged_predictions
+    from src.report_records import Past, rival_run, rival_slot
+    from utils.mlflow_ledger import MlflowLedger
+    from utils.report_run import LatestEvaluations
+
+    name, experiment = params.deployment.model_registry_name, params.mlflow.experiment_name
+    ledger = MlflowLedger(client, name, experiment).view()
+    reader = LatestEvaluations(client, experiment=experiment, model_name=name, contract=report.contract_digest)
+    runs, older = reader.read_latest(RUNS)
+    slot = rival_slot(ledger, report.model_digest)
+    run_id = rival_run(slot, runs) if slot else None
+    return Past(runs, older, ledger, logged_predictions(client, run_id) if run_id else None, problem="")
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    from utils import json_utils
+
+    return json_utils.read_object(path) if path.is_file() else {}
+
+
+def _versions() -> dict[str, str]:
+    return {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _SOFTWARE}}
+
+
+if __name__ == "__main__":
+    process.run(main)

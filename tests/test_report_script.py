@@ -1,0 +1,142 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from scripts import report_script
+from src.errors import InvalidInput
+from src.params import MlflowParams
+from src.records import canonical_json
+from tests.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
+from utils import evaluation_run, json_utils, mlflow_utils
+from utils.mlflow_ledger import MlflowLedger
+from utils.report_run import LatestEvaluations
+from utils.yaml_utils import load_params
+
+PARAMS = load_params(CONFIG)
+NAME, EXPERIMENT = PARAMS.deployment.model_registry_name, PARAMS.mlflow.experiment_name
+PAGE = report_script.OUTPUT
+
+
+@pytest.fixture
+def client(mlflow_params: MlflowParams) -> MlflowClient:
+    """A store, and params.yaml as it is shipped, in the working directory."""
+    Path("params.yaml").write_bytes(CONFIG.read_bytes())
+    return mlflow_utils.connect(mlflow_params)
+
+
+def log(client: MlflowClient, example: Example, folder: Path) -> Example:
+    """An evaluation run of a model with its answers; the model with that run's id."""
+    report = example.report
+    home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
+    tags = evaluation_run.tags(PARAMS.deployment, report.model, report.contract)
+    run = client.create_run(home.experiment_id, tags={mlflow_utils.KIND: "evaluation", **tags})
+    json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
+    evaluation_run.log(client, run.info.run_id, report.metrics.as_dict(), [folder / "predictions.jsonl"])
+    client.set_terminated(run.info.run_id)
+    return Example(report.model_copy(update={"run_id": run.info.run_id}), example.predictions)
+
+
+def write_results(example: Example, told: dict[str, object], compared: dict[str, object]) -> None:
+    evaluations = Path("results/evaluations")
+    json_utils.write_object(evaluations / "report.json", example.report.model_dump(mode="json"))
+    json_utils.write_lines(evaluations / "predictions.jsonl", [row.model_dump() for row in example.predictions])
+    json_utils.write_object(Path("results/fine_tuned_model_location.json"), fine_tuned(example).model_dump(mode="json"))
+    json_utils.write_object(Path("results/deployment/deployment_info.json"), told)
+    json_utils.write_object(Path("results/deployment/model_comparison.json"), compared)
+    json_utils.write_text(report_script.LOSSES, "epoch,train_loss,validation_loss\n1,0.9,1.1\n2,0.5,0.8\n")
+
+
+def promoted(client: MlflowClient, tmp_path: Path) -> str:
+    """A store and results/ after model 2 took over from model 1; the id of the deployment run."""
+    first, second = (log(client, evaluated(number), tmp_path) for number in (1, 2))
+    written = MlflowLedger(client, NAME, EXPERIMENT)
+    for slot in ledger(first, second).slots:
+        assert written.claim(slot)
+    told, compared = decided(second, ledger(first), [first])
+    home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
+    run_id = str(client.create_run(home.experiment_id, tags={mlflow_utils.KIND: "deployment"}).info.run_id)
+    write_results(second, {**told, "deployment_run": run_id}, compared)
+    return run_id
+
+
+def report(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["report_script.py", *flags])
+    return report_script.main()
+
+
+def test_an_evaluation_that_is_missing_is_named_with_the_remedy(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput, match=r"results/evaluations/report\.json: missing; run `dvc repro`"):
+        report(monkeypatch)
+
+
+def test_an_unreachable_server_costs_the_history_and_not_the_report(
+    mlflow_params: MlflowParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    Path("params.yaml").write_bytes(CONFIG.read_bytes())
+    second = evaluated(2)
+    write_results(second, *decided(second, ledger(evaluated(1)), [evaluated(1)]))
+    assert report(monkeypatch) == 0
+    html = PAGE.read_text(encoding="utf-8")
+    assert "History not available: MLflow at http://127.0.0.1:9" in html
+    assert "Promoted to champion" in html
+
+
+def test_a_failed_deployment_has_a_page_that_stays_out_of_mlflow(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = promoted(client, tmp_path)
+    failure = {"result": "undecided", "code": 4, "reason": "the server did not answer"}
+    json_utils.write_object(Path("results/deployment/deployment_info.json"), failure)
+    assert report(monkeypatch, "--output", "page.html") == 0
+    assert "exit code 4: the server did not answer" in Path("page.html").read_text(encoding="utf-8")
+    assert not PAGE.exists()
+    assert not client.list_artifacts(run_id)
+
+
+def test_the_page_tells_of_the_promotion_and_is_kept_with_its_run(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = promoted(client, tmp_path)
+    assert report(monkeypatch) == 0
+    html = PAGE.read_bytes()
+    assert capsys.readouterr().out == f"report: {PAGE} ({len(html):,} bytes)\n"
+    for text in (b"The challenger is now version 2", b"2 evaluations under this score contract",
+                 b"what the previous champion, version 1, answered", b">v1<", b">v2<"):
+        assert text in html, text
+    assert Path(client.download_artifacts(run_id, "report/index.html")).read_bytes() == html
+
+
+def test_a_second_report_leaves_the_same_bytes_and_neither_needs_torch(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(client, tmp_path)
+    report(monkeypatch)
+    html = PAGE.read_bytes()
+    PAGE.unlink()
+    code = ("import json, sys\nfrom scripts import report_script\nsys.argv = ['report_script.py']\n"
+            "assert report_script.main() == 0\nprint(json.dumps([m for m in ('torch', 'transformers') "
+            "if m in sys.modules]))")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(CONFIG.parent)})
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert PAGE.read_bytes() == html
+
+
+def test_the_latest_evaluations_are_the_last_ones_oldest_first(client: MlflowClient, tmp_path: Path) -> None:
+    runs = [log(client, evaluated(number), tmp_path).report for number in (3, 1, 2)]
+    reader = LatestEvaluations(client, experiment=EXPERIMENT, model_name=NAME, contract=runs[0].contract_digest)
+    found, older = reader.read_latest(2)
+    assert [run.run_id for run in found] == [report.run_id for report in runs[1:]]
+    assert older
+    assert reader.read_latest(3)[1] is False
+    other = LatestEvaluations(client, experiment=EXPERIMENT, model_name=NAME, contract=canonical_json("other"))
+    assert other.read_latest(2) == ([], False)
