@@ -1,0 +1,152 @@
+"""dvc.yaml declares what its stages read: a changed module or parameter runs the stage again, and so does no other."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from tests.architecture_rules import closure, undeclared_params, undeclared_sources
+
+ROOT = Path(__file__).parents[1]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES: dict[str, dict[str, Any]] = DVC["stages"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A repository of one stage, whose script reaches src/far.py through scripts and utils; it breaks no rule."""
+    files = {
+        "scripts/one_script.py": "def main():\n    from scripts import wiring\n    print(params.data.path)\n",
+        "scripts/wiring.py": "from utils.near import x\n",
+        "utils/near.py": "from src.far import y\n",
+        "src/far.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from src import unused\n",
+        "src/unused.py": "", "src/__init__.py": "",
+        "params.yaml": "profile: a\ndata: {path: x}\nmodel: {name: y}\nprofiles: {big: {data: {path: z}}}\n",
+        "dvc.yaml": yaml.safe_dump({"stages": {"one": {
+            "cmd": "python scripts/one_script.py", "deps": ["scripts/one_script.py", "src/far.py"],
+            "params": ["profile", "data", "profiles.big.data"],
+        }}}),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def edit(root: Path, old: str, new: str, file: str = "dvc.yaml") -> None:
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new))
+
+
+def test_a_module_that_is_reached_and_not_declared_is_found(small: Path) -> None:
+    edit(small, "    - src/far.py\n", "")
+    assert undeclared_sources(small) == ["one: deps lack src/far.py"]
+
+
+def test_an_undeclared_script_is_found(small: Path) -> None:
+    edit(small, "    - scripts/one_script.py\n", "")
+    assert undeclared_sources(small) == ["one: deps lack scripts/one_script.py"]
+
+
+def test_a_declared_module_that_is_gone_is_found(small: Path) -> None:
+    edit(small, "- src/far.py", "- src/far.py\n    - src/gone.py")
+    assert undeclared_sources(small) == ["one: src/gone.py does not exist"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("    - profile\n", "", "one: params lack profile"), ("    - data\n", "    - model\n", "one: params lack data"),
+     ("    - profiles.big.data\n", "", "one: params lack profiles.big.data"),
+     ("    - data\n", "    - data\n    - dta\n", "one: params.yaml has no dta")],
+)
+def test_a_parameter_that_is_missing_or_unknown_is_found(old: str, new: str, said: str, small: Path) -> None:
+    edit(small, old, new)
+    assert said in undeclared_params(small)
+
+
+def test_what_is_declared_in_full_is_not_found(small: Path) -> None:
+    assert undeclared_sources(small) == undeclared_params(small) == []
+    edit(small, "- src/far.py", "- src")
+    assert undeclared_sources(small) == []
+
+
+def test_the_closure_follows_imports_inside_functions_and_not_those_for_types(small: Path) -> None:
+    assert closure(small, small / "scripts/one_script.py") == {
+        "scripts/one_script.py", "scripts/wiring.py", "utils/near.py", "src/far.py"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_real_file_without_any_one_of_its_modules_fails(stage: str, tmp_path: Path) -> None:
+    for name in ("src", "utils", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    declared = [dep for dep in STAGES[stage]["deps"] if dep.startswith("src/") and dep.endswith(".py")]
+    assert declared
+    for module in declared:
+        deps = [dep for dep in STAGES[stage]["deps"] if dep != module]
+        (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {stage: {**STAGES[stage], "deps": deps}}}))
+        assert f"{stage}: deps lack {module}" in undeclared_sources(tmp_path)
+
+
+def test_every_stage_declares_its_sources() -> None:
+    assert undeclared_sources(ROOT) == []
+
+
+def test_every_stage_declares_its_parameters() -> None:
+    assert undeclared_params(ROOT) == []
+
+
+def test_the_stages_are_the_documented_ones_in_their_order() -> None:
+    assert list(STAGES)[:5] == ["data_preprocessing", "base_model", "fine_tuning", "evaluation", "deployment"]
+
+
+def test_the_deployment_runs_each_time_and_is_never_restored_from_a_cache() -> None:
+    stage = STAGES["deployment"]
+    assert stage["always_changed"] is True
+    for out in stage["outs"]:
+        assert isinstance(out, dict), out
+        assert all(options["cache"] is False and options["persist"] is True for options in out.values())
+
+
+def test_the_deployment_command_is_the_documented_one() -> None:
+    assert " ".join(STAGES["deployment"]["cmd"].split()) == (
+        "python scripts/deployment_script.py --evaluation-results results/evaluations/metrics.json "
+        "--model-artifact-path results/fine_tuned_model_location.json --config params.yaml "
+        "--output-dir results/deployment --min-improvement-threshold ${deployment.min_improvement_threshold} "
+        "--hf-model-id ${deployment.huggingface.model_id}")
+
+
+def test_paths_agree_with_the_constants_of_the_records() -> None:
+    command = STAGES["deployment"]["cmd"]
+    for path in (CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR):
+        assert f" {path}" in command
+
+
+def test_every_interpolated_parameter_exists() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key in re.findall(r"\$\{([^}]+)\}", (ROOT / "dvc.yaml").read_text()):
+        section = params
+        for name in key.split("."):
+            section = section[name]
+
+
+def test_no_number_of_params_is_written_a_second_time() -> None:
+    commands = " ".join(stage["cmd"] for stage in STAGES.values())
+    assert re.findall(r"\b\d+(\.\d+)?\b", commands) == []
+
+
+def test_what_one_stage_reads_another_writes() -> None:
+    written = {_path(out) for stage in STAGES.values() for out in [*stage.get("outs", []), *stage.get("metrics", [])]}
+    for name, stage in STAGES.items():
+        for dep in stage["deps"]:
+            if dep.startswith("results/"):
+                assert any(dep == path or dep.startswith(f"{path}/") or path.startswith(f"{dep}/")
+                           for path in written), f"{name}: nothing writes {dep}"
+
+
+def _path(out: str | dict[str, Any]) -> str:
+    return out if isinstance(out, str) else next(iter(out))
