@@ -1,0 +1,166 @@
+"""What history_script.py works with: the history of the configured model, and the store that it is in."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import InvalidOperation
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from scripts.evidence import gain_evidence, logged_predictions
+from src import backtest, explanation, history_view, replay
+from src.errors import IntegrityError, InvalidParams, Refused
+from src.evidence import GainEvidence
+from src.history_view import Evaluation
+from src.ledger import LedgerView
+from src.metrics import RowStatistics, corpus_scores
+from src.model_selection import Policy, Question, ScoredRun, bars, challengers_since_head, decide
+from src.predictions import Prediction
+from src.records import EvaluationReport, Metrics, digest_of
+from utils import environment, mlflow_utils, yaml_utils
+from utils.history_runs import HistoryRuns
+from utils.mlflow_history import HistoryReader
+from utils.mlflow_ledger import MlflowLedger
+from utils.mlflow_utils import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
+
+_SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
+
+
+class History:
+    """The evaluations of the model in a params.yaml."""
+
+    def __init__(self, config: Path) -> None:
+        self._params = yaml_utils.load_params(config)
+        self._name = self._params.deployment.model_registry_name
+        self._policy = backtest.policy_of(self._params.deployment)
+        self._client = mlflow_utils.connect(self._params.mlflow)
+        experiment = self._params.mlflow.experiment_name
+        self._runs = HistoryRuns(self._client, experiment=experiment, model_name=self._name)
+        self._reader = HistoryReader(self._client, experiment=experiment, model_name=self._name, contract=None)
+        self._ledger = MlflowLedger(self._client, self._name, experiment)
+
+    def listing(self, form: str, limit: int | None) -> str:
+        """The ranking as `table`, `json` or `csv`, of each contract the first `limit` rows."""
+        view, evaluations = self._ledger.view(), self._evaluations()
+        promotions = {slot.key: f"promote ({slot.kind})" for slot in view.slots if slot.kind in ("promote", "force")}
+        groups = history_view.groups(evaluations, view, self._policy, promotions | self._runs.decisions(),
+                                     datetime.now(UTC))
+        shown = [(group, group.rows[:limit]) for group in groups]
+        if form == "csv":
+            return history_view.csv_text(row for _, rows in shown for row in rows).rstrip("\n")
+        blocking = history_view.in_the_way(evaluations, view, self._policy)
+        if form == "json":
+            contracts = [history_view.as_json(group, rows, self._policy) for group, rows in shown]
+            return _json({"model": self._name, "champion_version": view.head.version if view.head else None,
+                          "in_the_way": blocking, "contracts": contracts})
+        lines = [line for group, rows in shown for line in self._section(group, rows, view)]
+        lines += [f"in the way: {blocking}"] if blocking else []
+        return "\n".join(lines).rstrip("\n") or f"{self._name}: no evaluations"
+
+    def exclude(self, run_id: str, reason: str) -> str:
+        """Take an evaluation out of every later comparison; says what was done.
+
+        Raises InvalidParams for a run that is no evaluation of this model, Refused for one of a promoted model: that
+        is a rollback's to do, on record in the ledger.
+        """
+        run = self._runs.find(run_id, "evaluation")
+        if note := run.data.tags.get(EXCLUDED):
+            return f"run {run_id} is excluded already: {history_view.exclusion_words(note)}"
+        digest = run.data.tags.get(MODEL_DIGEST)
+        slot = next((s for s in reversed(self._ledger.view().slots) if s.model_digest == digest), None)
+        if slot and digest in self._ledger.view().promoted_digests:
+            raise Refused(f"run {run_id}: scored version {slot.version}, which was promoted; evaluate it again (the "
+                          f"latest counts), or `python scripts/rollback_script.py --block {slot.version}`")
+        note = history_view.exclusion(reason, environment.actor(), datetime.now(UTC))
+        self._runs.exclude(run, note)
+        return f"run {run_id} is excluded from every later comparison: {history_view.exclusion_words(note)}"
+
+    def explain(self, run_id: str) -> tuple[list[str], list[str]]:
+        """A decision in plain words, and where taking it again gives another result."""
+        run = self._runs.find(run_id, "deployment", "evaluation")
+        if run.data.tags[KIND] == "evaluation":
+            key = digest_of([run.data.tags.get(MODEL_DIGEST), run.data.tags.get(CONTRACT)])
+            deployment = self._runs.deployment_of(key)
+            if deployment is None:
+                raise InvalidParams(f"run {run_id}: nothing was decided about it yet; run "
+                                    f"`python scripts/history_script.py --promote {run_id}`")
+            run = deployment
+        recorded = self._runs.evidence(run)
+        question, report, challengers = _loaded(recorded, run.info.run_id)
+        found = self._seen_today(question)
+        again = replay.dump(found, decide(found), report, challengers_since_head(found))
+        differing = explanation.differences(recorded, json.loads(json.dumps(again)))
+        words = explanation.words(question, decide(question), challengers)
+        return [f"deployment run {run.info.run_id}", *words], differing
+
+    def backtest(self, settings: Sequence[str], form: str) -> str:
+        """The history decided under today's policy and under the changed one, from an empty ledger on."""
+        policies = [self._policy, backtest.policy_of(backtest.changed(self._params.deployment, settings))]
+        answers = lru_cache(maxsize=8)(lambda run_id: logged_predictions(self._client, run_id))
+
+        def evidence(ours: ScoredRun, theirs: ScoredRun, policy: Policy, challengers: int) -> GainEvidence | None:
+            given, before = answers(ours.run_id), answers(theirs.run_id)
+            if given is None or before is None:
+                return None
+            return gain_evidence(given, before, policy=policy, contract=ours.contract, params=self._params.deployment,
+                                 challengers=challengers)
+
+        by_contract: dict[str, list[ScoredRun]] = {}
+        for run in sorted((e.run for e in self._evaluations() if e.excluded is None), key=lambda r: -r.finished_at):
+            by_contract.setdefault(run.contract, []).append(run)
+        steps = {contract: [backtest.backtest(runs, policy, evidence) for policy in policies]
+                 for contract, runs in by_contract.items()}
+        if form == "json":
+            return _json([{"contract": contract, "recorded": [step.as_json() for step in before],
+                           "other": [step.as_json() for step in after]} for contract, (before, after) in steps.items()])
+        found = (backtest.comparison(contract, policies, both) for contract, both in steps.items())
+        return "\n".join(line for lines in found for line in lines) or f"{self._name}: no evaluations"
+
+    def _evaluations(self) -> list[Evaluation]:
+        return [Evaluation(run, note) for run, note in self._reader.evaluations()]
+
+    def _section(self, group: history_view.Group, rows: Sequence[history_view.Row], view: LedgerView) -> list[str]:
+        more = len(group.rows) - len(rows)
+        return [*history_view.header(self._name, group, view, self._policy), *history_view.table(rows),
+                *([f"... and {more} more"] if more else []), ""]
+
+    def _seen_today(self, question: Question) -> Question:
+        """The question with scores, interval and ledger as the store gives them now."""
+        baseline, recorded = bars(question).best_promoted, question.evidence
+        ids = [question.challenger.run_id, *([baseline.run_id] if baseline else [])]
+        answers = {name: logged_predictions(self._client, name) for name in ids}
+        evidence = None
+        ours, theirs = answers[ids[0]], answers[ids[-1]]
+        if recorded and baseline and ours is not None and theirs is not None:
+            taken = {"confidence": recorded.confidence, "resamples": recorded.resamples}
+            evidence = gain_evidence(ours, theirs, policy=question.policy, contract=question.challenger.contract,
+                                     params=self._params.deployment.model_copy(update=taken), challengers=1)
+        slots = self._ledger.view().slots[: len(question.ledger.slots)]
+        return replace(question, ledger=LedgerView(slots), evidence=evidence,
+                       challenger=_scored_again(question.challenger, answers),
+                       history=[_scored_again(run, answers) for run in question.history])
+
+
+def _scored_again(run: ScoredRun, answers: Mapping[str, list[Prediction] | None]) -> ScoredRun:
+    given = answers.get(run.run_id)
+    if given is None:
+        return run
+    found = corpus_scores(RowStatistics.from_rows([row.stats for row in given]))
+    known = run.metrics.as_dict()
+    return replace(run, metrics=Metrics(**{n: known[n] if abs(v - known[n]) <= _SAME else v for n, v in found.items()}))
+
+
+def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, EvaluationReport, int]:
+    where = Path(f"run {run_id}: evidence.json")
+    try:
+        return (replay.load(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where),
+                int(recorded["challengers"]))
+    except (KeyError, TypeError, ValueError, InvalidOperation) as error:
+        raise IntegrityError(f"{where}: cannot be read as evidence ({error!r:.200}), so it was altered; restore it "
+                             "from the artifact store's backup") from error
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, allow_nan=False)

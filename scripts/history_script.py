@@ -1,0 +1,86 @@
+"""List the scored runs of the model; take one out, bring one through the gate, explain a decision, try a policy."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.records import CONFIG
+from utils import process
+
+if TYPE_CHECKING:
+    from scripts.histories import History
+
+PARSER = process.Arguments(description=__doc__, epilog="See docs/history.md; exit codes: docs/exit-codes.md")
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+ACTION = PARSER.add_mutually_exclusive_group()
+ACTION.add_argument("--exclude", metavar="RUN", help="an evaluation that is never again to be a bar; needs --reason")
+ACTION.add_argument("--promote", metavar="RUN", help="an evaluation whose model goes through the gate again")
+ACTION.add_argument("--explain", metavar="RUN", help="a deployment, or the latest one of an evaluation")
+ACTION.add_argument("--backtest", action="store_true", help="decide the history again under the --set policy")
+PARSER.add_argument("--set", action="append", metavar="KEY=VALUE", dest="settings",
+                    help="threshold=0.01, weights.bleu4=0.5 or significance=require; may be given again")
+PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded")
+FORM = PARSER.add_mutually_exclusive_group()
+FORM.add_argument("--json", action="store_const", const="json", dest="form")
+FORM.add_argument("--csv", action="store_const", const="csv", dest="form")
+PARSER.add_argument("--limit", type=int, metavar="N", help="list at most N runs of each contract")
+
+
+def main() -> int:
+    """Do what the flags ask; returns the exit code."""
+    flags = PARSER.parse_args()
+    _check(flags)
+    config = flags.config or CONFIG
+    if flags.promote:
+        from scripts.restoring import promote
+
+        return promote(config, flags.promote, flags.reason)
+
+    from scripts.histories import History
+
+    history = History(config)
+    if flags.exclude:
+        process.say(history.exclude(flags.exclude, flags.reason))
+    elif flags.backtest:
+        process.say(history.backtest(flags.settings, flags.form or "table"))
+    elif flags.explain:
+        _explain(history, flags.explain)
+    else:
+        process.say(history.listing(flags.form or "table", flags.limit))
+    return 0
+
+
+def _check(flags: Namespace) -> None:
+    """Refuse flags that do not go together."""
+    from utils.environment import clean_reason
+
+    listing = not (flags.exclude or flags.promote or flags.explain or flags.backtest)
+    flags.reason = None if flags.reason is None else clean_reason(flags.reason)
+    problems = {
+        "--backtest: needs --set, and --set needs --backtest": flags.backtest != bool(flags.settings),
+        f"--{flags.form}: is for the list, and --json for a backtest too":
+            flags.form and not listing and not (flags.backtest and flags.form == "json"),
+        f"--limit {flags.limit}: is for the list, and at least 1":
+            flags.limit is not None and (flags.limit < 1 or not listing),
+        "--exclude: needs --reason TEXT, which is recorded with the run": flags.exclude and not flags.reason,
+        "--reason: goes with --exclude or --promote":
+            flags.reason is not None and not (flags.exclude or flags.promote),
+    }
+    for problem, found in problems.items():
+        if found:
+            PARSER.error(problem)
+
+
+def _explain(history: "History", run_id: str) -> None:
+    from src.errors import IntegrityError
+
+    words, differing = history.explain(run_id)
+    same = "differs" if differing else "the same result, bit for bit"
+    process.say("\n".join([*words, f"  {'replay':14}  {same}", *(f"    {line}" for line in differing)]))
+    if differing:
+        raise IntegrityError(f"run {run_id}: the replay differs from the record in {len(differing)} places, first "
+                             f"{differing[0]}; something was changed in the store since")
+
+
+if __name__ == "__main__":
+    process.run(main)

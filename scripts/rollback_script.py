@@ -1,0 +1,94 @@
+"""Make the previous champion, or another older one, the champion again, and block what was promoted after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.records import CONFIG
+from utils import process
+
+if TYPE_CHECKING:
+    from scripts.standing import Standing
+    from src.ledger import LedgerView, Slot
+
+PARSER = process.Arguments(description=__doc__, epilog="Nothing is deleted. Exit codes: docs/exit-codes.md")
+PARSER.add_argument("--to", type=int, metavar="VERSION", help="default the last model before the champion that is not "
+                    "blocked; it is unblocked")
+PARSER.add_argument("--block", type=int, metavar="VERSION", help="block this version; alone, and with another "
+                    "champion, that is all that happens")
+PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded in the ledger")
+PARSER.add_argument("--dry-run", action="store_true", help="say what would happen, and change nothing")
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+PARSER.add_argument("--skip-hf-push", action="store_true", help="leave the Hub alone")
+
+
+def main() -> int:
+    """Roll back or block; returns the exit code."""
+    flags = PARSER.parse_args()
+
+    from scripts.standing import origin, standing
+    from src.appending import agree, append
+    from src.rollback import default_target, rollback
+    from utils.journal import Journal
+
+    stands, by = standing(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
+    before, to, only_finish = stands.ledger.view(), flags.to, False
+    if to is None and flags.block is None:
+        # Asked for once, a rollback that was cut short must not become two when it is run again.
+        only_finish = before.head is not None and before.head.kind == "rollback" and not agree(stands.services)
+        to = None if only_finish else default_target(before).version
+
+    def wanted(view: LedgerView) -> Slot | None:
+        slot = None if only_finish else rollback(view, by, to=to, block=flags.block)
+        if slot is not None:
+            _check_there(stands, slot)
+        return slot
+
+    if flags.dry_run:
+        after, slot = before, wanted(before)
+    else:
+        after, slot = append(stands.services, Journal("rollback").note, wanted)
+        stands.record(after, slot, "rolled_back")
+    process.say(_summary(stands, before, after, slot, flags.dry_run))
+    result = "already" if slot is None else "rolled_back" if slot.version != _version(before) else "blocked"
+    process.promote_line(result, 0, "finished" if only_finish else "rollback")
+    return 0
+
+
+def _check_there(stands: Standing, slot: Slot) -> None:
+    from src.errors import Refused
+
+    keys = stands.registry.keys()
+    if keys is not None and keys.get(slot.version) != slot.key:
+        raise Refused(f"version {slot.version}: the registry does not hold it any more; give another one with --to, "
+                      "or restore MLflow's database")
+
+
+def _summary(stands: Standing, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:
+    from src.drift import versions
+    from src.ledger import LedgerView
+
+    if slot and dry_run:
+        after = LedgerView((*before.slots, slot))
+    head, blocked = after.head, sorted(after.blocked_versions)
+    was = "was already" if slot is None else f"instead of version {_version(before)}"
+    if head is None:
+        return "no champion"
+    hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "left alone: promoted without the Hub"
+    lines = [
+        f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {stands.model_name} version {head.version}, {was}.",
+        f"  previous    {versions([after.previous.version if after.previous else None])}",
+        f"  blocked     {versions(blocked)}",
+        f"  Hub         {hub if stands.repository else 'not pushed'}",
+        f"  ledger      slot {head.number}, {head.kind}: {head.reason} ({head.actor})",
+    ]
+    return "\n".join(lines)
+
+
+def _version(view: LedgerView) -> int | None:
+    return view.head.version if view.head else None
+
+
+if __name__ == "__main__":
+    process.run(main, announce=process.promote_line)

@@ -1,0 +1,94 @@
+"""What the rollback and status commands work with: ledger, registry and Hub as params.yaml names them."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from scripts.wiring import registry_of
+from src import rollback
+from src.drift import HubSeen, Seen
+from src.ledger import LedgerView, Slot
+from src.params import Params
+from src.ports import Holders
+from src.promotion import Services
+from src.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
+from utils import environment, git_utils, hub_identity, json_utils, mlflow_utils, results, yaml_utils
+from utils.hub_port import HubPort
+from utils.hub_publisher import HubRepository
+from utils.hub_reader import Patience
+from utils.mlflow_ledger import MlflowLedger
+from utils.mlflow_registry import MlflowRegistry
+from utils.no_registry import NoRegistry
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One model with all that keeps it; repository is None where nothing is pushed."""
+
+    params: Params
+    client: MlflowClient
+    ledger: MlflowLedger
+    registry: MlflowRegistry | NoRegistry
+    repository: HubRepository | None
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name, which the ledger has too."""
+        return self.params.deployment.model_registry_name
+
+    @property
+    def services(self) -> Services:
+        """What src.appending works on."""
+        hub = HubPort(self.repository, RELEASE_DIR) if self.repository else None
+        return Services(ledger=self.ledger, registry=self.registry, hub=hub)
+
+    def seen(self, view: LedgerView) -> Seen:
+        """All that stands outside, to be compared with the ledger."""
+        holders = self.registry.holders()
+        nobody = Holders(champion=None, previous=None, production=frozenset())
+        expected = self.registry.expected(view.head, view.previous) if view.head else nobody
+        return Seen(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
+                    hub=self._hub_seen(view), info=results.last_info(OUTPUT_DIR))
+
+    def record(self, view: LedgerView, slot: Slot | None, result: str) -> None:
+        """Tell deployment_info.json who the champion is now; a tree without results/deployment is left alone."""
+        facts = rollback.info(view, slot, model_name=self.model_name, registry=self.params.deployment.registry,
+                              result=result)
+        if results.last_info(OUTPUT_DIR).get("champion", facts["champion"]) != facts["champion"]:
+            json_utils.write_object(OUTPUT_DIR / results.INFO, facts)
+
+    def _hub_seen(self, view: LedgerView) -> HubSeen | None:
+        if self.repository is None:
+            return None
+        holds = view.head is None and self.repository.holds_release()
+        return HubSeen(self.repository.repo_id, self.repository.state(), holds_release=holds,
+                       mirror=self.repository.mirrored())
+
+
+def standing(config: Path | None, *, skip_hf_push: bool) -> Standing:
+    """The model of a params.yaml. Raises InvalidParams, and Undecided where MLflow is not to be had."""
+    params = yaml_utils.load_params(config or CONFIG)
+    hugging, name = params.deployment.huggingface, params.deployment.model_registry_name
+    repository = None
+    if environment.will_push(params.deployment, skip_hf_push=skip_hf_push):
+        repository = HubRepository(repo_id=hugging.model_id, token=hub_identity.token(), private=hugging.private,
+                                   patience=Patience.within(hugging.deadline_seconds))
+    client = mlflow_utils.connect(params.mlflow)
+    ledger = MlflowLedger(client, name, params.mlflow.experiment_name)
+    registry = registry_of(params, client, ledger, save=_nothing, run_id=str, tags=dict)
+    return Standing(params, client, ledger, registry, repository)
+
+
+def _nothing(_folder: Path) -> None:
+    raise AssertionError("nothing is registered here")
+
+
+def origin(reason: str | None, otherwise: str) -> rollback.Origin:
+    """Who asks, and why; `otherwise` stands for a reason that was not given."""
+    return rollback.Origin(
+        actor=environment.actor(), reason=environment.clean_reason(reason) or otherwise,
+        git_commit=git_utils.identity().commit, ci_url=environment.ci_url(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,173 @@
+"""The history decided again under another policy, from an empty ledger on. Pure."""
+
+import bisect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from src.errors import InvalidParams
+from src.evidence import GainEvidence
+from src.ledger import LedgerView, Slot
+from src.model_selection import Decision, Policy, Question, Reason, ScoredRun, Verdict, bars, decide
+from src.params import METRICS, DeploymentParams, validate
+from src.records import digest_of
+
+Evidence = Callable[[ScoredRun, ScoredRun, Policy, int], GainEvidence | None]
+"""The paired bootstrap of a challenger against a baseline, as the k-th challenger since the last promotion."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a policy makes of one evaluation at its time; gain is over the best promoted."""
+
+    run_id: str
+    finished: str
+    score: Decimal
+    gain: Decimal | None
+    decision: str
+    reason: str
+
+    @property
+    def promotes(self) -> bool:
+        """Whether the model became champion."""
+        return self.decision == Verdict.PROMOTE.value
+
+    def as_json(self) -> dict[str, Any]:
+        """The step with numbers for scores."""
+        return asdict(self) | {"score": float(self.score), "gain": None if self.gain is None else float(self.gain)}
+
+
+def changed(params: DeploymentParams, settings: Sequence[str]) -> DeploymentParams:
+    """params with settings like `weights.bleu4=0.5`, `threshold=0.01` or `significance=require` laid over them.
+
+    Raises InvalidParams for any other, and for weights that do not sum to 1: they are never scaled on the quiet.
+    """
+    values: dict[str, Any] = params.model_dump()
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        metric = name.removeprefix("weights.")
+        if name == "significance":
+            values[name] = text
+        elif name == "threshold":
+            values["min_improvement_threshold"] = _number(setting, text)
+        elif name != metric and metric in METRICS:
+            values["weighted_scoring"]["weights"][metric] = _number(setting, text)
+        else:
+            raise InvalidParams(f"--set {setting}: unknown; set threshold, significance or weights.<metric> "
+                                f"({', '.join(METRICS)})")
+    return validate(DeploymentParams, values, where="--set")
+
+
+def policy_of(params: DeploymentParams) -> Policy:
+    """The policy that params state."""
+    return Policy(params.weighted_scoring.weights, Decimal(repr(params.min_improvement_threshold)),
+                  require_significance=params.significance == "require")
+
+
+def backtest(runs: Iterable[ScoredRun], policy: Policy, evidence: Evidence) -> list[Step]:
+    """The decisions that a policy takes over evaluations of one contract, in their order of finishing.
+
+    Guards, force and rollbacks are left out. evidence is asked for only where significance is required.
+    """
+    replayed = _Replay(policy, evidence)
+    return [replayed.step(run) for run in sorted(runs, key=lambda run: (run.finished_at, run.run_id))]
+
+
+class _Replay:
+    """Ledger and history as they grow. Of the history the runs that can be a bar are at hand, so a step is cheap."""
+
+    def __init__(self, policy: Policy, evidence: Evidence) -> None:
+        self._policy = policy
+        self._evidence = evidence
+        self._ledger = LedgerView(())
+        self._promoted: set[str] = set()
+        self._latest: dict[str, ScoredRun] = {}
+        self._ranked: list[tuple[Decimal, int, str, str]] = []  # score, age, run, model: the best stands last
+        self._since_head: set[str] = set()
+
+    def step(self, run: ScoredRun) -> Step:
+        """Decide about one evaluation, and take it into the history."""
+        decision = self._decide(run)
+        self._take_in(run)
+        if decision.verdict is Verdict.PROMOTE:
+            self._promote(run, decision.score)
+        return Step(run.run_id, _iso(run.finished_at), decision.score, decision.gain, decision.verdict.value,
+                    decision.reason.value)
+
+    def _decide(self, run: ScoredRun) -> Decision:
+        # Two suffice: one of them may be the challenger's own model.
+        digests = {entry[3] for entry in self._ranked[-2:]} | self._promoted
+        question = Question(
+            challenger=run, history=[self._latest[digest] for digest in sorted(digests)], history_complete=False,
+            ledger=self._ledger, policy=replace(self._policy, require_significance=False), force=False,
+            may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
+        decision, baseline = decide(question), bars(question).best_promoted
+        if decision.reason is not Reason.IMPROVED or not self._policy.require_significance or baseline is None:
+            return decision
+        challengers = 1 + len(self._since_head - {run.model_digest})
+        found = self._evidence(run, baseline, self._policy, challengers)
+        return decide(replace(question, policy=self._policy, evidence=found))
+
+    def _take_in(self, run: ScoredRun) -> None:
+        if before := self._latest.get(run.model_digest):
+            del self._ranked[bisect.bisect_left(self._ranked, self._entry(before))]
+        bisect.insort(self._ranked, self._entry(run))
+        self._latest[run.model_digest] = run
+        if run.model_digest not in self._promoted:
+            self._since_head.add(run.model_digest)
+
+    def _entry(self, run: ScoredRun) -> tuple[Decimal, int, str, str]:
+        return self._policy.score(run), -run.finished_at, run.run_id, run.model_digest
+
+    def _promote(self, run: ScoredRun, score: Decimal) -> None:
+        view = self._ledger
+        slot = Slot(
+            number=view.next_number, kind="promote", key=digest_of([run.model_digest, run.contract]),
+            model_digest=run.model_digest, version=view.next_number, score=str(score), metrics=run.metrics,
+            contract=run.contract, evaluation_run=run.run_id, hub=None, blocks=[], unblocks=[],
+            previous_sha256=view.head_sha256, actor="backtest", reason="backtest", git_commit="none", ci_url=None,
+            time=_iso(run.finished_at))
+        self._ledger = LedgerView((*view.slots, slot))
+        self._promoted.add(run.model_digest)
+        self._since_head.clear()
+
+
+def comparison(contract: str, policies: Sequence[Policy], steps: Sequence[Sequence[Step]]) -> list[str]:
+    """Both policies and what they come to under one contract, and the evaluations that only one of them promotes."""
+    recorded, other = steps
+    differ = [pair for pair in zip(recorded, other, strict=True) if pair[0].promotes != pair[1].promotes]
+    lines = [f"{len(recorded)} evaluations under contract {contract[:12]}, decided again from an empty ledger on",
+             _totals("as it is", policies[0], recorded), _totals("as set", policies[1], other),
+             f"{len(differ)} promotions differ"]
+    cells = [("  finished", "run", "as it is", "", "gain", "as set", "", "gain")]
+    cells += [(f"  {one.finished}", one.run_id, *_cells(one), *_cells(two)) for one, two in differ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return [*lines, *(table if differ else [])]
+
+
+def _totals(name: str, policy: Policy, steps: Sequence[Step]) -> str:
+    promoted = [step for step in steps if step.promotes]
+    champion = f"run {promoted[-1].run_id} ({promoted[-1].score:.6f})" if promoted else "none"
+    weights = ", ".join(f"{weight:g} {metric}" for metric, weight in policy.weights.items())
+    required = "required" if policy.require_significance else "reported"
+    return (f"  {name:8}  {weights}; threshold {policy.threshold}; significance {required}: "
+            f"{len(promoted)} promotions, champion {champion}")
+
+
+def _cells(step: Step) -> tuple[str, str, str]:
+    gain = "" if step.gain is None else f"{step.gain:+.6f}"
+    return f"{step.score:.6f}", f"{step.decision} ({step.reason})", gain
+
+
+def _number(setting: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidParams(f"--set {setting}: {text!r} is not a number") from None
+
+
+def _iso(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

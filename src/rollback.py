@@ -1,0 +1,135 @@
+"""Which slot a rollback, a block or an adoption appends to the ledger, and what it leaves in the records. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from src.errors import InvalidParams, Refused
+from src.ledger import HubRef, Kind, LedgerView, Slot
+
+_PROMOTING = ("promote", "force", "genesis")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who appends a slot, why, and from where; time is UTC in ISO 8601, to the second."""
+
+    actor: str
+    reason: str
+    git_commit: str
+    ci_url: str | None
+    time: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that stands as the champion outside of the ledger: in the registry, or on the Hub alone."""
+
+    version: int
+    key: str
+    model_digest: str
+    score: str | None
+    contract: str | None
+    evaluation_run: str | None
+    hub: HubRef | None
+
+
+def default_target(view: LedgerView) -> Slot:
+    """The latest slot of an unblocked model other than the champion; raises Refused where there is none."""
+    head = _head(view)
+    for slot in reversed(view.slots):
+        if slot.model_digest != head.model_digest and slot.model_digest not in view.blocked_digests:
+            return slot
+    raise Refused(f"version {head.version} is the champion, and before it there is no other model that is not blocked; "
+                  "name a blocked one with --to VERSION to take it back, or promote another")
+
+
+def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | None) -> Slot | None:
+    """The slot that makes version `to` the champion again; None where the ledger says all of it already.
+
+    What was promoted after it is blocked, and so is `block`. Without `to` the head is what is blocked: the default
+    target takes its place; a `block` that is not the head is blocked by a slot that repeats the head. Raises Refused
+    where there is nothing to go back to, InvalidParams for a version that the ledger does not know.
+    """
+    head = _head(view)
+    blocked = slot_of_version(view, block) if block is not None else head
+    if to is not None:
+        target = slot_of_version(view, to)
+    else:
+        target = default_target(view) if blocked.model_digest == head.model_digest else head
+    if block is not None and blocked.model_digest == target.model_digest:
+        raise InvalidParams(f"--block {block}: is the model to go back to (version {target.version}); give another "
+                            "--to, or leave --block out")
+    blocks = {slot.version for slot in _promoted_after(view, target)} if target is not head else set()
+    blocks |= {block} if block is not None else set()
+    blocks -= {slot.version for slot in view.slots if slot.model_digest == target.model_digest}
+    if target.version == head.version and blocks <= view.blocked_versions:
+        return None
+    return _again(view, target, "rollback", origin, blocks)
+
+
+def adoption(view: LedgerView, found: Found, origin: Origin) -> Slot | None:
+    """The slot that takes in what stands outside: genesis in an empty ledger, else force; None if it is the head."""
+    head = view.head
+    if head and head.version == found.version:
+        return None
+    if any(slot.version == found.version for slot in view.slots):
+        return _again(view, slot_of_version(view, found.version), "force", origin, set())
+    return Slot(
+        number=view.next_number, kind="force" if head else "genesis", key=found.key, model_digest=found.model_digest,
+        version=found.version, score=found.score, metrics=None, contract=found.contract,
+        evaluation_run=found.evaluation_run, hub=found.hub, blocks=[], unblocks=[],
+        previous_sha256=view.head_sha256, actor=origin.actor, reason=origin.reason, git_commit=origin.git_commit,
+        ci_url=origin.ci_url, time=origin.time,
+    )
+
+
+def slot_of_version(view: LedgerView, version: int) -> Slot:
+    """The latest slot of a version; raises InvalidParams for one that was never promoted."""
+    for slot in reversed(view.slots):
+        if slot.version == version:
+            return slot
+    known = ", ".join(str(number) for number in sorted({slot.version for slot in view.slots})) or "none"
+    raise InvalidParams(f"version {version}: was never promoted; the ledger knows {known}")
+
+
+def info(view: LedgerView, slot: Slot | None, *, model_name: str, registry: str, result: str) -> dict[str, Any]:
+    """deployment_info.json after a change that no challenger brought; slot is None where a repair changed nothing."""
+    head, previous = view.head, view.previous
+    return {
+        "result": result,
+        "code": 0,
+        "reason": slot.kind if slot else result,
+        "model_name": model_name,
+        "registry": registry,
+        "champion": {"version": head.version, "score": head.score, "key": head.key} if head else None,
+        "previous_version": previous.version if previous else None,
+        "blocked_versions": sorted(view.blocked_versions),
+        "ledger_slot": head.number if head else None,
+        "hub": head.hub.model_dump() if head and head.hub else None,
+        "actor": slot.actor if slot else None,
+        "stated_reason": slot.reason if slot else None,
+    }
+
+
+def _head(view: LedgerView) -> Slot:
+    if view.head is None:
+        raise Refused("nothing was ever promoted, so there is nothing to go back to or to block")
+    return view.head
+
+
+def _promoted_after(view: LedgerView, target: Slot) -> list[Slot]:
+    """What came after the target's own last promotion; a rollback to an older version is no promotion of it."""
+    promoted = [slot for slot in view.slots if slot.kind in _PROMOTING]
+    own = max(slot.number for slot in promoted if slot.version == target.version)
+    return [slot for slot in promoted if slot.number > own]
+
+
+def _again(view: LedgerView, old: Slot, kind: Kind, origin: Origin, blocks: set[int]) -> Slot:
+    """The slot of an older version once more; its release is the last one that it had on the Hub."""
+    released = (slot.hub for slot in reversed(view.slots) if slot.version == old.version and slot.hub)
+    return old.model_copy(update={
+        "number": view.next_number, "kind": kind, "hub": next(released, None), "blocks": sorted(blocks),
+        "unblocks": [old.version] if old.version in view.blocked_versions else [],
+        "previous_sha256": view.head_sha256, "actor": origin.actor, "reason": origin.reason,
+        "git_commit": origin.git_commit, "ci_url": origin.ci_url, "time": origin.time,
+    })

@@ -1,0 +1,123 @@
+"""Challengers without a model behind them, evaluated into a real MLflow store and brought before the whole gate."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from scripts.deployer import Deployer
+from scripts.deployment_script import PARSER
+from scripts.wiring import challenger_setting
+from src.evaluation_record import numbers
+from src.manifest import manifest, tree_digest
+from src.metrics import corpus_scores, row_statistics
+from src.model_selection import Decision, weighted_score
+from src.params import METRICS, Params
+from src.predictions import EvaluationRow, Message, Prediction, score_contract
+from src.promotion import Progress, promote
+from src.records import (
+    OUTPUT_DIR,
+    BaseModelRef,
+    DatasetRef,
+    EvaluationReport,
+    FineTunedModel,
+    LoraSettings,
+    Metrics,
+    ModelIdentity,
+    digest_of,
+)
+from utils import evaluation_run, json_utils, mlflow_utils
+from utils.mlflow_registry import MlflowRegistry
+from utils.results import LogBuffer, check_output_dir
+
+BASE = BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="b" * 64)
+SPLIT = DatasetRef(path="results/data/evaluation.jsonl", sha256="d" * 64, rows=40)
+ANSWER = "Your order {} was sent on day {} and will arrive within three working days at your door ."
+
+
+def write_params(root: Path, source: Path, **deployment: object) -> Path:
+    """params.yaml of the repository with an sqlite store in `root`, and changes to its deployment section."""
+    values = yaml.safe_load(source.read_bytes())
+    values["mlflow"]["tracking_uri"] = f"sqlite:///{root}/mlflow.db"
+    values["deployment"].update(deployment)
+    path = root / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def answers(right: int, rows: int = 40, *, split: str = "") -> list[Prediction]:
+    """`right` of the rows answered word by word, the others a few words short; `split` makes other questions."""
+    references = [ANSWER.format(row, row % 7) for row in range(rows)]
+    texts = [text if row < right else text.replace("within three working", "in") for row, text in enumerate(references)]
+    chats = [[Message(role="user", content=f"{split}Where is order {row}?"), Message(role="assistant", content=text)]
+             for row, text in enumerate(references)]
+    return [
+        Prediction(id=digest_of([m.model_dump() for m in chat])[:16], intent=None, messages=chat[:-1],
+                   reference=reference, prediction=text, new_tokens=9, truncated=False, tokens=[1, 2], stats=stats)
+        for chat, reference, text, stats in zip(chats, references, texts, row_statistics(texts, references).to_rows(),
+                                                strict=True)
+    ]
+
+
+def challenger(params: Params, mark: str, given: list[Prediction], score: float | None = None) -> EvaluationReport:
+    """Write results/ as training and evaluation leave it, and log the evaluation; returns its report.
+
+    mark stands for the weights. With a score, every metric is that; else the metrics follow from the answers.
+    """
+    Path("results/base_model").mkdir(parents=True, exist_ok=True)
+    adapter = Path("results/adapter")
+    shutil.rmtree(adapter, ignore_errors=True)
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_text(mark)
+    sha256 = tree_digest(manifest(adapter))
+    model = FineTunedModel(
+        run_id="f" * 32, tracking_uri=params.mlflow.tracking_uri, adapter_path=str(adapter), adapter_sha256=sha256,
+        base_model=BASE, train=SPLIT, git_commit="none",
+        lora=LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=["q_proj"]))
+    json_utils.write_object(Path("results/fine_tuned_model_location.json"), model.model_dump())
+    identity = ModelIdentity(adapter_sha256=sha256, base_name=BASE.name, base_revision=BASE.revision,
+                             base_sha256=BASE.sha256, dtype="float32", safe_merge=True)
+    return evaluate(params, identity, given, score, Path("results/evaluations"))
+
+
+def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], score: float | None,
+             folder: Path) -> EvaluationReport:
+    """Log one evaluation the way scripts/evaluation_script.py does."""
+    rows = [EvaluationRow(id=row.id, intent=None, messages=[*row.messages, Message(role="assistant",
+            content=row.reference)]) for row in given]
+    contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
+    found = corpus_scores(row_statistics([row.prediction for row in given], [row.reference for row in given]))
+    metrics = Metrics(**(found if score is None else dict.fromkeys(METRICS, score)))
+    weights = params.deployment.weighted_scoring.weights
+    tags = evaluation_run.tags(params.deployment, identity, contract)
+    with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
+        report = EvaluationReport(
+            run_id=run_id, tracking_uri=params.mlflow.tracking_uri, model=identity, model_digest=identity.digest(),
+            contract=contract, contract_digest=contract.digest(), metrics=metrics, weights=weights, rows=len(given),
+            weighted_score=float(weighted_score(metrics.as_dict(), weights)), truncated_rows=0, empty_rows=0,
+            overlap_rows=0, evaluation=SPLIT)
+        json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in given])
+        json_utils.write_object(folder / "report.json", report.model_dump(mode="json"))
+        json_utils.write_object(folder / "metrics.json", numbers(report))
+        client = mlflow_utils.connect(params.mlflow)
+        evaluation_run.log(client, run_id, numbers(report), sorted(folder.iterdir()))
+    return report
+
+
+def deploy(config: Path, *flags: str) -> Decision:
+    """The whole deployment of results/ on the real store; only merging is left out, and a text is registered."""
+    asked = PARSER.parse_args(["--config", str(config), *flags])
+    deployer = Deployer(challenger_setting(asked, check_output_dir(OUTPUT_DIR), LogBuffer()))
+    if asked.dry_run:
+        return deployer.decide(deployer.ledger.view())
+    ports = deployer.ports()
+    registry = MlflowRegistry(deployer._setting.client, deployer._setting.request.model_name, save=_save,
+                              run_id=deployer._run.id, tags=deployer._tags)
+    ported = replace(ports, registry=registry, assemble=lambda _: None)
+    return promote(ported, lambda _: None, Progress()).decided()
+
+
+def _save(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "model.txt").write_text("stands for the weights")

@@ -1,0 +1,85 @@
+"""DagsHub's token becomes MLflow's user and password, where the address is DagsHub's and nowhere else."""
+
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from src.errors import Undecided
+from utils import dagshub_utils
+
+TOKEN = "dagshub-canary-token"
+NAMES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+class DagsHub(http.server.BaseHTTPRequestHandler):
+    """Knows one token, and says whose it is."""
+
+    def do_GET(self) -> None:
+        known = self.headers["Authorization"] == f"Bearer {TOKEN}" and self.path == "/api/v1/user"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"id": 1, "login": "alice", "full_name": "Alice", "username": "alice"}).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def dagshub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")  # so that what is set is undone
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), DagsHub) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("DAGSHUB_CLIENT_HOST", address)
+        monkeypatch.setenv("DAGSHUB_USER_TOKEN", TOKEN)
+        yield address
+        server.shutdown()
+
+
+def credentials() -> list[str]:
+    return [os.environ[name] for name in NAMES]
+
+
+def test_a_token_that_dagshub_does_not_know_is_undecided_and_not_repeated(
+    dagshub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSHUB_USER_TOKEN", "another-secret")
+    with pytest.raises(Undecided, match="DAGSHUB_USER_TOKEN could not be used") as caught:
+        dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    assert "secret" not in str(caught.value)
+    assert credentials() == ["", ""]
+
+
+def test_a_dagshub_that_does_not_answer_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSHUB_CLIENT_HOST", "http://127.0.0.1:9")
+    monkeypatch.setenv("DAGSHUB_USER_TOKEN", TOKEN)
+    with pytest.raises(Undecided, match=r"127\.0\.0\.1:9: .* \(ConnectError\)"):
+        dagshub_utils.log_in("http://127.0.0.1:9/alice/shop.mlflow")
+
+
+def test_the_token_gives_user_and_password(dagshub: str) -> None:
+    dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    assert credentials() == ["alice", TOKEN]
+
+
+@pytest.mark.parametrize("uri", ["http://mlflow.example.com", "sqlite:///mlflow.db", "https://dagshub.com/a/b.mlflow"])
+def test_another_server_never_sees_the_token(dagshub: str, uri: str) -> None:
+    dagshub_utils.log_in(uri)
+    assert credentials() == ["", ""]
+
+
+def test_a_password_that_is_set_wins(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mine")
+    dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    assert credentials() == ["", "mine"]
+
+
+def test_without_a_token_there_is_nothing_to_do(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSHUB_USER_TOKEN", " ")
+    dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    assert credentials() == ["", ""]

@@ -1,0 +1,270 @@
+"""history_script.py over a real store that the gate itself has filled."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from scripts import history_script
+from src.errors import IntegrityError, InvalidInput, InvalidParams, PipelineError, Refused
+from src.model_selection import Reason, Verdict
+from src.params import MlflowParams, Params
+from src.records import EvaluationReport
+from tests import history_store
+from tests.history_store import answers, challenger, deploy
+from utils import mlflow_utils, yaml_utils
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def config(mlflow_params: MlflowParams, tmp_path: Path) -> Path:
+    return history_store.write_params(tmp_path, ROOT / "params.yaml")
+
+
+@pytest.fixture
+def params(config: Path) -> Params:
+    return yaml_utils.load_params(config)
+
+
+@pytest.fixture
+def run(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """What the script prints, given its flags; failures are raised."""
+
+    def called(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["history_script.py", "--config", str(config), *flags])
+        capsys.readouterr()
+        assert history_script.main() == 0
+        return capsys.readouterr().out
+
+    return called
+
+
+def evaluate_and_deploy(config: Path, params: Params, *marks: tuple[str, int]) -> list[EvaluationReport]:
+    """Challengers with so many right answers, each brought before the gate; returns their reports."""
+    reports = []
+    for mark, right in marks:
+        reports.append(challenger(params, mark, answers(right)))
+        deploy(config)
+    return reports
+
+
+def client(params: Params) -> MlflowClient:
+    return mlflow_utils.connect(params.mlflow)
+
+
+def rows(run: Run) -> dict[str, dict[str, str]]:
+    return {row["run_id"]: row for row in csv.DictReader(io.StringIO(run("--csv")))}
+
+
+def evidence_of(params: Params, evaluation: EvaluationReport) -> Path:
+    """The evidence.json of the latest deployment of an evaluation, in the artifact store."""
+    key = evaluation.model.key(evaluation.contract_digest)
+    home = client(params).get_experiment_by_name(params.mlflow.experiment_name).experiment_id
+    (found, *_) = client(params).search_runs([home], f"tags.`champion.key` = '{key}' and tags.kind = 'deployment'")
+    return Path(found.info.artifact_uri) / "evidence.json"
+
+
+def test_an_empty_store_has_no_evaluations(run: Run) -> None:
+    assert run() == "ecommerce-chatbot: no evaluations\n"
+    assert json.loads(run("--json"))["contracts"] == []
+    assert len(run("--csv").splitlines()) == 1
+
+
+def test_the_list_ranks_what_the_gate_decided_and_names_what_stands_in_the_way(
+    run: Run, config: Path, params: Params
+) -> None:
+    first, second, third = evaluate_and_deploy(config, params, ("a", 20), ("b", 25), ("c", 24))
+    lone = challenger(params, "lone", answers(35))
+    (late,) = evaluate_and_deploy(config, params, ("late", 30))
+    found = rows(run)
+    assert [(found[r.run_id]["rank"], found[r.run_id]["decision"], found[r.run_id]["version"], found[r.run_id]["alias"])
+            for r in (lone, late, second, third, first)] == [
+        ("1", "", "", ""), ("2", "keep (not_best)", "", ""), ("3", "promote (improved)", "2", "champion"),
+        ("4", "keep (not_best)", "", ""), ("5", "promote (first_model)", "1", "previous")]
+    listed = json.loads(run("--json"))
+    assert f"--promote {lone.run_id}" in listed["in_the_way"]
+    assert late.run_id in listed["in_the_way"]
+    assert listed["contracts"][0]["champion"] == {"run_id": second.run_id, "score": second.weighted_score}
+    text = run("--limit", "2")
+    assert f"in the way: run {late.run_id}: " in text
+    assert "... and 3 more" in text
+
+
+def test_another_contract_is_listed_apart(run: Run, config: Path, params: Params) -> None:
+    evaluate_and_deploy(config, params, ("a", 20))
+    other = challenger(params, "b", answers(30, split="Please: "))
+    contracts = json.loads(run("--json"))["contracts"]
+    assert [len(each["runs"]) for each in contracts] == [1, 1]
+    assert contracts[0]["contract"] == other.contract_digest
+    assert contracts[0]["champion"] is None
+
+
+def test_an_excluded_run_is_never_a_bar_again_and_the_note_says_who_and_why(
+    run: Run, config: Path, params: Params
+) -> None:
+    evaluate_and_deploy(config, params, ("a", 20))
+    lone = challenger(params, "lone", answers(35))
+    challenger(params, "late", answers(30))
+    assert deploy(config).reason is Reason.NOT_BEST
+    said = run("--exclude", lone.run_id, "--reason", " measured on\na broken machine ")
+    assert "measured on a broken machine" in said
+    note = json.loads(client(params).get_run(lone.run_id).data.tags["champion.excluded"])
+    assert note["reason"] == "measured on a broken machine"
+    assert {"actor", "time"} < set(note)
+    assert "excluded already" in run("--exclude", lone.run_id, "--reason", "another")
+    assert json.loads(client(params).get_run(lone.run_id).data.tags["champion.excluded"]) == note
+    assert rows(run)[lone.run_id]["rank"] == ""
+    assert deploy(config).reason is Reason.IMPROVED
+
+
+def test_a_promoted_models_run_is_not_excluded_but_rolled_back(run: Run, config: Path, params: Params) -> None:
+    (first, _) = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    with pytest.raises(Refused, match=r"rollback_script.py --block 1"):
+        run("--exclude", first.run_id, "--reason", "why not")
+    assert "champion.excluded" not in client(params).get_run(first.run_id).data.tags
+
+
+def test_what_is_no_evaluation_of_this_model_is_refused(run: Run, config: Path, params: Params) -> None:
+    (first,) = evaluate_and_deploy(config, params, ("a", 20))
+    deleted = challenger(params, "b", answers(10))
+    client(params).delete_run(deleted.run_id)
+    deployment = evidence_of(params, first).parts[-3]
+    foreign = challenger(params, "c", answers(11))
+    client(params).set_tag(foreign.run_id, "champion.model_name", "another")
+    for run_id in ("f" * 32, deployment, deleted.run_id, foreign.run_id):
+        for flags in (["--exclude", run_id, "--reason", "x"], ["--promote", run_id]):
+            with pytest.raises(InvalidParams, match=run_id):
+                run(*flags)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--exclude", "a" * 32], ["--exclude", "a" * 32, "--reason", " \n"], ["--reason", "x"], ["--backtest"],
+    ["--set", "threshold=0.1"], ["--explain", "a", "--csv"], ["--backtest", "--set", "threshold=0.1", "--csv"],
+    ["--limit", "0"], ["--limit", "3", "--explain", "a"], ["--json", "--csv"], ["--explain", "a", "--promote", "b"]])
+def test_flags_that_do_not_go_together_are_named(run: Run, flags: list[str]) -> None:
+    with pytest.raises(InvalidParams, match=r"^(argument )?--"):
+        run(*flags)
+
+
+def test_a_decision_is_explained_and_taken_again_bit_for_bit(run: Run, config: Path, params: Params) -> None:
+    first, second, third = evaluate_and_deploy(config, params, ("a", 20), ("b", 25), ("c", 24))
+    assert "PROMOTED (first_model)" in run("--explain", first.run_id)
+    words = run("--explain", second.run_id)
+    assert "PROMOTED (improved): its gain of +0.026573 reaches the threshold of 0.001." in words
+    assert f"best promoted   {first.weighted_score:.6f}  run {first.run_id}, version 1" in words
+    assert " at 95 % on 40 rows" in words
+    assert words.endswith("  replay          the same result, bit for bit\n")
+    deployment = evidence_of(params, third).parts[-3]
+    assert f"deployment run {deployment}" in run("--explain", third.run_id)
+    assert "KEPT (not_best)" in run("--explain", deployment)
+
+
+def test_a_forced_decision_says_what_it_set_aside(run: Run, config: Path, params: Params) -> None:
+    evaluate_and_deploy(config, params, ("a", 25))
+    forced = challenger(params, "b", answers(20))
+    deploy(config, "--force-deploy", "--reason", "a customer needs it")
+    assert "asked for; set aside: not_best" in run("--explain", forced.run_id)
+
+
+def test_an_evaluation_that_nothing_was_decided_about_has_nothing_to_explain(run: Run, params: Params) -> None:
+    lone = challenger(params, "a", answers(20))
+    with pytest.raises(InvalidParams, match="nothing was decided"):
+        run("--explain", lone.run_id)
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (lambda e: e["answer"].update(gain="0.5"), "answer.gain: recorded '0.5', found '0.026573193'"),
+    (lambda e: e["evidence"].update(low=0.5), "evidence.low: recorded 0.5, found "),
+    (lambda e: e["challenger"]["metrics"].update(bleu4=0.99), "challenger.metrics.bleu4: recorded 0.99, found "),
+    (lambda e: e["policy"].update(threshold="0.5"), "evidence.threshold"),
+    (lambda e: e.update(challengers=7), "challengers: recorded 7, found 1"),
+    (lambda e: e.update(force=True, answer={**e["answer"], "reason": "forced"}), "answer.reason"),
+    (lambda e: e.update(ledger=[]), "ledger"),
+])
+def test_evidence_that_was_altered_is_told_and_named(
+    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict], None], named: str
+) -> None:
+    second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))[1]
+    path = evidence_of(params, second)
+    evidence = json.loads(path.read_text())
+    change(evidence)
+    path.write_text(json.dumps(evidence))
+    with pytest.raises(IntegrityError):
+        run("--explain", second.run_id)
+    out = capsys.readouterr().out
+    assert "replay          differs\n" in out
+    assert named in out
+
+
+def test_answers_that_were_changed_after_the_decision_are_told(
+    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    path = Path(client(params).get_run(first.run_id).info.artifact_uri) / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row.model_dump()) + "\n" for row in answers(30)))
+    with pytest.raises(IntegrityError, match="differs from the record"):
+        run("--explain", second.run_id)
+    assert "history.0.metrics.bleu4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{}", '{"challenger": 1}', '{"policy": {"threshold": "x"}}'])
+def test_evidence_that_is_none_at_all_is_an_integrity_error(run: Run, config: Path, params: Params, text: str) -> None:
+    (first,) = evaluate_and_deploy(config, params, ("a", 20))
+    evidence_of(params, first).write_text(text)
+    with pytest.raises(IntegrityError, match=r"evidence\.json"):
+        run("--explain", first.run_id)
+
+
+def test_evidence_that_is_gone_is_said_to_be(run: Run, config: Path, params: Params) -> None:
+    (first,) = evaluate_and_deploy(config, params, ("a", 20))
+    evidence_of(params, first).unlink()
+    with pytest.raises(InvalidInput, match=r"evidence\.json cannot be read"):
+        run("--explain", first.run_id)
+
+
+def test_a_backtest_shows_which_promotions_would_have_differed(run: Run, config: Path, params: Params) -> None:
+    first, second, _, fourth = evaluate_and_deploy(config, params, ("a", 20), ("b", 21), ("c", 22), ("d", 30))
+    text = run("--backtest", "--set", "threshold=0.02")
+    assert "2 promotions differ" in text
+    assert second.run_id in text
+    assert first.run_id not in text
+    (found,) = json.loads(run("--backtest", "--set", "threshold=0.02", "--json"))
+    assert [step["reason"] for step in found["recorded"]] == ["first_model", "improved", "improved", "improved"]
+    assert [step["reason"] for step in found["other"]] == ["first_model", "below_threshold", "below_threshold", "improved"]
+    (found,) = json.loads(run("--backtest", "--set", "significance=require", "--json"))
+    assert [step["reason"] for step in found["other"]] == ["first_model", "within_noise", "within_noise", "improved"]
+    assert found["other"][-1]["run_id"] == fourth.run_id
+
+
+def test_weights_that_do_not_sum_to_one_are_refused(run: Run) -> None:
+    with pytest.raises(InvalidParams, match=r"sum is 1\.1, expected 1\.0"):
+        run("--backtest", "--set", "weights.bleu4=0.5")
+
+
+def test_failures_are_one_line_and_a_code_and_nothing_imports_torch(config: Path, params: Params) -> None:
+    evaluate_and_deploy(config, params, ("a", 20))
+    program = "import sys; from scripts.history_script import main; main(); assert 'torch' not in sys.modules"
+    for flags, code in (([], 0), (["--explain", "f" * 32], 2), (["--set", "threshold=1"], 2)):
+        command = [sys.executable, str(ROOT / "scripts/history_script.py"), "--config", str(config), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, 1 if code else 0), done.stderr
+    subprocess.run([sys.executable, "-c", program, "--config", str(config)], check=True, cwd=Path.cwd(),
+                   env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+
+
+def test_an_unreachable_server_is_undecided(config: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(PipelineError, match="MLflow at") as caught:
+        run()
+    assert caught.value.code == 4
+    assert Verdict.UNDECIDED.value == caught.value.result

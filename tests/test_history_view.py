@@ -1,0 +1,150 @@
+"""The history as a list: who is ranked, who is named, and how it reads."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from src.history_view import (
+    HEADINGS,
+    Evaluation,
+    age,
+    as_json,
+    counting,
+    csv_text,
+    exclusion,
+    exclusion_words,
+    groups,
+    header,
+    in_the_way,
+    table,
+)
+from src.ledger import LedgerView
+from src.model_selection import Policy
+from src.records import digest_of
+from tests.factories import POLICY, ledger, rollback, run
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+HOUR = 3_600_000
+AT = int(NOW.timestamp() * 1000)
+NOBODY = LedgerView(())
+TOMORROW = digest_of("tomorrow's contract")
+
+
+def logged(model: str, score: float, hours_ago: float, *, excluded: str | None = None, run_id: str | None = None,
+           contract: str | None = None) -> Evaluation:
+    more = {"contract": contract} if contract else {}
+    return Evaluation(run(model, score, run_id=run_id, at=AT - int(hours_ago * HOUR), **more), excluded)
+
+
+def listed(evaluations: list[Evaluation], view: LedgerView = NOBODY, policy: Policy = POLICY) -> list[tuple]:
+    return [(row.run_id, row.rank, row.mark) for group in groups(evaluations, view, policy, {}, NOW)
+            for row in group.rows]
+
+
+def test_an_empty_history_is_an_empty_list() -> None:
+    assert groups([], NOBODY, POLICY, {}, NOW) == []
+    assert in_the_way([], NOBODY, POLICY) is None
+
+
+def test_runs_are_ranked_by_score_and_equals_share_a_rank() -> None:
+    evaluations = [logged("a", 0.5, 4), logged("b", 0.7, 3), logged("c", 0.5, 2), logged("d", 0.4, 1)]
+    assert listed(evaluations) == [("run-b", 1, ""), ("run-c", 2, ""), ("run-a", 2, ""), ("run-d", 4, "")]
+
+
+def test_runs_under_another_contract_are_listed_apart_and_never_ranked_together() -> None:
+    found = groups([logged("a", 0.9, 3), logged("b", 0.2, 1, contract=TOMORROW)], NOBODY, POLICY, {}, NOW)
+    assert [(group.contract, [row.rank for row in group.rows]) for group in found] == [
+        (TOMORROW, [1]), (run("a", 0.9).contract, [1])]
+
+
+def test_excluded_blocked_and_superseded_runs_have_no_rank_and_say_why() -> None:
+    view = rollback(ledger(("a", 0.5), ("b", 0.7)), 1, blocks=[2])
+    evaluations = [logged("a", 0.5, 9), logged("b", 0.7, 8), logged("c", 0.95, 7, excluded="by hand"),
+                   logged("d", 0.9, 6, run_id="first"), logged("d", 0.3, 5, run_id="again")]
+    assert listed(evaluations, view) == [("run-a", 1, ""), ("again", 2, ""), ("run-c", None, "excluded: by hand"),
+                                         ("first", None, "superseded"), ("run-b", None, "blocked")]
+    assert {r.run_id for r in counting(evaluations, view)} == {"run-a", "again"}
+
+
+def test_where_the_latest_evaluation_is_excluded_the_one_before_counts_again() -> None:
+    evaluations = [logged("a", 0.5, 2, run_id="first"), logged("a", 0.9, 1, run_id="second", excluded="no")]
+    assert listed(evaluations) == [("first", 1, ""), ("second", None, "excluded: no")]
+
+
+def test_a_row_says_its_version_alias_age_and_what_was_decided() -> None:
+    view = ledger(("a", 0.5), ("b", 0.7))
+    evaluations = [logged("a", 0.5, 50), logged("b", 0.7, 5), logged("c", 0.6, 0.5)]
+    (group,) = groups(evaluations, view, POLICY, {evaluations[2].key: "keep (not_best)"}, NOW)
+    assert [(row.version, row.alias, row.age, row.decision, row.delta and float(row.delta)) for row in group.rows] == [
+        (2, "champion", "5 h", "", 0.0),
+        (None, "", "30 min", "keep (not_best)", -0.1),
+        (1, "previous", "2 d", "", -0.2),
+    ]
+
+
+def test_scores_are_taken_again_under_the_weights_of_today() -> None:
+    precise = Policy({**dict.fromkeys(POLICY.weights, 0.0), "bleu4": 1.0}, POLICY.threshold, require_significance=False)
+    best = logged("a", 0.5, 2)
+    metrics = best.run.metrics.model_copy(update={"bleu4": 0.6, "bleu1": 0.0, "bleu2": 0.0})
+    changed = Evaluation(replace(best.run, run_id="new", model_digest=digest_of("new"), metrics=metrics), None)
+    assert [row[0] for row in listed([best, changed])] == ["run-a", "new"]
+    assert [row[0] for row in listed([best, changed], policy=precise)] == ["new", "run-a"]
+
+
+def test_the_header_shows_champion_best_promoted_and_best_evaluated_side_by_side() -> None:
+    view = ledger(("a", 0.6), ("b", 0.5))  # b was forced
+    (group,) = groups([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("c", 0.7, 1)], view, POLICY, {}, NOW)
+    text = header("shop-bot", group, view, POLICY)
+    assert text[0].endswith("comparable models: 3")
+    assert [line.split() for line in text[1:]] == [
+        ["champion", "version", "2,", "0.500000", "run", "run-b"], ["best", "promoted", "0.600000", "run", "run-a"],
+        ["best", "evaluated", "0.700000", "run", "run-c"]]
+
+
+@pytest.mark.parametrize(("lone", "latest", "named"), [(0.60, 0.55, True), (0.55, 0.55, True), (0.60, 0.5005, False),
+                                                       (0.55, 0.60, False), (0.60, 0.40, False)])
+def test_a_run_that_was_never_promoted_is_named_where_it_alone_keeps_the_latest_challenger_out(
+    lone: float, latest: float, named: bool
+) -> None:
+    evaluations = [logged("a", 0.5, 3), logged("lone", lone, 2), logged("new", latest, 1)]
+    found = in_the_way(evaluations, ledger(("a", 0.5)), POLICY)
+    assert (found is not None) is named
+    if found:
+        assert found.startswith("run run-new: ")
+        assert "--promote run-lone" in found
+
+
+def test_a_promoted_model_in_the_way_is_not_called_one_that_was_never_promoted() -> None:
+    view = ledger(("a", 0.6), ("b", 0.5))
+    assert in_the_way([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("new", 0.55, 1)], view, POLICY) is None
+
+
+def test_the_table_is_aligned_and_csv_and_json_hold_every_column() -> None:
+    (group,) = groups([logged("a", 0.5, 4), logged("b", 0.7, 3, excluded="x")], ledger(("a", 0.5)), POLICY, {}, NOW)
+    lines = table(group.rows)
+    assert len(lines) == 3
+    assert lines[0].index("run") < lines[1].index("run-a") + 1 == lines[2].index("run-b") + 1
+    rows = list(csv.DictReader(io.StringIO(csv_text(group.rows))))
+    assert tuple(rows[0]) == HEADINGS
+    assert rows[1]["rank"] == ""
+    value = json.loads(json.dumps(as_json(group, group.rows, POLICY), allow_nan=False))
+    assert set(value["runs"][0]) == set(HEADINGS)
+    assert (value["models"], value["champion"]["score"], value["runs"][0]["delta"]) == (1, 0.5, 0.0)
+
+
+def test_an_exclusion_keeps_reason_actor_and_time_in_one_value() -> None:
+    note = exclusion('a "broken" machine', "octocat", NOW)
+    assert json.loads(note) == {"reason": 'a "broken" machine', "actor": "octocat", "time": "2026-11-20T12:00:00+00:00"}
+    assert exclusion_words(note) == 'a "broken" machine (octocat, 2026-11-20T12:00:00+00:00)'
+    assert exclusion_words("set by hand") == "set by hand"
+    assert exclusion_words("[1]") == "[1]"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-5, "0 s"), (0, "0 s"), (59, "59 s"), (60, "1 min"), (7300, "2 h"),
+                                               (200_000, "2 d")])
+def test_an_age_is_told_in_its_largest_unit(seconds: int, text: str) -> None:
+    assert age(AT - seconds * 1000, NOW) == text

@@ -1,0 +1,202 @@
+"""Rollback on a real store and the loopback hub: bit for bit, told truthfully, and finished by whoever comes next."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import rollback_script, status_script
+from src.errors import HubError, InvalidParams, Refused, RunAgain
+from src.model_selection import Reason, Verdict
+from src.ports import Holders
+from tests.promoted import REPO, Shop, run
+from utils.mlflow_ledger import MlflowLedger
+
+pytest_plugins = ["tests.promoted_fixtures"]
+
+ROOT = Path(__file__).parents[1]
+
+
+def versions(shop: Shop) -> list[tuple[int, str]]:
+    return [(slot.version, slot.kind) for slot in shop.view.slots]
+
+
+def test_after_three_promotions_a_rollback_restores_the_first_bit_for_bit(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = shop.main("v1")
+    assert first != shop.main() == shop.main("v3")
+    assert run(rollback_script, "--to", 1, "--reason", "three answers nonsense") == 0
+    assert shop.main() == first
+    assert shop.holders == Holders(champion=1, previous=None, production=frozenset({1}))
+    assert versions(shop)[3:] == [(1, "rollback")]
+    assert shop.view.blocked_versions == {2, 3}
+    assert shop.view.head.reason == "three answers nonsense"
+    said = capsys.readouterr()
+    assert said.out.startswith("CHAMPION: ecommerce-chatbot version 1, instead of version 3.\n")
+    assert "blocked     versions 2, 3\n" in said.out
+    assert said.err.endswith("PROMOTE result=rolled_back code=0 reason=rollback\n")
+    assert (run(status_script), "drift       none" in capsys.readouterr().out) == (0, True)
+    assert sorted(shop.hub.repos[f"models/{REPO}"]["tags"]) == ["v1", "v2", "v3"]
+
+
+def test_after_a_rollback_a_challenger_is_measured_against_the_model_that_came_back(shop: Shop) -> None:
+    run(rollback_script, "--to", 1)
+    weaker = shop.bring("four", 15)  # weaker than two and three
+    assert (weaker.verdict, weaker.reason) == (Verdict.PROMOTE, Reason.IMPROVED)
+    first = shop.view.slots[0]
+    assert weaker.bars.best_promoted.run_id == weaker.bars.best_evaluated.run_id == first.evaluation_run
+    assert shop.bring("five", 12).reason is Reason.NOT_BEST
+    assert shop.view.head.version == 4
+
+
+def test_after_a_rollback_the_record_tells_the_truth_and_the_blocked_model_is_refused(shop: Shop) -> None:
+    assert shop.info["champion"]["version"] == 3
+    run(rollback_script)
+    assert (shop.info["result"], shop.info["champion"]["version"]) == ("rolled_back", 2)
+    again = shop.bring("three", 30)
+    assert (again.verdict, again.reason) == (Verdict.REFUSED, Reason.BLOCKED)
+    assert (shop.info["result"], shop.info["code"], shop.info["champion"]["version"]) == ("refused", 7, 2)
+    assert shop.holders.champion == 2
+
+
+def test_a_blocked_model_comes_back_by_force_under_its_old_number(shop: Shop) -> None:
+    third = shop.main()
+    run(rollback_script)
+    assert shop.bring("three", 30, "--force-deploy", "--reason", "it was the data").reason is Reason.FORCED
+    assert versions(shop)[3:] == [(2, "rollback"), (3, "force")]
+    assert shop.view.blocked_versions == frozenset()
+    assert shop.main() == third
+
+
+def test_by_default_each_rollback_goes_one_back_until_there_is_nothing_left(shop: Shop) -> None:
+    assert [run(rollback_script), shop.holders.champion] == [0, 2]
+    assert [run(rollback_script), shop.holders.champion] == [0, 1]
+    with pytest.raises(Refused, match="no other model that is not blocked"):
+        run(rollback_script)
+    assert len(shop.view.slots) == 5
+
+
+def test_asking_again_for_the_same_version_changes_nothing(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    run(rollback_script, "--to", 2)
+    view, commits = shop.view, shop.hub.history(REPO)
+    assert run(rollback_script, "--to", 2) == 0
+    assert (shop.view, shop.hub.history(REPO)) == (view, commits)
+    assert "result=already code=0" in capsys.readouterr().err
+
+
+def test_a_blocked_version_that_is_not_the_champion_leaves_the_champion(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = shop.main()
+    assert run(rollback_script, "--block", 2) == 0
+    assert versions(shop)[3:] == [(3, "rollback")]
+    assert shop.view.blocked_versions == {2}
+    assert (shop.main(), shop.holders.champion, shop.holders.previous) == (shown, 3, 1)
+    assert "PROMOTE result=blocked code=0" in capsys.readouterr().err
+    assert run(status_script) == 0
+
+
+def test_a_dry_run_says_what_would_happen_and_does_nothing(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    before = shop.view, shop.holders, shop.main(), shop.info
+    shop.hub.log.clear()
+    assert run(rollback_script, "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("DRY RUN, CHAMPION: ecommerce-chatbot version 2, instead of version 3.\n")
+    assert (shop.view, shop.holders, shop.main(), shop.info) == before
+    assert {entry["method"] for entry in shop.hub.log} <= {"GET"}
+    assert not (shop.root / ".promotion/rollback").exists()
+
+
+@pytest.mark.parametrize(("flags", "error"), [
+    (["--to", 9], "version 9: was never promoted; the ledger knows 1, 2, 3"),
+    (["--block", 9], "version 9: was never promoted"),
+    (["--to", 1, "--block", 1], "--block 1: is the model to go back to"),
+    (["--to", "one"], "invalid int value"),
+])
+def test_a_version_that_makes_no_sense_is_refused_before_any_work(shop: Shop, flags: list[object], error: str) -> None:
+    with pytest.raises(InvalidParams, match=error):
+        run(rollback_script, *flags)
+    assert len(shop.view.slots) == 3
+
+
+def test_a_version_that_the_registry_lost_cannot_come_back(shop: Shop) -> None:
+    shop.client.delete_model_version("ecommerce-chatbot", "2")
+    with pytest.raises(Refused, match="version 2: the registry does not hold it"):
+        run(rollback_script)
+    assert (len(shop.view.slots), shop.holders.champion) == (3, 3)
+
+
+def test_without_the_hub_at_the_time_there_is_nothing_to_show_and_status_says_so(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.bring("four", 35, "--skip-hf-push")
+    shop.bring("five", 39)
+    shown = shop.main()
+    assert run(rollback_script, "--to", 4) == 0
+    assert "Hub         left alone" in capsys.readouterr().out
+    assert (shop.main(), shop.holders.champion) == (shown, 4)
+    assert run(status_script) == 1
+    assert "version 4 was promoted without the Hub; acme/shop main holds version 5" in capsys.readouterr().out
+
+
+def test_a_hub_that_fails_after_the_claim_means_run_again_and_repair_finishes_it(shop: Shop) -> None:
+    first = shop.main("v1")
+    shop.hub.fault("/commit/main", status=403, times=99)
+    with pytest.raises(RunAgain, match=r"slot 4 stands: version 1 .*status_script\.py --repair"):
+        run(rollback_script, "--to", 1)
+    assert (shop.view.head.version, shop.holders.champion) == (1, 3)
+    shop.hub.faults.clear()
+    assert run(status_script) == 1
+    assert run(status_script, "--repair") == 0
+    assert (shop.main(), shop.holders.champion, shop.info["champion"]["version"]) == (first, 1, 1)
+
+
+def test_a_rollback_that_was_cut_short_is_finished_and_not_done_twice(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.hub.fault("/commit/main", status=403, times=99)
+    with pytest.raises(RunAgain):
+        run(rollback_script)
+    shop.hub.faults.clear()
+    assert run(rollback_script) == 0
+    assert versions(shop)[3:] == [(2, "rollback")]
+    assert (shop.holders.champion, shop.main()) == (2, shop.main("v2"))
+    assert "PROMOTE result=already code=0 reason=finished" in capsys.readouterr().err
+
+
+def test_a_token_that_may_not_write_is_found_before_the_claim(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "R" * 34)
+    with pytest.raises(HubError, match="read-only token"):
+        run(rollback_script)
+    assert (len(shop.view.slots), shop.holders.champion) == (3, 3)
+
+
+def test_of_a_rollback_and_a_promotion_at_once_both_stand_and_the_named_version_wins(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, claimed = MlflowLedger.claim, []
+
+    def beaten(ledger: MlflowLedger, slot: object) -> bool:
+        if not claimed:
+            claimed.append(slot)
+            shop.bring("four", 36)
+        return claim(ledger, slot)
+
+    monkeypatch.setattr(MlflowLedger, "claim", beaten)
+    assert run(rollback_script) == 0  # to version 2, as it was when it was asked for
+    assert versions(shop)[3:] == [(4, "promote"), (2, "rollback")]
+    assert shop.view.blocked_versions == {3, 4}
+    assert shop.main() == shop.main("v2")
+    assert run(status_script) == 0
+
+
+def test_in_a_terminal_a_refusal_is_one_line_and_a_promote_line_with_its_code(shop: Shop) -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/rollback_script.py", "--to", "9"], capture_output=True,
+                          text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "ERROR version 9: was never promoted; the ledger knows 1, 2, 3",
+        "PROMOTE result=invalid code=2 reason=version 9: was never promoted; the ledger knows 1, 2, 3",
+    ]

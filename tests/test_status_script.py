@@ -1,0 +1,351 @@
+"""Status on a real store and the loopback hub: every drift is named, repaired, or taken in."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+
+from scripts import status_script
+from src.errors import HubError, IntegrityError, Refused
+from src.model_selection import Reason
+from src.ports import Holders
+from src.promotion import Step
+from src.records import ModelIdentity
+from tests.loopback_hub import WRITE
+from tests.promoted import NAME, REPO, Shop, run
+from utils import mlflow_utils
+from utils.journal import Journal
+from utils.mlflow_registry import IDENTITY
+
+pytest_plugins = ["tests.promoted_fixtures"]
+
+SETTLED = Holders(champion=3, previous=2, production=frozenset({3}))
+
+
+def status(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    """What --json says, and the exit code in it."""
+    capsys.readouterr()
+    code = run(status_script, "--json", *flags)
+    return {**json.loads(capsys.readouterr().out), "code": code}
+
+
+def drift(told: dict[str, Any]) -> list[str]:
+    assert told["code"] == (1 if told["drift"] else 0)
+    return [f"{found['place']}: {found['text']}" for found in told["drift"]]
+
+
+def lose_ledger(shop: Shop) -> None:
+    """What a database without the ledger's experiment looks like."""
+    found = shop.client.get_experiment_by_name(f"{NAME}.ledger")
+    shop.client.rename_experiment(found.experiment_id, "lost")
+
+
+def lose_mlflow(shop: Shop, migrated_store: Path) -> None:
+    """A new, empty server."""
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    _get_store().engine.dispose()
+    (shop.root / "mlflow.db").write_bytes(migrated_store.read_bytes())
+
+
+def lose_mirror(shop: Shop) -> None:
+    HfApi(endpoint=shop.hub.url, token=WRITE).delete_branch(REPO, branch="ledger")
+
+
+def register(shop: Shop, stage: str = "None", alias: str | None = None) -> int:
+    """A version that somebody made by hand."""
+    home = mlflow_utils.ensure_experiment(shop.client, "by-hand", {})
+    made = shop.client.create_run(home.experiment_id)
+    if not shop.client.search_registered_models(f"name = '{NAME}'"):
+        shop.client.create_registered_model(NAME)
+    version = shop.client.create_model_version(NAME, f"{made.info.artifact_uri}/model", made.info.run_id).version
+    if stage != "None":
+        shop.client.transition_model_version_stage(NAME, version, stage)
+    if alias:
+        shop.client.set_registered_model_alias(NAME, alias, version)
+    return int(version)
+
+
+# Looking.
+
+
+def test_a_quiet_shop_is_told_as_it_is(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    told = status(capsys)
+    assert (told["code"], told["drift"], told["unfinished"]) == (0, [], {})
+    assert (told["champion"]["version"], told["previous"]["version"], told["blocked_versions"]) == (3, 2, [])
+    assert told["registry"] == {"champion": 3, "previous": 2, "production": [3]}
+    assert (told["hub"]["tag"], told["hub"]["release"], told["mirror_slots"]) == ("v3", "version 3", 3)
+    assert told["hub"]["main"] == shop.hub.history(REPO)[0]
+    assert [each["decision"] for each in told["decisions"]] == ["promote"] * 3
+    assert run(status_script) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{NAME}: version 3 is the champion, score 0.")
+    assert f"Hub         {REPO}: main at " in said
+    assert "drift       none" in said
+
+
+def test_looking_changes_nothing(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.client.set_registered_model_alias(NAME, "champion", "1")
+    shop.hub.log.clear()
+    status(capsys)
+    assert {entry["method"] for entry in shop.hub.log} == {"GET"}
+    assert shop.holders.champion == 1
+
+
+def test_every_hand_edit_is_named_and_repaired(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    release = shop.main()
+    shop.client.set_registered_model_alias(NAME, "champion", "1")
+    shop.client.delete_registered_model_alias(NAME, "previous")
+    shop.client.transition_model_version_stage(NAME, "2", "Production")
+    shop.hub.put(REPO, {"config.json": b"edited"})
+    HfApi(endpoint=shop.hub.url, token=WRITE).delete_tag(REPO, tag="v3")
+    lose_mirror(shop)
+    Path("results/deployment/deployment_info.json").write_text('{"result": "promoted", "champion": {"version": 1}}')
+    assert drift(status(capsys)) == [
+        "registry: alias champion is at version 1; the ledger says version 3",
+        "registry: alias previous is at no version; the ledger says version 2",
+        "registry: stage Production holds versions 2, 3; the ledger says version 3",
+        f"hub: {REPO} main holds files that are no release of this ledger; the ledger says version 3",
+        "hub: tag v3 is missing",
+        "mirror: is 3 slots behind the ledger",
+        "record: deployment_info.json names version 1 as champion; the ledger says version 3",
+    ]
+    assert drift(status(capsys, "--repair")) == []
+    assert (shop.holders, shop.main(), shop.info["champion"]["version"]) == (SETTLED, release, 3)
+    assert len(shop.view.slots) == 3
+
+
+def test_a_moved_tag_is_named_and_never_moved_back_silently(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    hub = HfApi(endpoint=shop.hub.url, token=WRITE)
+    hub.delete_tag(REPO, tag="v3")
+    hub.create_tag(REPO, tag="v3", revision="v1")
+    assert "hub: tag v3 is at" in drift(status(capsys))[0]
+    with pytest.raises(IntegrityError, match="tags never move"):
+        run(status_script, "--repair")
+
+
+def test_a_version_that_is_gone_is_named(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.client.delete_model_version(NAME, "3")
+    assert "registry: version 3 is gone" in drift(status(capsys))
+
+
+def test_an_old_version_may_be_deleted_and_nothing_stands_still(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.client.delete_model_version(NAME, "2")  # `previous`
+    assert drift(status(capsys)) == []
+    assert drift(status(capsys, "--repair")) == []
+    assert shop.holders == Holders(champion=3, previous=None, production=frozenset({3}))
+    assert shop.bring("four", 35).reason is Reason.IMPROVED
+    assert shop.holders.previous == 3
+
+
+def test_an_unfinished_promotion_is_found_on_this_machine_on_the_server_and_on_the_hub(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.hub.fault("/tag/|/commit/release", status=403, times=9)
+    with pytest.raises(HubError):
+        shop.bring("four", 35)
+    running = shop.client.search_runs(["1", "2"], "attributes.status = 'RUNNING'")[0]
+    key = running.data.tags["champion.key"]
+    Journal(key).note(Step.PUBLISH)
+    told = status(capsys)
+    assert told["code"] == 0
+    (places,) = told["unfinished"].values()
+    assert list(told["unfinished"]) == [key[:12]]
+    assert [place.split(",")[0].split(" of ")[0] for place in places] == [
+        "on this machine at step publish", f"MLflow run {running.info.run_id}", f"Hub branch release/{key[:12]}"]
+    shop.hub.faults.clear()
+    assert shop.bring("four", 35).reason is Reason.IMPROVED
+    assert status(capsys)["unfinished"] == {}
+
+
+def test_the_last_decisions_are_told_newest_first(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.bring("weak", 2)
+    told = status(capsys)["decisions"]
+    assert [(each["decision"], each["reason"]) for each in told][:2] == [("keep", "not_best"), ("promote", "improved")]
+
+
+# A ledger that was lost.
+
+
+def test_a_deleted_ledger_run_is_brought_back(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    view = shop.view
+    shop.client.delete_run(shop.ledger._find())
+    with pytest.raises(IntegrityError, match="is deleted"):
+        run(status_script)
+    assert drift(status(capsys, "--repair")) == []
+    assert shop.view == view
+
+
+def test_a_ledger_run_that_is_gone_for_good_is_restored_from_the_mirror(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = shop.view
+    shop.client.delete_run(shop.ledger._find())
+    shop.client._tracking_client.store._hard_delete_run(shop.ledger._find())
+    with pytest.raises(IntegrityError, match=r"is gone; .*--repair"):
+        run(status_script)
+    assert drift(status(capsys, "--repair")) == []
+    assert (shop.view, shop.holders) == (view, SETTLED)
+    assert shop.bring("four", 35).reason is Reason.IMPROVED
+
+
+def test_a_lost_experiment_and_lost_last_slots_are_restored_too(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = shop.view
+    lose_ledger(shop)
+    assert drift(status(capsys)) == [
+        "registry: shows version 3 as champion, but the ledger is empty",
+        "mirror: has 3 slots, the ledger 0: the ledger lost some",
+        "record: deployment_info.json names version 3 as champion; the ledger says no version",
+    ]
+    for slot in view.slots[:2]:
+        assert shop.ledger.claim(slot)
+    assert "mirror: has 3 slots, the ledger 2: the ledger lost some" in drift(status(capsys))
+    assert drift(status(capsys, "--repair")) == []
+    assert (shop.view, shop.holders) == (view, SETTLED)
+
+
+def test_a_mirror_that_the_registry_contradicts_is_not_restored_but_adopting_goes_on_from_both(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = shop.view
+    lose_ledger(shop)
+    shop.client.set_registered_model_alias(NAME, "champion", "2")
+    with pytest.raises(Refused, match=r"champion is version 2, the mirror's version 3; .*--adopt"):
+        run(status_script, "--repair")
+    assert shop.view.slots == ()
+    assert drift(status(capsys, "--adopt")) == []
+    assert shop.view.slots[:3] == view.slots
+    assert [(slot.version, slot.kind) for slot in shop.view.slots[3:]] == [(2, "force")]
+    assert shop.main() == shop.main("v2")
+
+
+def test_an_altered_mirror_restores_nothing(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    lose_ledger(shop)
+    lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
+    shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"score":"0.', b'"score":"1.', 1)}, "ledger")
+    with pytest.raises(IntegrityError, match=r"mirror: ledger slot 2: does not continue slot 1"):
+        run(status_script, "--repair")
+    assert shop.view.slots == ()
+
+
+def test_a_ledger_that_differs_from_its_mirror_is_named_and_left_to_a_person(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
+    shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"actor":"', b'"actor":"not ', 1)}, "ledger")
+    assert drift(status(capsys)) == ["mirror: differs from the ledger at slot 1: one of them was altered"]
+    with pytest.raises(IntegrityError, match="branch `ledger` was altered"):
+        run(status_script, "--repair")
+    lose_mirror(shop)
+    assert drift(status(capsys, "--repair")) == []
+
+
+# Adopting.
+
+
+def test_an_alias_that_was_moved_by_hand_becomes_the_champion(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.client.set_registered_model_alias(NAME, "champion", "1")
+    assert drift(status(capsys, "--adopt", "--reason", "the shop wants it back")) == []
+    head = shop.view.head
+    assert (head.version, head.kind, head.reason) == (1, "force", "the shop wants it back")
+    assert shop.holders == Holders(champion=1, previous=3, production=frozenset({1}))
+    assert shop.main() == shop.main("v1")
+
+
+def test_a_version_from_outside_becomes_the_champion_and_can_be_evaluated(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = register(shop, alias="champion")
+    found = drift(status(capsys))
+    unknown = "registry: alias champion is at version 4, which the ledger does not know; the ledger says version 3"
+    assert found == [unknown]
+    told = status(capsys, "--adopt")
+    assert drift(told) == [f"hub: version 4 was promoted without the Hub; {REPO} main holds version 3"]
+    head = shop.view.head
+    assert (head.version, head.kind, head.metrics, head.contract, head.hub) == (version, "force", None, None, None)
+    tags = shop.client.get_model_version(NAME, str(version)).tags
+    assert ModelIdentity.model_validate_json(tags[IDENTITY]).digest() == head.model_digest
+    assert tags["champion.key"] == head.key
+    assert status(capsys, "--adopt")["ledger"]["slots"] == 4  # again: it is the head already
+
+
+def test_an_existing_registry_is_taken_in_as_the_genesis_slot(
+    shop: Shop, capsys: pytest.CaptureFixture[str], migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
+    lose_mlflow(shop, migrated_store)
+    shutil.rmtree("results/deployment")
+    register(shop)
+    version = register(shop, stage="Production")
+    assert drift(status(capsys)) == [f"registry: shows version {version} as champion, but the ledger is empty"]
+    assert drift(status(capsys, "--adopt")) == []
+    assert [(slot.version, slot.kind) for slot in shop.view.slots] == [(2, "genesis")]
+    assert shop.holders == Holders(champion=2, previous=None, production=frozenset({2}))
+
+
+def test_of_several_in_production_none_is_guessed_until_an_alias_decides(
+    shop: Shop, capsys: pytest.CaptureFixture[str], migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
+    lose_mlflow(shop, migrated_store)
+    first, second = register(shop, stage="Production"), register(shop, stage="Production")
+    with pytest.raises(Refused, match=f"versions {first}, {second} are in stage Production and no alias"):
+        run(status_script, "--adopt")
+    shop.client.set_registered_model_alias(NAME, "champion", str(first))
+    assert drift(status(capsys, "--adopt")) == []
+    assert shop.holders.production == {first}
+
+
+def test_nothing_at_all_is_nothing_to_adopt(
+    shop: Shop, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
+    lose_mlflow(shop, migrated_store)
+    with pytest.raises(Refused, match="there is nothing to adopt"):
+        run(status_script, "--adopt")
+
+
+def test_where_the_registry_shows_the_champion_there_is_nothing_to_adopt(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(capsys, "--adopt")["ledger"]["slots"] == 3
+    shop.client.delete_registered_model_alias(NAME, "champion")
+    with pytest.raises(Refused, match="shows no other champion than the ledger's, version 3"):
+        run(status_script, "--adopt")
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_hub_repository_alone_is_registered_and_taken_in(
+    shop: Shop, capsys: pytest.CaptureFixture[str], migrated_store: Path, monkeypatch: pytest.MonkeyPatch,
+    mirrored: bool
+) -> None:
+    saved: list[set[str]] = []
+
+    def save(release: Path, folder: Path) -> None:
+        saved.append({path.name for path in release.iterdir()})
+        shutil.copytree(release, folder / "model")
+
+    monkeypatch.setattr(status_script, "_save_flavour", save)
+    release, view = shop.main(), shop.view
+    if not mirrored:
+        lose_mirror(shop)
+    lose_mlflow(shop, migrated_store)
+    if mirrored:
+        with pytest.raises(Refused, match=r"does not hold version 3, the mirror's champion; .*--adopt"):
+            run(status_script, "--repair")
+    else:
+        assert f"hub: {REPO} holds a release, but the ledger is empty" in drift(status(capsys))
+    told = status(capsys, "--adopt")
+    assert shop.view.slots[:-1] == (view.slots if mirrored else ())
+    head = shop.view.head
+    assert (head.version, head.kind) == (4, "force" if mirrored else "genesis")
+    assert (shop.holders.champion, shop.main(), shop.main("v4")) == (4, release, release)
+    assert saved == [{"model.safetensors", "config.json", "manifest.json"}]
+    assert drift(told) == []

@@ -1,0 +1,52 @@
+"""A model's files, kept with an MLflow run and fetched from it."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from src.errors import IntegrityError
+from utils.mlflow_utils import talking
+
+ARTIFACT = "model"
+
+
+def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) -> None:
+    """Have `save` write a model into a folder, and keep it with a run as artifact `model`.
+
+    Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / ARTIFACT
+        save(model)
+        with talking():
+            client.log_artifacts(run_id, str(model), ARTIFACT)
+        _check_upload(client, run_id, model)
+
+
+def plain(flavour: Path) -> Path:
+    """A downloaded model in MLflow's transformers flavour as one plain transformers folder; returns that folder."""
+    model = flavour / "model"
+    for file in (flavour / "components" / "tokenizer").iterdir():
+        shutil.copy2(file, model / file.name)
+    return model
+
+
+def _check_upload(client: MlflowClient, run_id: str, model: Path) -> None:
+    # A version says READY whatever its source holds, so sizes are compared before it is created.
+    sent = {p.relative_to(model.parent).as_posix(): p.stat().st_size for p in model.rglob("*") if p.is_file()}
+    with talking():
+        kept = dict(_listed(client, run_id, ARTIFACT))
+    if kept != sent:
+        odd = sorted(set(sent.items()) ^ set(kept.items()))[0][0]
+        raise IntegrityError(f"MLflow run {run_id}: {odd} was not kept as it was sent; check the artifact store")
+
+
+def _listed(client: MlflowClient, run_id: str, path: str) -> Iterable[tuple[str, int]]:
+    for entry in client.list_artifacts(run_id, path):
+        if entry.is_dir:
+            yield from _listed(client, run_id, entry.path)
+        else:
+            yield entry.path, int(entry.file_size)
