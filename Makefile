@@ -24,5 +24,5 @@ $(READY): requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Champion needs Python 3.11 or 3.12; give it with make PYTHON=...") if sys.version_info[:2] not in ((3, 11), (3, 12)) else None'
 	@echo "Setting up $(VENV); this takes some minutes the first time."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -78,8 +78,9 @@ class Deployer:
         """Write results/deployment and the MLflow run, unless the files say all of it already."""
         request, output = self._setting.request, self._setting.output
         compared, last = comparison(decision, request), results.last_info(output)
-        facts = info(decision, request, view, code=self.code(decision), run_id="")
-        unchanged = last.get("decision_id") == facts["decision_id"]
+        facts = info(decision, request, view, code=self.code(decision), run_id="",
+                     dry_run=self._setting.dry_run)
+        unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
         standing = last.get("result") in ("promoted", "already") and last.get("ledger_slot") == facts["ledger_slot"]
         if unchanged or (decision.verdict is Verdict.ALREADY and standing):
             facts["deployment_run"] = last["deployment_run"]
@@ -96,7 +97,9 @@ class Deployer:
 
     def result(self, decision: Decision) -> tuple[str, int, str]:
         """What the PROMOTE line says of a decision."""
-        return RESULTS[decision.verdict], self.code(decision), decision.reason.value
+        would = self._setting.dry_run and decision.verdict is Verdict.PROMOTE
+        result = "would_promote" if would else RESULTS[decision.verdict]
+        return result, self.code(decision), decision.reason.value
 
     def _question(self, view: LedgerView) -> Question:
         setting, request = self._setting, self._setting.request

@@ -14,7 +14,7 @@ from src.model_selection import Policy
 from src.params import Params
 from src.ports import Hub
 from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION
-from utils import deployment_run, environment, git_utils, huggingface_utils, mlflow_utils, results, yaml_utils
+from utils import deployment_run, environment, git_utils, hub_port, mlflow_utils, results, yaml_utils
 from utils.mlflow_ledger import MlflowLedger
 from utils.mlflow_registry import MlflowRegistry
 from utils.no_registry import NoRegistry
@@ -45,8 +45,7 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
                               skip_hf_push=flags.skip_hf_push)
     inputs = results.read_inputs(flags.evaluation_results or EVALUATION_RESULTS,
                                  flags.model_artifact_path or MODEL_LOCATION)
-    hugging = params.deployment.huggingface
-    hub = huggingface_utils.repository(hugging, hugging.deadline_seconds) if asked.push else None
+    hub = hub_port.repository(params.deployment.huggingface) if asked.push else None
     client = mlflow_utils.connect(params.mlflow)
     if not flags.dry_run:
         inputs = deployment_run.with_known_run(client, inputs, params)

@@ -31,7 +31,6 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 _MODEL_FILES = re.compile(r"[\w.+-]+\.(safetensors|json|jinja|model|txt)", re.ASCII)
-_NOISE = 0.2  # share of input tokens replaced by random ones: without it a thousand rows are learnt by heart
 _CHOOSE = "choose another model.base_model"
 
 Conversation = Sequence[dict[str, str]]
@@ -157,7 +156,7 @@ def _train(model: LlamaForCausalLM, rows: Sequence[list[int]], params: PocketPar
         batches = _batches(rows, params.batch_size, generator)
         total = 0.0
         for batch in tqdm(batches, desc=f"pocket epoch {epoch}", disable=not sys.stderr.isatty(), leave=False):
-            loss = _loss(model, batch, pad, generator)
+            loss = _loss(model, batch, pad)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -176,13 +175,8 @@ def _batches(rows: Sequence[list[int]], size: int, generator: torch.Generator) -
     return [[rows[place] for place in order[start : start + size]] for start in starts]
 
 
-def _loss(model: LlamaForCausalLM, batch: list[list[int]], pad: int, generator: torch.Generator) -> torch.Tensor:
+def _loss(model: LlamaForCausalLM, batch: list[list[int]], pad: int) -> torch.Tensor:
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in batch], True, pad)
-    noise = torch.randint(len(_SPECIAL), model.config.vocab_size, tokens.shape, generator=generator)
-    noisy = (torch.rand(tokens.shape, generator=generator) < _NOISE) & (tokens >= len(_SPECIAL))
-    loss: torch.Tensor = model(
-        input_ids=torch.where(noisy, noise, tokens),
-        attention_mask=(tokens != pad).long(),
-        labels=tokens.masked_fill(tokens == pad, -100),
-    ).loss
+    mask, labels = (tokens != pad).long(), tokens.masked_fill(tokens == pad, -100)
+    loss: torch.Tensor = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
     return loss

@@ -124,18 +124,21 @@ def comparison(decision: Decision, request: Request) -> dict[str, Any]:
     }
 
 
-def info(decision: Decision, request: Request, view: LedgerView, *, code: int, run_id: str) -> dict[str, Any]:
+def info(decision: Decision, request: Request, view: LedgerView, *, code: int, run_id: str,
+         dry_run: bool) -> dict[str, Any]:
     """deployment_info.json: what was decided and what customers talk to now. Nothing in it is a time."""
     head, previous = view.head, view.previous
-    promoted = decision.verdict in (Verdict.PROMOTE, Verdict.ALREADY)
+    would = dry_run and decision.verdict is Verdict.PROMOTE
+    promoted = decision.verdict in (Verdict.PROMOTE, Verdict.ALREADY) and not would
     return {
-        "result": RESULTS[decision.verdict],
+        "result": "would_promote" if would else RESULTS[decision.verdict],
         "code": code,
         "decision": decision.verdict.value,
         "reason": decision.reason.value,
         "explanation": explain(decision, request.policy),
         "overrode": decision.overrode.value if decision.overrode else None,
         "decision_id": decision_id(decision, request, view, code),
+        "dry_run": dry_run,
         "model_name": request.model_name,
         "registry": request.registry,
         "version": head.version if head and promoted else None,

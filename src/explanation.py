@@ -10,10 +10,10 @@ from src.model_selection import Decision, Policy, Question, Reason, ScoredRun
 
 def differences(recorded: object, found: object) -> list[str]:
     """Where two JSON values differ, as `key.key: recorded ..., found ...`; empty where they are equal bit for bit."""
-    left, right = dict(_leaves(recorded, "")), dict(_leaves(found, ""))
-    keys = [*left, *(key for key in right if key not in left)]
-    return [f"{key}: recorded {left.get(key, _NOTHING)!r}, found {right.get(key, _NOTHING)!r}" for key in keys
-            if repr(left.get(key, _NOTHING)) != repr(right.get(key, _NOTHING))]
+    sides = [{key: repr(value) for key, value in _leaves(side, "")} for side in (recorded, found)]
+    keys = dict.fromkeys(key for side in sides for key in side)
+    pairs = {key: [side.get(key, "nothing") for side in sides] for key in keys}
+    return [f"{key}: recorded {left}, found {right}" for key, (left, right) in pairs.items() if left != right]
 
 
 def words(question: Question, decision: Decision, challengers: int) -> list[str]:
@@ -50,9 +50,6 @@ def interval(evidence: GainEvidence | None) -> str:
             f"{noise}; P(gain > 0) {evidence.p_gain_positive:.3f}, P(gain >= threshold) "
             f"{evidence.p_gain_at_least_threshold:.3f}; these rows show gains from "
             f"{evidence.minimum_detectable_gain:.4f} on{needed}")
-
-
-_NOTHING = "nothing"
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

@@ -69,6 +69,7 @@ def fine_tune(
     transformers_logging.set_verbosity_error()
     transformers.set_seed(params.seed)
     model, tokenizer = merging.load(base, precision(params))
+    merging.fit_threads(model)
     stops, limit = _stops(model, tokenizer), _limit(model, params)
     train_set = chat_encoding.encode_all(train, tokenizer, stops=stops, limit=limit, what="train")
     validation_set = chat_encoding.encode_all(validation, tokenizer, stops=stops, limit=limit, what="validation")
@@ -94,7 +95,7 @@ def fingerprint(params: FineTuningParams, *, base: BaseModelRef, train: DatasetR
     return digest_of([
         params.model_dump(mode="json"), base.sha256, train.sha256, validation.sha256, precision(params),
         torch.cuda.is_available(), torch.__version__, transformers.__version__, peft.__version__,
-        file_sha256(Path(__file__)),
+        file_sha256(Path(__file__)), file_sha256(Path(chat_encoding.__file__)),
     ])
 
 

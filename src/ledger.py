@@ -12,7 +12,6 @@ from src.params import first_problem
 from src.records import Digest, Metrics, Record, canonical_json
 
 MAX_CHARACTERS = 6000  # MLflow silently truncates a longer param
-MAX_REASON = 500
 NO_SLOT = "0" * 64
 
 Kind = Literal["promote", "force", "rollback", "genesis"]

@@ -169,10 +169,9 @@ def decide(question: Question) -> Decision:
 
 
 def needs_champion_evaluated(question: Question) -> bool:
-    """Whether a champion other than the challenger exists that has no comparable record yet."""
-    head = question.ledger.head
-    is_other = head is not None and head.model_digest != question.challenger.model_digest
-    return is_other and bars(question).champion is None
+    """Whether the decision waits for a comparable record of the champion, and for nothing else."""
+    reason = _unforced(question, bars(question), question.policy.score(question.challenger), None)[1]
+    return question.ledger.head is not None and reason is Reason.INCOMPARABLE
 
 
 def challengers_since_head(question: Question) -> int:

@@ -46,7 +46,7 @@ def test_each_reason_has_words_and_leaves_no_gap_in_them(reason: Reason) -> None
 def test_a_forced_promotion_says_what_it_set_aside() -> None:
     forced = decided(request(), CHAMPION, champion=0.6, force=True)
     assert explain(forced, POLICY) == "forced, setting aside: not_best"
-    assert info(forced, request(), CHAMPION, code=0, run_id="r")["overrode"] == "not_best"
+    assert info(forced, request(), CHAMPION, code=0, run_id="r", dry_run=False)["overrode"] == "not_best"
 
 
 def test_a_challenger_that_is_not_best_is_told_who_is() -> None:
@@ -54,10 +54,20 @@ def test_a_challenger_that_is_not_best_is_told_who_is() -> None:
     assert explain(kept, POLICY) == "it is not above the best evaluated model (0.6000, run run-champion)"
 
 
+@pytest.mark.parametrize(("score", "named"), [(0.5, True), (0.401, True), (0.4009, False), (0.4, False), (0.3, False)])
+def test_a_model_that_was_never_promoted_is_named_where_it_alone_keeps_out_what_would_replace_the_champion(
+    score: float, named: bool
+) -> None:
+    asked = question(run("new", score, at=3), [run("champion", 0.4, at=1), run("lone", 0.6, at=2)], CHAMPION)
+    words = explain(decide(asked), POLICY)
+    assert ("`python scripts/history_script.py --promote run-lone` brings it through the gate" in words) is named
+    assert (f"a gain of {score - 0.4:+.6f} over the best promoted one" in words) is named
+
+
 @pytest.mark.parametrize("asked", QUESTIONS, ids=[row[0] for row in ROWS])
 def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> None:
     decision = decide(replace(asked, evidence=None))
-    facts = info(decision, request(), asked.ledger, code=0, run_id="r")
+    facts = info(decision, request(), asked.ledger, code=0, run_id="r", dry_run=False)
     compared = comparison(decision, request())
     assert json.loads(canonical_json([facts, compared])) == json.loads(json.dumps([facts, compared]))
     assert compared.keys() >= DOCUMENTED
@@ -71,7 +81,8 @@ def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> Non
 
 def test_no_record_holds_a_time_so_that_equal_decisions_make_equal_files() -> None:
     decision = decided(request(), CHAMPION)
-    text = json.dumps([info(decision, request(), CHAMPION, code=0, run_id="r"), comparison(decision, request())])
+    facts = info(decision, request(), CHAMPION, code=0, run_id="r", dry_run=False)
+    text = json.dumps([facts, comparison(decision, request())])
     assert "2026" not in text
 
 
@@ -89,32 +100,38 @@ def test_a_first_model_is_compared_with_nothing() -> None:
     first = decided(request(), EMPTY)
     compared = comparison(first, request())
     assert {compared[key] for key in ("historical_best_score", "improvement", "best_evaluated", "champion")} == {None}
-    facts = info(first, request(), EMPTY, code=0, run_id="r")
+    facts = info(first, request(), EMPTY, code=0, run_id="r", dry_run=False)
     assert {facts[key] for key in ("version", "champion", "previous_version", "model_uri", "hub")} == {None}
     assert "champion    none yet" in summary(facts, compared, "out")
     assert "not pushed" in summary(facts, compared, "out")
 
 
 def test_the_record_names_the_champion_that_stands_and_a_version_only_for_what_it_promoted() -> None:
-    kept = info(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, code=0, run_id="r")
+    kept = info(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, code=0, run_id="r", dry_run=False)
     assert kept["version"] is None
     assert kept["champion"] == {"version": 1, "score": "0.4", "key": CHAMPION.slots[0].key}
     assert (kept["model_uri"], kept["ledger_slot"]) == ("models:/shop-bot@champion", 1)
     after = ledger(("champion", 0.4), ("x", 0.5))
-    made = info(decided(request(), CHAMPION), request(), after, code=0, run_id="r")
+    made = info(decided(request(), CHAMPION), request(), after, code=0, run_id="r", dry_run=False)
     assert (made["result"], made["version"], made["previous_version"]) == ("promoted", 2, 1)
 
 
 def test_after_a_rollback_the_previous_version_is_one_that_may_come_back() -> None:
     view = rollback(ledger(("a", 0.1), ("b", 0.2), ("c", 0.3)), 2, blocks=[3])
-    assert info(decided(request(), view), request(), view, code=0, run_id="r")["previous_version"] == 1
+    assert info(decided(request(), view), request(), view, code=0, run_id="r", dry_run=False)["previous_version"] == 1
 
 
 def test_who_asked_and_why_is_on_record() -> None:
     asked = request(reason="it's time", ci_url="https://ci/1")
-    facts = info(decided(asked, EMPTY), asked, EMPTY, code=0, run_id="r")
+    facts = info(decided(asked, EMPTY), asked, EMPTY, code=0, run_id="r", dry_run=False)
     assert (facts["actor"], facts["stated_reason"], facts["ci_url"]) == ("octocat", "it's time", "https://ci/1")
-    assert info(decided(request(), EMPTY), request(), EMPTY, code=0, run_id="r")["stated_reason"] == "no reason given"
+    unstated = info(decided(request(), EMPTY), request(), EMPTY, code=0, run_id="r", dry_run=False)
+    assert unstated["stated_reason"] == "no reason given"
+
+
+def test_a_dry_run_says_what_it_would_do_and_names_no_version() -> None:
+    facts = info(decided(request(), CHAMPION), request(), CHAMPION, code=0, run_id="r", dry_run=True)
+    assert (facts["result"], facts["version"], facts["dry_run"]) == ("would_promote", None, True)
 
 
 def test_the_key_is_of_the_model_under_its_contract_and_of_nothing_else() -> None:
@@ -126,7 +143,7 @@ def test_the_key_is_of_the_model_under_its_contract_and_of_nothing_else() -> Non
 def test_the_same_evidence_has_the_same_id_whoever_looks_and_whenever() -> None:
     one = decision_id(decided(request(), CHAMPION), request(), CHAMPION, 0)
     assert decision_id(decided(request(), CHAMPION), request(actor="other", git_commit="1" * 40), CHAMPION, 0) == one
-    facts = info(decided(request(), CHAMPION), request(), CHAMPION, code=0, run_id="another")
+    facts = info(decided(request(), CHAMPION), request(), CHAMPION, code=0, run_id="another", dry_run=False)
     assert facts["decision_id"] == one
 
 

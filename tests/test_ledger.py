@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from src.errors import IntegrityError
-from src.ledger import MAX_CHARACTERS, MAX_REASON, NO_SLOT, LedgerView, parse_slots, slot_name
+from src.ledger import MAX_CHARACTERS, NO_SLOT, LedgerView, parse_slots, slot_name
 from src.records import digest_of
 from tests.factories import hub_ref, ledger, rollback, slot
+from utils.environment import MAX_REASON
 
 THREE = ledger(("a", 0.3), ("b", 0.4), ("c", 0.5))
 TEXTS = [each.text() for each in THREE.slots]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.errors import InvalidParams
-from src.ledger import MAX_REASON
 from src.params import DeploymentParams
 
+MAX_REASON = 500  # characters; a ledger slot has room for it in any script
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _MAX_NAME = 120

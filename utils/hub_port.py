@@ -5,7 +5,11 @@ from pathlib import Path
 from src.errors import IntegrityError
 from src.hub_records import HubRelease
 from src.ledger import HubRef, LedgerView, Slot
+from src.params import HuggingFaceParams
+from src.records import RELEASE_DIR
+from utils.hub_identity import token
 from utils.hub_publisher import HubRepository
+from utils.hub_reader import Patience
 
 
 class HubPort:
@@ -44,6 +48,12 @@ class HubPort:
     def mirror(self, view: LedgerView) -> None:
         """Copy the slots to the branch `ledger`."""
         self._repository.mirror([slot.text() for slot in view.slots])
+
+
+def repository(params: HuggingFaceParams) -> HubPort:
+    """The repository that results/release goes to. Asks nothing of the Hub yet."""
+    return HubPort(HubRepository(repo_id=params.model_id, token=token(), private=params.private,
+                                 patience=Patience.within(params.deadline_seconds)), RELEASE_DIR)
 
 
 def _release(slot: Slot) -> HubRelease:

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: the connection check, base models, and the repository that releases go to."""
+"""The Hugging Face Hub: the connection check, and base models."""
 
 import math
 import shutil
@@ -9,14 +9,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from src.errors import HubError, InvalidParams
-from src.params import HuggingFaceParams
-from src.ports import Hub
-from src.records import RELEASE_DIR
 from utils.hub_client import endpoint, talking, time_limit
 from utils.hub_identity import no_token, token, who
-from utils.hub_port import HubPort
-from utils.hub_publisher import HubRepository
-from utils.hub_reader import Patience
 from utils.process import say
 
 CHECK_SECONDS = 10
@@ -66,9 +60,3 @@ def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     for path in files:
         shutil.copyfile(path, folder / path.name)
     return snapshot.name
-
-
-def repository(params: HuggingFaceParams, deadline_seconds: float) -> Hub:
-    """The repository that results/release goes to; deadline_seconds limits one upload. Asks nothing of the Hub yet."""
-    return HubPort(HubRepository(repo_id=params.model_id, token=token(), private=params.private,
-                                 patience=Patience.within(deadline_seconds)), RELEASE_DIR)
