@@ -16,7 +16,7 @@ from src.manifest import manifest, tree_digest
 from src.promotion import Step
 from src.records import ModelIdentity, canonical_json, digest_of
 from src.rollback import Found, adoption
-from utils.deployment_run import DeploymentRun
+from utils.deployment_run import DECISION, DeploymentRun
 from utils.huggingface_utils import fetch_snapshot
 from utils.journal import Journal
 from utils.mlflow_registry import IDENTITY, MlflowRegistry
@@ -133,6 +133,7 @@ def _released(stands: Standing, view: LedgerView, save_flavour: Save) -> Found:
         registry.use_up(used)
     version = registry.register(key)
     with talking():
+        stands.client.set_tag(run.id(), DECISION, _ADOPTED)
         stands.client.set_terminated(run.id())
     return Found(version, key=key, model_digest=identity.digest(), score=None, contract=None, evaluation_run=None,
                  hub=hub)

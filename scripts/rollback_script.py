@@ -78,8 +78,8 @@ def _summary(stands: Standing, before: LedgerView, after: LedgerView, slot: Slot
     hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "left alone: promoted without the Hub"
     lines = [
         f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {stands.model_name} version {head.version}, {was}.",
-        f"  previous    {versions([after.previous.version if after.previous else None])}",
-        f"  blocked     {versions(blocked)}",
+        f"  previous    {versions([after.previous.version if after.previous else None], nothing='none')}",
+        f"  blocked     {versions(blocked, nothing='none')}",
         f"  Hub         {hub if stands.repository else 'not pushed'}",
         f"  ledger      slot {head.number}, {head.kind}: {head.reason} ({head.actor})",
     ]

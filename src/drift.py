@@ -163,11 +163,11 @@ def whose_tree(view: LedgerView, tree: str | None) -> str:
     return "files that are no release of this ledger" if owner is None else f"version {owner}"
 
 
-def versions(numbers: Sequence[int | None] | frozenset[int] | set[int]) -> str:
-    """`version 3`, `versions 2, 3`, or `no version`."""
+def versions(numbers: Sequence[int | None] | frozenset[int] | set[int], *, nothing: str = "no version") -> str:
+    """`version 3`, `versions 2, 3`, or the word for nothing."""
     known = sorted(number for number in numbers if number is not None)
     if not known:
-        return "no version"
+        return nothing
     return ("version " if len(known) == 1 else "versions ") + ", ".join(str(number) for number in known)
 
 

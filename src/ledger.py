@@ -109,7 +109,7 @@ class LedgerView:
         """The latest unblocked slot of another version before the head: where a rollback goes by default."""
         if self.head is None:
             return None
-        older = (s for s in reversed(self.slots[:-1]) if s.version != self.head.version)
+        older = (s for s in reversed(self.slots[:-1]) if s.model_digest != self.head.model_digest)
         return next((slot for slot in older if slot.version not in self.blocked_versions), None)
 
 

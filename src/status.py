@@ -71,8 +71,8 @@ def text(told: Mapping[str, Any]) -> str:
     """The same facts for a person."""
     champion, registry, hub = told["champion"], told["registry"], told["hub"]
     lines = [_opening(told["model_name"], champion)]
-    lines += _line("previous", versions([told["previous"]["version"] if told["previous"] else None]))
-    lines += _line("blocked", versions(told["blocked_versions"]))
+    lines += _line("previous", versions([told["previous"]["version"] if told["previous"] else None], nothing="none"))
+    lines += _line("blocked", versions(told["blocked_versions"], nothing="none"))
     lines += _line("ledger", f"{told['ledger']['slots']} slots, chain whole")
     if registry == "none":
         lines += _line("registry", "none")

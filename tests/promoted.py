@@ -3,22 +3,27 @@
 MLflow is a real sqlite store, the Hub the loopback one, and the whole gate decided; only the weights are texts.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pytest
+from huggingface_hub import HfApi
 from mlflow import MlflowClient
 
+from scripts import status_script
 from src.ledger import LedgerView
 from src.model_selection import Decision
 from src.params import Params
 from src.ports import Holders
 from tests.history_store import answers, challenger, deploy
 from tests.loopback.publishing import release_folder
-from tests.loopback_hub import LoopbackHub
+from tests.loopback_hub import WRITE, LoopbackHub
 from utils import json_utils, mlflow_utils, yaml_utils
 from utils.mlflow_ledger import MlflowLedger
 from utils.mlflow_registry import MlflowRegistry
@@ -82,3 +87,47 @@ def run(script: ModuleType, *flags: object) -> int:
         return int(script.main())
     finally:
         sys.argv = before
+
+
+def status(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    """What --json says, and the exit code in it."""
+    capsys.readouterr()
+    code = run(status_script, "--json", *flags)
+    return {**json.loads(capsys.readouterr().out), "code": code}
+
+
+def drift(told: dict[str, Any]) -> list[str]:
+    assert told["code"] == (1 if told["drift"] else 0)
+    return [f"{found['place']}: {found['text']}" for found in told["drift"]]
+
+
+def lose_ledger(shop: Shop) -> None:
+    """What a database without the ledger's experiment looks like."""
+    found = shop.client.get_experiment_by_name(f"{NAME}.ledger")
+    shop.client.rename_experiment(found.experiment_id, "lost")
+
+
+def lose_mlflow(shop: Shop, migrated_store: Path) -> None:
+    """A new, empty server."""
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    _get_store().engine.dispose()
+    (shop.root / "mlflow.db").write_bytes(migrated_store.read_bytes())
+
+
+def lose_mirror(shop: Shop) -> None:
+    HfApi(endpoint=shop.hub.url, token=WRITE).delete_branch(REPO, branch="ledger")
+
+
+def register(shop: Shop, stage: str = "None", alias: str | None = None) -> int:
+    """A version that somebody made by hand."""
+    home = mlflow_utils.ensure_experiment(shop.client, "by-hand", {})
+    made = shop.client.create_run(home.experiment_id)
+    if not shop.client.search_registered_models(f"name = '{NAME}'"):
+        shop.client.create_registered_model(NAME)
+    version = shop.client.create_model_version(NAME, f"{made.info.artifact_uri}/model", made.info.run_id).version
+    if stage != "None":
+        shop.client.transition_model_version_stage(NAME, version, stage)
+    if alias:
+        shop.client.set_registered_model_alias(NAME, alias, version)
+    return int(version)

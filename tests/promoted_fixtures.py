@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TOKENS
 from tests.history_store import write_params
 from tests.loopback_hub import WRITE, LoopbackHub
 from tests.promoted import REPO, Shop
@@ -17,6 +18,8 @@ PUSHING = {"model_id": REPO, "push_to_hub": True, "create_model_card": True, "pr
 
 def _settings(patch: pytest.MonkeyPatch, root: Path, hub: LoopbackHub) -> None:
     patch.chdir(root)
+    for name in TOKENS:  # MLflow leaves its address in the environment of the next test
+        patch.delenv(name, raising=False)
     for name, value in {"HF_TOKEN": WRITE, "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"),
                         "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"}.items():
         patch.setenv(name, value)

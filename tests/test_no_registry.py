@@ -1,18 +1,27 @@
 """A server without a Model Registry: the ledger numbers the versions, deployment runs keep their files."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from scripts import rollback_script, status_script
+from scripts.deployer import Deployer
+from scripts.deployment_script import PARSER
+from scripts.wiring import challenger_setting
 from src.errors import IntegrityError, Undecided
 from src.ledger import LedgerView
+from src.model_selection import Reason, Verdict
 from src.params import MlflowParams
 from src.ports import Holders
-from src.records import ModelIdentity, canonical_json, digest_of
+from src.promotion import Progress, promote
+from src.records import OUTPUT_DIR, ModelIdentity, canonical_json, digest_of
 from tests.factories import IDENTITY, slot
-from utils import mlflow_registry, mlflow_utils, no_registry
+from tests.history_store import answers, challenger, write_params
+from tests.promoted import run
+from utils import json_utils, mlflow_registry, mlflow_utils, no_registry, results, yaml_utils
 from utils.deployment_run import DeploymentRun
 from utils.mlflow_ledger import MlflowLedger
 from utils.no_registry import NoRegistry
@@ -122,3 +131,34 @@ def test_the_kept_model_comes_back_as_one_plain_folder_with_its_identity(
     assert identity == ONE
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+
+
+def deploy(config: Path, mark: str, right: int) -> Reason:
+    """The whole deployment of a challenger; only merging is left out, and a text is kept."""
+    challenger(yaml_utils.load_params(config), mark, answers(right))
+    asked = PARSER.parse_args(["--config", str(config)])
+    deployer = Deployer(challenger_setting(asked, results.check_output_dir(OUTPUT_DIR), results.LogBuffer()))
+    assert isinstance(deployer.registry, NoRegistry)
+    deployer.registry._save = save
+    decision = promote(replace(deployer.ports(), assemble=lambda _: None), lambda _: None, Progress()).decided()
+    assert decision.verdict is Verdict.PROMOTE
+    return decision.reason
+
+
+def test_gate_rollback_and_status_work_and_every_record_says_that_there_is_no_registry(
+    mlflow_params: MlflowParams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(mlflow_params.tracking_uri.removeprefix("sqlite:///")).parent
+    config = write_params(root, Path(__file__).parents[1] / "params.yaml", registry="none", resamples=100)
+    assert [deploy(config, "one", 10), deploy(config, "two", 20)] == [Reason.FIRST_MODEL, Reason.IMPROVED]
+    record = json_utils.read_object(OUTPUT_DIR / results.INFO)
+    assert (record["registry"], record["version"], record["model_uri"]) == ("none", 2, None)
+    assert "version 2 (registry: none)" in capsys.readouterr().out
+    assert run(rollback_script) == 0
+    record = json_utils.read_object(OUTPUT_DIR / results.INFO)
+    assert (record["registry"], record["champion"]["version"]) == ("none", 1)
+    assert run(status_script) == 0
+    told = capsys.readouterr().out
+    assert "version 1 is the champion" in told
+    assert "registry    none\n" in told
+    assert MlflowClient(mlflow_params.tracking_uri).search_registered_models() == []

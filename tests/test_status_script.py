@@ -1,9 +1,6 @@
 """Status on a real store and the loopback hub: every drift is named, repaired, or taken in."""
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -13,60 +10,13 @@ from src.errors import HubError, IntegrityError, Refused
 from src.model_selection import Reason
 from src.ports import Holders
 from src.promotion import Step
-from src.records import ModelIdentity
 from tests.loopback_hub import WRITE
-from tests.promoted import NAME, REPO, Shop, run
-from utils import mlflow_utils
+from tests.promoted import NAME, REPO, Shop, drift, lose_ledger, lose_mirror, run, status
 from utils.journal import Journal
-from utils.mlflow_registry import IDENTITY
 
 pytest_plugins = ["tests.promoted_fixtures"]
 
 SETTLED = Holders(champion=3, previous=2, production=frozenset({3}))
-
-
-def status(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
-    """What --json says, and the exit code in it."""
-    capsys.readouterr()
-    code = run(status_script, "--json", *flags)
-    return {**json.loads(capsys.readouterr().out), "code": code}
-
-
-def drift(told: dict[str, Any]) -> list[str]:
-    assert told["code"] == (1 if told["drift"] else 0)
-    return [f"{found['place']}: {found['text']}" for found in told["drift"]]
-
-
-def lose_ledger(shop: Shop) -> None:
-    """What a database without the ledger's experiment looks like."""
-    found = shop.client.get_experiment_by_name(f"{NAME}.ledger")
-    shop.client.rename_experiment(found.experiment_id, "lost")
-
-
-def lose_mlflow(shop: Shop, migrated_store: Path) -> None:
-    """A new, empty server."""
-    from mlflow.tracking._tracking_service.utils import _get_store
-
-    _get_store().engine.dispose()
-    (shop.root / "mlflow.db").write_bytes(migrated_store.read_bytes())
-
-
-def lose_mirror(shop: Shop) -> None:
-    HfApi(endpoint=shop.hub.url, token=WRITE).delete_branch(REPO, branch="ledger")
-
-
-def register(shop: Shop, stage: str = "None", alias: str | None = None) -> int:
-    """A version that somebody made by hand."""
-    home = mlflow_utils.ensure_experiment(shop.client, "by-hand", {})
-    made = shop.client.create_run(home.experiment_id)
-    if not shop.client.search_registered_models(f"name = '{NAME}'"):
-        shop.client.create_registered_model(NAME)
-    version = shop.client.create_model_version(NAME, f"{made.info.artifact_uri}/model", made.info.run_id).version
-    if stage != "None":
-        shop.client.transition_model_version_stage(NAME, version, stage)
-    if alias:
-        shop.client.set_registered_model_alias(NAME, alias, version)
-    return int(version)
 
 
 # Looking.
@@ -245,107 +195,3 @@ def test_a_ledger_that_differs_from_its_mirror_is_named_and_left_to_a_person(
         run(status_script, "--repair")
     lose_mirror(shop)
     assert drift(status(capsys, "--repair")) == []
-
-
-# Adopting.
-
-
-def test_an_alias_that_was_moved_by_hand_becomes_the_champion(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    shop.client.set_registered_model_alias(NAME, "champion", "1")
-    assert drift(status(capsys, "--adopt", "--reason", "the shop wants it back")) == []
-    head = shop.view.head
-    assert (head.version, head.kind, head.reason) == (1, "force", "the shop wants it back")
-    assert shop.holders == Holders(champion=1, previous=3, production=frozenset({1}))
-    assert shop.main() == shop.main("v1")
-
-
-def test_a_version_from_outside_becomes_the_champion_and_can_be_evaluated(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
-    version = register(shop, alias="champion")
-    found = drift(status(capsys))
-    unknown = "registry: alias champion is at version 4, which the ledger does not know; the ledger says version 3"
-    assert found == [unknown]
-    told = status(capsys, "--adopt")
-    assert drift(told) == [f"hub: version 4 was promoted without the Hub; {REPO} main holds version 3"]
-    head = shop.view.head
-    assert (head.version, head.kind, head.metrics, head.contract, head.hub) == (version, "force", None, None, None)
-    tags = shop.client.get_model_version(NAME, str(version)).tags
-    assert ModelIdentity.model_validate_json(tags[IDENTITY]).digest() == head.model_digest
-    assert tags["champion.key"] == head.key
-    assert status(capsys, "--adopt")["ledger"]["slots"] == 4  # again: it is the head already
-
-
-def test_an_existing_registry_is_taken_in_as_the_genesis_slot(
-    shop: Shop, capsys: pytest.CaptureFixture[str], migrated_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
-    lose_mlflow(shop, migrated_store)
-    shutil.rmtree("results/deployment")
-    register(shop)
-    version = register(shop, stage="Production")
-    assert drift(status(capsys)) == [f"registry: shows version {version} as champion, but the ledger is empty"]
-    assert drift(status(capsys, "--adopt")) == []
-    assert [(slot.version, slot.kind) for slot in shop.view.slots] == [(2, "genesis")]
-    assert shop.holders == Holders(champion=2, previous=None, production=frozenset({2}))
-
-
-def test_of_several_in_production_none_is_guessed_until_an_alias_decides(
-    shop: Shop, capsys: pytest.CaptureFixture[str], migrated_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
-    lose_mlflow(shop, migrated_store)
-    first, second = register(shop, stage="Production"), register(shop, stage="Production")
-    with pytest.raises(Refused, match=f"versions {first}, {second} are in stage Production and no alias"):
-        run(status_script, "--adopt")
-    shop.client.set_registered_model_alias(NAME, "champion", str(first))
-    assert drift(status(capsys, "--adopt")) == []
-    assert shop.holders.production == {first}
-
-
-def test_nothing_at_all_is_nothing_to_adopt(
-    shop: Shop, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
-    lose_mlflow(shop, migrated_store)
-    with pytest.raises(Refused, match="there is nothing to adopt"):
-        run(status_script, "--adopt")
-
-
-def test_where_the_registry_shows_the_champion_there_is_nothing_to_adopt(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert status(capsys, "--adopt")["ledger"]["slots"] == 3
-    shop.client.delete_registered_model_alias(NAME, "champion")
-    with pytest.raises(Refused, match="shows no other champion than the ledger's, version 3"):
-        run(status_script, "--adopt")
-
-
-@pytest.mark.parametrize("mirrored", [True, False])
-def test_a_hub_repository_alone_is_registered_and_taken_in(
-    shop: Shop, capsys: pytest.CaptureFixture[str], migrated_store: Path, monkeypatch: pytest.MonkeyPatch,
-    mirrored: bool
-) -> None:
-    saved: list[set[str]] = []
-
-    def save(release: Path, folder: Path) -> None:
-        saved.append({path.name for path in release.iterdir()})
-        shutil.copytree(release, folder / "model")
-
-    monkeypatch.setattr(status_script, "_save_flavour", save)
-    release, view = shop.main(), shop.view
-    if not mirrored:
-        lose_mirror(shop)
-    lose_mlflow(shop, migrated_store)
-    if mirrored:
-        with pytest.raises(Refused, match=r"does not hold version 3, the mirror's champion; .*--adopt"):
-            run(status_script, "--repair")
-    else:
-        assert f"hub: {REPO} holds a release, but the ledger is empty" in drift(status(capsys))
-    told = status(capsys, "--adopt")
-    assert shop.view.slots[:-1] == (view.slots if mirrored else ())
-    head = shop.view.head
-    assert (head.version, head.kind) == (4, "force" if mirrored else "genesis")
-    assert (shop.holders.champion, shop.main(), shop.main("v4")) == (4, release, release)
-    assert saved == [{"model.safetensors", "config.json", "manifest.json"}]
-    assert drift(told) == []

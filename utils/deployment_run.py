@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 RESTORED = "restored_from"
 EVIDENCE = "evidence.json"
+DECISION = "champion.decision"
 
 
 class DeploymentRun:
@@ -50,7 +51,7 @@ class DeploymentRun:
                    "historical_best_score": compared["historical_best_score"]}
         metrics = [Metric(name, float(value), 0, 0) for name, value in numbers.items() if value is not None]
         params = [Param("model_name", facts["model_name"]), Param("weights", canonical_json(compared["weights"]))]
-        tags = [RunTag("champion.decision", facts["decision"]), RunTag("champion.reason", facts["reason"]),
+        tags = [RunTag(DECISION, facts["decision"]), RunTag("champion.reason", facts["reason"]),
                 RunTag("champion.version", str(facts["version"]))]
         with talking():
             self._client.log_batch(self.id(), metrics=metrics, params=params, tags=tags)
@@ -92,7 +93,7 @@ def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int
                                   order_by=["attributes.start_time DESC"])
     return [Past(run_id=str(run.info.run_id), status=str(run.info.status), key=tags.get(KEY, ""),
                  time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
-                 decision=tags.get("champion.decision"), reason=tags.get("champion.reason"),
+                 decision=tags.get(DECISION), reason=tags.get("champion.reason"),
                  version=tags.get("champion.version"))
             for run in runs for tags in [run.data.tags]]
 

@@ -25,7 +25,7 @@ from utils.mlflow_utils import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST, MODEL_NAM
 logger = logging.getLogger(__name__)
 
 PAGE = 1000
-SHORT = 500  # a history of so many runs is read whole
+SHORT = 300  # a history of so many runs is read whole
 _BY_ID = 500  # the server's parser takes a few thousand ids in one query
 _NO_BAR = Decimal(-1)
 _Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
@@ -46,7 +46,8 @@ class HistoryReader:
         """Without a contract, `evaluations` lists those under any."""
         self._client = client
         self._experiment = experiment
-        self._wanted = {KIND: "evaluation", MODEL_NAME: model_name} | ({CONTRACT: contract} if contract else {})
+        # sqlite joins in the order of the clauses, so what leaves fewest runs comes first.
+        self._wanted = ({CONTRACT: contract} if contract else {}) | {MODEL_NAME: model_name, KIND: "evaluation"}
 
     def read(self, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> History:
         """All of a short history; of a long one, the runs that decide.
@@ -86,7 +87,6 @@ class HistoryReader:
 
     def _page(self, home: str, clause: str, token: str | None,
               most: int | None = None) -> tuple[list[Run], str | None]:
-        # sqlite joins in the order of the clauses, so the one that leaves fewest runs comes first.
         wanted = [f"tags.`{name}` = '{value}'" for name, value in self._wanted.items()]
         query = " and ".join(filter(None, [clause, "attributes.status = 'FINISHED'", *wanted]))
         with talking():

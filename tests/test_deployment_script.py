@@ -1,0 +1,200 @@
+"""The deployment command as its user meets it: exit codes, one line, and nothing changed outside by a failure."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from scripts import deployment_script
+from src.params import MlflowParams, Params
+from tests.history_store import answers, challenger, deploy, write_params
+from utils import mlflow_utils, process, yaml_utils
+
+ROOT = Path(__file__).parents[1]
+NAME = "ecommerce-chatbot"
+METRICS = Path("results/evaluations/metrics.json")
+OUTPUT = Path("results/deployment")
+
+
+@pytest.fixture
+def params(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A shop whose champion answers 20 of 40 rows, and a better challenger in results/ that waits for its decision."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = yaml_utils.load_params(write_params(tmp_path, ROOT / "params.yaml"))
+    challenger(found, "first", answers(20))
+    deploy(Path("params.yaml"))
+    challenger(found, "second", answers(30))
+    return found
+
+
+def call(*flags: str) -> int:
+    """Run the command in this process; returns its exit code."""
+    before, sys.argv = sys.argv, ["deployment_script.py", *flags]
+    handlers = logging.getLogger().handlers[:]
+    asked = deployment_script.Deployment()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            process.run(asked.run, announce=asked.failed)
+    finally:
+        sys.argv = before
+        logging.getLogger().handlers[:] = handlers
+    return int(ended.value.code or 0)
+
+
+def outside(params: Params) -> object:
+    """All that a decision could change in MLflow: slots, versions, aliases, stages."""
+    client = mlflow_utils.connect(params.mlflow)
+    pinned = client.get_experiment_by_name(f"{NAME}.ledger").tags["champion.ledger_run"]
+    versions = [(int(v.version), v.current_stage) for v in client.search_model_versions(f"name = '{NAME}'")]
+    aliases = {alias: int(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
+    return client.get_run(pinned).data.params, versions, aliases
+
+
+def edit(*keys: str, value: object) -> Callable[[], None]:
+    def change() -> None:
+        values = yaml.safe_load(Path("params.yaml").read_text())
+        section = values
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = value
+        Path("params.yaml").write_text(yaml.safe_dump(values))
+
+    return change
+
+
+def metric(name: str, text: str) -> Callable[[], None]:
+    def change() -> None:
+        values = {**json.loads(METRICS.read_text()), name: "@"}
+        METRICS.write_text(json.dumps(values).replace('"@"', text))
+
+    return change
+
+
+def setting(name: str, value: str) -> Callable[[], None]:
+    return lambda: os.environ.__setitem__(name, value)
+
+
+WEIGHTS = ("deployment", "weighted_scoring", "weights")
+CASES: list[tuple[str, Sequence[str], Callable[[], object], int, str]] = [
+    ("row 5, a metric missing", [], lambda: METRICS.write_text('{"bleu1": 0.5}'), 3, "bleu2, bleu3"),
+    ("row 6, a NaN", [], metric("bleu4", "NaN"), 3, "NaN"),
+    ("row 8, sacrebleu's scale", [], metric("bleu4", "31.2"), 3, "outside [0, 1]"),
+    ("row 13, metrics of another model", [], metric("bleu4", "0.123"), 3, "of another model"),
+    ("row 14, no model location", ["--model-artifact-path", "absent.json"], lambda: None, 3, "absent.json: missing"),
+    ("row 32, no parameters", ["--config", "absent.yaml"], lambda: None, 2, "absent.yaml"),
+    ("row 33, weights of 0.95", [], edit(*WEIGHTS, "bleu1", value=0.05), 2, "sum is 0.95, expected 1.0"),
+    ("row 34, an unknown metric", [], edit(*WEIGHTS, "meteor", value=0.0), 2, "meteor"),
+    ("an unknown parameter", [], edit("deployment", "treshold", value=1), 2, "deployment.treshold: unknown key"),
+    ("row 35, a NaN threshold", ["--min-improvement-threshold", "nan"], lambda: None, 2, "finite number"),
+    ("row 35, a negative threshold", ["--min-improvement-threshold=-0.1"], lambda: None, 2, "greater than or equal"),
+    ("row 35, a threshold of 5", ["--min-improvement-threshold", "5"], lambda: None, 2, "less than or equal to 1"),
+    ("row 37, half an id", ["--hf-model-id", "a"], lambda: None, 2, "owner/name"),
+    ("row 37, an address", ["--hf-model-id", "https://huggingface.co/a/b"], lambda: None, 2, "owner/name"),
+    ("row 38, no reason where one is due", ["--force-deploy"],
+     edit("deployment", "force_requires_reason", value=True), 2, "--reason"),
+    ("row 39, forced NaN", ["--force-deploy"], metric("bleu4", "NaN"), 3, "NaN"),
+    ("row 41, an unknown flag", ["--frce"], lambda: None, 2, "--frce"),
+    ("row 41, a value missing", ["--hf-model-id"], lambda: None, 2, "expected one argument"),
+    ("row 42, the root as output", ["--output-dir", "/"], lambda: None, 2, "--output-dir"),
+    ("row 46, MLflow refuses", [], setting("MLFLOW_TRACKING_URI", "http://127.0.0.1:9"), 4, "MLflow at http"),
+    ("row 49, a file store", [], setting("MLFLOW_TRACKING_URI", "./mlruns"), 2, "sqlite:///mlflow.db"),
+    ("row 50, a password in the address", [], setting("MLFLOW_TRACKING_URI", "https://me:s3cret@host/x"), 2, "***"),
+    ("row 52, no database", [], setting("MLFLOW_TRACKING_URI", "sqlite:///params.yaml"), 4, "not a usable MLflow"),
+    ("row 55, no token", [], edit("deployment", "huggingface", "push_to_hub", value=True), 2, "HF_TOKEN"),
+    ("an unclear switch", [], setting("DEPLOY_FORCE", "perhaps"), 2, "neither true nor false"),
+]
+
+
+@pytest.mark.parametrize(("flags", "damage", "code", "said"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_bad_input_ends_in_one_line_and_changes_nothing_outside(
+    flags: Sequence[str], damage: Callable[[], object], code: int, said: str,
+    *, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = outside(params)
+    with patch.dict(os.environ):
+        damage()
+        found = call(*flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("WARNING")]
+    assert (found, len(lines)) == (code, 2), lines
+    assert said in lines[0]
+    assert lines[1].startswith("PROMOTE result=")
+    assert f"code={code}" in lines[1]
+    assert "s3cret" not in "".join(lines)
+    assert outside(params) == before
+
+
+def test_a_failure_is_recorded_because_dvc_hides_the_code(params: Params) -> None:
+    metric("bleu4", "NaN")()
+    call()
+    info = json.loads((OUTPUT / "deployment_info.json").read_text())
+    assert (info["result"], info["code"]) == ("invalid", 3)
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """A server whose connections are made (by the kernel) and never answered."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_is_undecided(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = outside(params)
+    with silent_server() as address, patch.dict(os.environ, MLFLOW_TRACKING_URI=address):
+        assert call() == 4
+    assert outside(params) == before
+
+
+def test_a_worse_challenger_is_kept_out_by_a_process_that_never_loads_torch(params: Params) -> None:
+    challenger(params, "worse", answers(10))
+    before = outside(params)
+    script = ROOT / "scripts" / "deployment_script.py"
+    code = (f"import runpy, sys; sys.argv = ['x', '--fail-on-reject']\ntry: runpy.run_path({str(script)!r}, "
+            "run_name='__main__')\nexcept SystemExit as e: print('CODE', e.code, 'torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert "CODE 10 False" in done.stdout, done.stderr
+    assert "PROMOTE result=kept code=10 reason=not_best" in done.stderr
+    assert outside(params) == before
+
+
+def test_a_kept_challenger_leaves_the_same_bytes_when_asked_again(params: Params) -> None:
+    challenger(params, "worse", answers(10))
+    assert call() == 0
+    first = {path.name: path.read_bytes() for path in OUTPUT.iterdir()}
+    assert call() == 0
+    assert {path.name: path.read_bytes() for path in OUTPUT.iterdir()} == first
+
+
+def test_a_dry_run_writes_nothing_outside_and_is_recorded_as_one(params: Params) -> None:
+    before = outside(params)
+    assert call("--dry-run") == 0
+    info: dict[str, Any] = json.loads((OUTPUT / "deployment_info.json").read_text())
+    assert (info["result"], info["dry_run"]) == ("would_promote", True)
+    assert outside(params) == before
+
+
+def test_a_run_that_the_server_lacks_is_logged_anew(params: Params, tmp_path: Path, migrated_store: Path) -> None:
+    challenger(params, "worse", answers(10))
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    assert call("--dry-run") == 0
+    challenger_run = json.loads((OUTPUT / "deployment_info.json").read_text())["evaluation_run"]
+    shutil.rmtree(OUTPUT)
+    deploy(Path("params.yaml"))
+    client = mlflow_utils.connect(params.mlflow)
+    home = client.get_experiment_by_name(params.mlflow.experiment_name).experiment_id
+    restored = client.search_runs([home], f"tags.restored_from = '{challenger_run}'")
+    assert [run.data.tags["kind"] for run in restored] == ["evaluation"]
