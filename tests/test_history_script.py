@@ -5,59 +5,17 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
-from scripts import history_script
-from src.errors import IntegrityError, InvalidInput, InvalidParams, PipelineError, Refused
+from src.errors import InvalidParams, PipelineError, Refused
 from src.model_selection import Reason, Verdict
-from src.params import MlflowParams, Params
-from src.records import EvaluationReport
-from tests import history_store
+from src.params import Params
+from tests.history_fixtures import ROOT, Run, client, config, evaluate_and_deploy, evidence_of, params, run
 from tests.history_store import answers, challenger, deploy
-from utils import mlflow_utils, yaml_utils
 
-ROOT = Path(__file__).parents[1]
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def config(mlflow_params: MlflowParams, tmp_path: Path) -> Path:
-    return history_store.write_params(tmp_path, ROOT / "params.yaml")
-
-
-@pytest.fixture
-def params(config: Path) -> Params:
-    return yaml_utils.load_params(config)
-
-
-@pytest.fixture
-def run(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """What the script prints, given its flags; failures are raised."""
-
-    def called(*flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["history_script.py", "--config", str(config), *flags])
-        capsys.readouterr()
-        assert history_script.main() == 0
-        return capsys.readouterr().out
-
-    return called
-
-
-def evaluate_and_deploy(config: Path, params: Params, *marks: tuple[str, int]) -> list[EvaluationReport]:
-    """Challengers with so many right answers, each brought before the gate; returns their reports."""
-    reports = []
-    for mark, right in marks:
-        reports.append(challenger(params, mark, answers(right)))
-        deploy(config)
-    return reports
-
-
-def client(params: Params) -> MlflowClient:
-    return mlflow_utils.connect(params.mlflow)
+__all__ = ["config", "params", "run"]  # fixtures, found by their names
 
 
 def rows(run: Run) -> dict[str, dict[str, str]]:
@@ -66,14 +24,6 @@ def rows(run: Run) -> dict[str, dict[str, str]]:
 
 def reasons(steps: list[dict]) -> list[str]:
     return [step["reason"] for step in steps]
-
-
-def evidence_of(params: Params, evaluation: EvaluationReport) -> Path:
-    """The evidence.json of the latest deployment of an evaluation, in the artifact store."""
-    key = evaluation.model.key(evaluation.contract_digest)
-    home = client(params).get_experiment_by_name(params.mlflow.experiment_name).experiment_id
-    (found, *_) = client(params).search_runs([home], f"tags.`champion.key` = '{key}' and tags.kind = 'deployment'")
-    return Path(found.info.artifact_uri) / "evidence.json"
 
 
 def test_an_empty_store_has_no_evaluations(run: Run) -> None:
@@ -156,83 +106,6 @@ def test_what_is_no_evaluation_of_this_model_is_refused(run: Run, config: Path, 
 def test_flags_that_do_not_go_together_are_named(run: Run, flags: list[str]) -> None:
     with pytest.raises(InvalidParams, match=r"^(argument )?--"):
         run(*flags)
-
-
-def test_a_decision_is_explained_and_taken_again_bit_for_bit(run: Run, config: Path, params: Params) -> None:
-    first, second, third = evaluate_and_deploy(config, params, ("a", 20), ("b", 25), ("c", 24))
-    assert "PROMOTED (first_model)" in run("--explain", first.run_id)
-    words = run("--explain", second.run_id)
-    assert "PROMOTED (improved): its gain of +0.026573 reaches the threshold of 0.001." in words
-    assert f"best promoted   {first.weighted_score:.6f}  run {first.run_id}, version 1" in words
-    assert " at 95 % on 40 rows" in words
-    assert words.endswith("  replay          the same result, bit for bit\n")
-    deployment = evidence_of(params, third).parts[-3]
-    assert f"deployment run {deployment}" in run("--explain", third.run_id)
-    assert "KEPT (not_best)" in run("--explain", deployment)
-
-
-def test_a_forced_decision_says_what_it_set_aside(run: Run, config: Path, params: Params) -> None:
-    evaluate_and_deploy(config, params, ("a", 25))
-    forced = challenger(params, "b", answers(20))
-    deploy(config, "--force-deploy", "--reason", "a customer needs it")
-    assert "asked for; set aside: not_best" in run("--explain", forced.run_id)
-
-
-def test_an_evaluation_that_nothing_was_decided_about_has_nothing_to_explain(run: Run, params: Params) -> None:
-    lone = challenger(params, "a", answers(20))
-    with pytest.raises(InvalidParams, match="nothing was decided"):
-        run("--explain", lone.run_id)
-
-
-ALTERATIONS: list[tuple[Callable[[dict], object], str]] = [
-    (lambda e: e["answer"].update(gain="0.5"), "answer.gain: recorded '0.5', found '0.026573193'"),
-    (lambda e: e["evidence"].update(low=0.5), "evidence.low: recorded 0.5, found "),
-    (lambda e: e["challenger"]["metrics"].update(bleu4=0.99), "challenger.metrics.bleu4: recorded 0.99, found "),
-    (lambda e: e["policy"].update(threshold="0.5"), "evidence.threshold: recorded 0.001, found 0.5"),
-    (lambda e: e.update(challengers=7), "challengers: recorded 7, found 1"),
-    (lambda e: e.update(force=True, answer={**e["answer"], "reason": "forced"}), "answer.reason: recorded 'forced'"),
-    (lambda e: e.update(ledger=[]), "answer.reason: recorded 'improved', found 'first_model'"),
-]
-
-
-def test_evidence_that_was_altered_is_told_and_named(
-    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
-) -> None:
-    second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))[1]
-    path = evidence_of(params, second)
-    text = path.read_text()
-    for change, named in ALTERATIONS:
-        evidence = json.loads(text)
-        change(evidence)
-        path.write_text(json.dumps(evidence))
-        with pytest.raises(IntegrityError):
-            run("--explain", second.run_id)
-        out = capsys.readouterr().out
-        assert "replay          differs\n" in out
-        assert named in out.partition("differs\n")[2]
-
-
-def test_answers_that_were_changed_after_the_decision_are_told(
-    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
-    path = Path(client(params).get_run(first.run_id).info.artifact_uri) / "predictions.jsonl"
-    path.write_text("".join(json.dumps(row.model_dump()) + "\n" for row in answers(30)))
-    with pytest.raises(IntegrityError, match="differs from the record"):
-        run("--explain", second.run_id)
-    assert "metrics.bleu4: recorded 0.87" in capsys.readouterr().out.partition("differs")[2]
-
-
-def test_evidence_that_is_none_at_all_or_gone_is_said_to_be(run: Run, config: Path, params: Params) -> None:
-    (first,) = evaluate_and_deploy(config, params, ("a", 20))
-    path = evidence_of(params, first)
-    for text in ("{}", '{"challenger": 1}', '{"policy": {"threshold": "x"}, "evidence": null}'):
-        path.write_text(text)
-        with pytest.raises(IntegrityError, match=r"evidence\.json"):
-            run("--explain", first.run_id)
-    path.unlink()
-    with pytest.raises(InvalidInput, match=r"evidence\.json cannot be read"):
-        run("--explain", first.run_id)
 
 
 def test_a_backtest_shows_which_promotions_would_have_differed(run: Run, config: Path, params: Params) -> None:

@@ -25,7 +25,7 @@ class Store:
         answers = history_store.answers(5, rows=8)
         report = history_store.challenger(params, "template", answers, 0.5)
         self.made, self.ledger = long_history.fill(self.client, params, report, runs, **odd)
-        rival = history_store.challenger(params, "challenger", answers, 0.45)
+        rival = history_store.challenger(params, "challenger", answers, 0.98)
         self.challenger = ScoredRun(rival.run_id, rival.model_digest, rival.contract_digest, rival.metrics, 0)
 
     def history(self, policy: Policy, ledger: LedgerView) -> History:
@@ -59,11 +59,11 @@ def same(found: Bars, expected: Bars) -> bool:
 
 
 @pytest.mark.parametrize("page", [1000, 7])
-@pytest.mark.parametrize("runs", [60, 120])
+@pytest.mark.parametrize("growth", [0.0, 0.3])
 def test_a_search_finds_the_bars_that_reading_everything_finds(
-    params: Params, monkeypatch: pytest.MonkeyPatch, runs: int, page: int
+    params: Params, monkeypatch: pytest.MonkeyPatch, growth: float, page: int
 ) -> None:
-    store = Store(params, runs, again=0.3, weights=0.1)
+    store = Store(params, 100, again=0.4, weights=0.1, growth=growth)
     monkeypatch.setattr(mlflow_history, "SHORT", 5)
     monkeypatch.setattr(mlflow_history, "PAGE", page)
     for slots in range(0, len(store.ledger.slots) + 1, 3):

@@ -26,7 +26,7 @@ KEY = "champion.key"
 
 # MLflow's own defaults wait 246 s on a dead server and 1,208 s on a hung one.
 _CLIENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -42,7 +42,7 @@ def connect(params: MlflowParams) -> MlflowClient:
     """
     for name, value in _CLIENT.items():
         os.environ.setdefault(name, value)
-    for noisy in ("alembic", "mlflow"):
+    for noisy in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     uri = mlflow_store.tracking_uri(params.tracking_uri)
     dagshub_utils.log_in(uri)

@@ -1,0 +1,91 @@
+"""history_script.py --explain replays what the gate decided, and tells what was altered since."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src.errors import IntegrityError, InvalidInput, InvalidParams
+from src.params import Params
+from tests.history_fixtures import Run, client, config, evaluate_and_deploy, evidence_of, params, run
+from tests.history_store import answers, challenger, deploy
+
+__all__ = ["config", "params", "run"]  # fixtures, found by their names
+
+
+def test_a_decision_is_explained_and_taken_again_bit_for_bit(run: Run, config: Path, params: Params) -> None:
+    first, second, third = evaluate_and_deploy(config, params, ("a", 20), ("b", 25), ("c", 24))
+    assert "PROMOTED (first_model)" in run("--explain", first.run_id)
+    words = run("--explain", second.run_id)
+    assert "PROMOTED (improved): its gain of +0.026573 reaches the threshold of 0.001." in words
+    assert f"best promoted   {first.weighted_score:.6f}  run {first.run_id}, version 1" in words
+    assert " at 95 % on 40 rows" in words
+    assert words.endswith("  replay          the same result, bit for bit\n")
+    deployment = evidence_of(params, third).parts[-3]
+    assert f"deployment run {deployment}" in run("--explain", third.run_id)
+    assert "KEPT (not_best)" in run("--explain", deployment)
+
+
+def test_a_forced_decision_says_what_it_set_aside(run: Run, config: Path, params: Params) -> None:
+    evaluate_and_deploy(config, params, ("a", 25))
+    forced = challenger(params, "b", answers(20))
+    deploy(config, "--force-deploy", "--reason", "a customer needs it")
+    assert "asked for; set aside: not_best" in run("--explain", forced.run_id)
+
+
+def test_an_evaluation_that_nothing_was_decided_about_has_nothing_to_explain(run: Run, params: Params) -> None:
+    lone = challenger(params, "a", answers(20))
+    with pytest.raises(InvalidParams, match="nothing was decided"):
+        run("--explain", lone.run_id)
+
+
+ALTERATIONS: list[tuple[Callable[[dict], object], str]] = [
+    (lambda e: e["answer"].update(gain="0.5"), "answer.gain: recorded '0.5', found '0.026573193'"),
+    (lambda e: e["evidence"].update(low=0.5), "evidence.low: recorded 0.5, found "),
+    (lambda e: e["challenger"]["metrics"].update(bleu4=0.99), "challenger.metrics.bleu4: recorded 0.99, found "),
+    (lambda e: e["policy"].update(threshold="0.5"), "evidence.threshold: recorded 0.001, found 0.5"),
+    (lambda e: e.update(challengers=7), "challengers: recorded 7, found 1"),
+    (lambda e: e.update(force=True, answer={**e["answer"], "reason": "forced"}), "answer.reason: recorded 'forced'"),
+    (lambda e: e.update(ledger=[]), "answer.reason: recorded 'improved', found 'first_model'"),
+]
+
+
+def test_evidence_that_was_altered_is_told_and_named(
+    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))[1]
+    path = evidence_of(params, second)
+    text = path.read_text()
+    for change, named in ALTERATIONS:
+        evidence = json.loads(text)
+        change(evidence)
+        path.write_text(json.dumps(evidence))
+        with pytest.raises(IntegrityError):
+            run("--explain", second.run_id)
+        out = capsys.readouterr().out
+        assert "replay          differs\n" in out
+        assert named in out.partition("differs\n")[2]
+
+
+def test_answers_that_were_changed_after_the_decision_are_told(
+    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    path = Path(client(params).get_run(first.run_id).info.artifact_uri) / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row.model_dump()) + "\n" for row in answers(30)))
+    with pytest.raises(IntegrityError, match="differs from the record"):
+        run("--explain", second.run_id)
+    assert "metrics.bleu4: recorded 0.87" in capsys.readouterr().out.partition("differs")[2]
+
+
+def test_evidence_that_is_none_at_all_or_gone_is_said_to_be(run: Run, config: Path, params: Params) -> None:
+    (first,) = evaluate_and_deploy(config, params, ("a", 20))
+    path = evidence_of(params, first)
+    for text in ("{}", '{"challenger": 1}', '{"policy": {"threshold": "x"}, "evidence": null}'):
+        path.write_text(text)
+        with pytest.raises(IntegrityError, match=r"evidence\.json"):
+            run("--explain", first.run_id)
+    path.unlink()
+    with pytest.raises(InvalidInput, match=r"evidence\.json cannot be read"):
+        run("--explain", first.run_id)
