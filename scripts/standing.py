@@ -14,7 +14,7 @@ from src.params import Params
 from src.ports import Holders
 from src.promotion import Services
 from src.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
-from utils import environment, git_utils, hub_identity, json_utils, mlflow_utils, results, yaml_utils
+from utils import environment, git_utils, json_utils, mlflow_utils, results, yaml_utils
 from utils.hub_port import HubPort
 from utils.hub_publisher import HubRepository
 from utils.hub_reader import Patience
@@ -73,7 +73,7 @@ def standing(config: Path | None, *, skip_hf_push: bool) -> Standing:
     hugging, name = params.deployment.huggingface, params.deployment.model_registry_name
     repository = None
     if environment.will_push(params.deployment, skip_hf_push=skip_hf_push):
-        repository = HubRepository(repo_id=hugging.model_id, token=hub_identity.token(), private=hugging.private,
+        repository = HubRepository(repo_id=hugging.model_id, token=environment.token(), private=hugging.private,
                                    patience=Patience.within(hugging.deadline_seconds))
     client = mlflow_utils.connect(params.mlflow)
     ledger = MlflowLedger(client, name, params.mlflow.experiment_name)

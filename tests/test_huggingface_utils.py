@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants
 
 from src.errors import HubError, InvalidParams
 from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
-from utils import hub_client, huggingface_utils
+from utils import environment, hub_client, huggingface_utils
 
 BASE = "acme/base"
 COMMAND = "from utils.huggingface_utils import test_huggingface_connection; test_huggingface_connection()"
@@ -18,7 +18,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    for name in (*hub_client.TOKEN_NAMES, "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"):
+    for name in (*environment.TOKEN_NAMES, "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)

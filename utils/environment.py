@@ -3,6 +3,7 @@
 import fnmatch
 import getpass
 import json
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from src.errors import InvalidParams
 from src.params import DeploymentParams
 
+logger = logging.getLogger(__name__)
+
+TOKEN_NAMES = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 MAX_REASON = 500  # characters; a ledger slot has room for it in any script
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
@@ -50,10 +54,13 @@ def will_push(params: DeploymentParams, *, skip_hf_push: bool) -> bool:
 
 
 def token() -> str | None:
-    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN; blanks around it go, an empty one is none."""
-    for name in ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"):
-        if value := os.environ.get(name, "").strip():
-            return value
+    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed; None where neither holds anything."""
+    for name in TOKEN_NAMES:
+        value = os.environ.get(name, "")
+        if value.strip():
+            if value != value.strip():
+                logger.warning("%s: has spaces or a newline around it, which are ignored", name)
+            return value.strip()
     return None
 
 

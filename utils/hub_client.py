@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 from src.errors import HubError
+from utils.environment import TOKEN_NAMES
 
-TOKEN_NAMES = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _TRANSIENT = {408, 409, 412, 425, 429}
 _REMEDIES = {
     401: "the token is wrong or has expired; make a new one at {endpoint}/settings/tokens and set HF_TOKEN",

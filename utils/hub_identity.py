@@ -1,27 +1,15 @@
 """Whose token it is, and what it may do on the Hub."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import HfApi
 
-from utils.hub_client import TOKEN_NAMES, endpoint
+from utils.hub_client import endpoint
 
 logger = logging.getLogger(__name__)
-
-
-def token() -> str | None:
-    """HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed; None where neither holds anything."""
-    for name in TOKEN_NAMES:
-        value = os.environ.get(name, "")
-        if value.strip():
-            if value != value.strip():
-                logger.warning("%s: has spaces or a newline around it, which are ignored", name)
-            return value.strip()
-    return None
 
 
 def no_token() -> str:

@@ -7,7 +7,7 @@ from src.hub_records import HubRelease
 from src.ledger import HubRef, LedgerView, Slot
 from src.params import HuggingFaceParams
 from src.records import RELEASE_DIR
-from utils.hub_identity import token
+from utils.environment import token
 from utils.hub_publisher import HubRepository
 from utils.hub_reader import Patience
 
