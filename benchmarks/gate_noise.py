@@ -1,5 +1,6 @@
 """How often luck promotes: two equal models, and one that is better by 0.02, through both kinds of gate.
 
+    python -m benchmarks.sample_answers SAMPLES.jsonl        (after `make repro`)
     python benchmarks/gate_noise.py SAMPLES.jsonl [--trials 1000]
     python benchmarks/gate_noise.py --synthetic data/customer_support.csv     (to develop this file only)
 
@@ -7,9 +8,12 @@ SAMPLES.jsonl: one evaluation row a line, {"id": ..., "reference": "...", "sampl
 model]}. A trial draws rows with replacement, and for each drawn row one sampled answer per copy of the model, never
 the same one: the copies are equally good by construction, so every promotion is false.
 
-The better model gives, in a share of the cases, the best of a few samples; the share is solved for, so that its gain
-over the whole file is 0.02 exactly. `plain` promotes at a gain of 0.001 or more, `require` if also the 95 % interval
-of the gain excludes 0. Figures behind +- are standard errors over the trials.
+The better model gives, in a share of its answers, the best of a few samples of the same model, by `row_scores`. Its
+true gain is the difference of the corpus scores over the whole file, every sample counted as often as each model would
+give it; the share is solved for, so that this is 0.02 exactly. `plain` promotes at a gain of 0.001 or more, `require`
+if also the 95 % interval of the gain excludes 0. Figures behind +- are standard errors over the trials. A promise that
+is not kept ends in FAIL and exit code 1: a figure has to keep it with two of its standard errors where it is an upper
+bound, and itself where it is a range.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import json
 import math
 import random
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +33,15 @@ from scipy.optimize import brentq
 from scipy.special import binom
 from scipy.stats import rankdata
 
+from src.evidence import GainEvidence
 from src.metrics import RowStatistics, corpus_scores, row_scores, row_statistics, scores_of_counts, weight_vector
-from src.significance import GainEvidence, adjusted_confidence, paired_bootstrap
+from src.significance import adjusted_confidence, paired_bootstrap
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 THRESHOLD, CONFIDENCE, RESAMPLES = 0.001, 0.95, 2000
 SIZES = (100, 300, 1000)
 TRUE_GAIN = 0.02
+FALSE_AT_MOST, COVERED = 0.05, (0.935, 0.965)
 CHALLENGERS, SERIES, SERIES_ROWS = 20, 200, 300
 SYNTHETIC = "SYNTHETIC ANSWERS: made by a random generator, no model. These figures say nothing about a real gate."
 
@@ -106,12 +113,13 @@ def make_pool(references: list[str], samples: list[list[str]]) -> Pool:
     flat = [answer for answers in samples for answer in answers]
     stats = row_statistics(flat, [reference for reference in references for _ in range(count)])
     scores = row_scores(stats, WEIGHTS).reshape(len(samples), count)
-    return Pool(stats, rankdata(scores, axis=1, method="ordinal"))
+    return Pool(stats, rankdata(scores, axis=1, method="ordinal").astype(np.int64))
 
 
 def better_model(pool: Pool) -> tuple[int, float]:
     """Of how many samples, and in which share of cases, the best is taken for a true gain of TRUE_GAIN."""
-    for best_of in (2, 3, 5, 10, pool.rank.shape[1] - 1):
+    most = pool.rank.shape[1] - 1  # the other copy gives one
+    for best_of in (*(few for few in (2, 3, 5, 10) if few < most), most):
         if pool.gain(best_of, 1) >= TRUE_GAIN:
             return best_of, float(brentq(lambda share, n=best_of: pool.gain(n, share) - TRUE_GAIN, 0, 1))
     raise SystemExit(f"even the best of all samples gains less than {TRUE_GAIN}: sample at a higher temperature")
@@ -130,26 +138,30 @@ def promotes(found: GainEvidence) -> bool:
 
 
 def run_trials(pool: Pool, rows: int, model: tuple[int, float], trials: int, *, true_gain: float) -> list[GainEvidence]:
-    """One gate after the other, each on rows of its own; prints a line of figures."""
+    """One gate after the other, each on rows of its own."""
     rng = np.random.default_rng([rows, round(true_gain * 1e6)])
     found = [evidence(*pool.draw(rows, *model, rng), confidence=CONFIDENCE, seed=trial) for trial in range(trials)]
-    plain = share(gate.gain >= THRESHOLD for gate in found)
-    require = share(promotes(gate) for gate in found)
-    covered = share(gate.low <= true_gain <= gate.high for gate in found)
-    noise = statistics.stdev(gate.gain for gate in found)
-    detectable = statistics.median(gate.minimum_detectable_gain for gate in found)
-    print(
-        f"{rows:6} {true_gain:6.3f}   {plain:>15} {require:>15} {covered:>15} {noise:9.4f} {detectable:9.4f}",
-        flush=True,
-    )
+    print(f"done: {rows} rows, true gain {true_gain}", file=sys.stderr, flush=True)
     return found
 
 
-def share(outcomes: Iterable[bool]) -> str:
-    """A share of trials with its standard error, in percent."""
-    values = list(outcomes)
-    mean = sum(values) / len(values)
-    return f"{100 * mean:.1f} +- {100 * math.sqrt(mean * (1 - mean) / len(values)):.1f} %"
+@dataclass(frozen=True)
+class Share:
+    """A share of trials with its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, outcomes: Iterable[bool]) -> "Share":
+        """Of so many outcomes, those that are true."""
+        values = list(outcomes)
+        mean = sum(values) / len(values)
+        return cls(mean, math.sqrt(mean * (1 - mean) / len(values)))
+
+    def __str__(self) -> str:
+        """In percent."""
+        return f"{100 * self.mean:.1f} +- {100 * self.error:.1f} %"
 
 
 def run_series(pool: Pool, series: int) -> None:
@@ -167,7 +179,8 @@ def run_series(pool: Pool, series: int) -> None:
         constant.append(any(promotes(gate) for gate in usual))
         adjusted.append(any(promotes(gate) for gate in strict))
     print(f"\nat least one of {CHALLENGERS} equal challengers promoted, {SERIES_ROWS} rows, {series} series:")
-    print(f"  plain {share(plain)}, require at 95 % {share(constant)}, require at 1 - 0.05/k {share(adjusted)}")
+    print(f"  plain {Share.of(plain)}, require at 95 % {Share.of(constant)}, "
+          f"require at 1 - 0.05/k {Share.of(adjusted)}")
 
 
 def _answers(pool: Pool, drawn: NDArray[np.int64], rng: np.random.Generator) -> RowStatistics:
@@ -175,8 +188,8 @@ def _answers(pool: Pool, drawn: NDArray[np.int64], rng: np.random.Generator) -> 
     return pool.statistics.take(drawn * samples + rng.integers(samples, size=len(drawn)))
 
 
-def main() -> None:
-    """Print the table, the series, and whether the promises hold."""
+def main() -> int:
+    """Print the series, the table, and whether the promises hold; 1 where one does not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("samples", type=Path, nargs="?", help="JSONL of sampled answers of a real model")
@@ -188,27 +201,53 @@ def main() -> None:
     rows, count = pool.rank.shape
     source_name = SYNTHETIC if arguments.synthetic else arguments.samples
     score = weight_vector(WEIGHTS) @ list(corpus_scores(pool.statistics).values())
-    print(f"{source_name}\n{rows} rows, {count} samples each, weighted score {score:.4f}, {arguments.trials} trials")
-    report(pool, arguments.trials)
+    print(f"{source_name}\n{rows} rows, {count} samples each, weighted score {score:.4f}")
     if arguments.series:
         run_series(pool, arguments.series)
+    kept = report(pool, arguments.trials)
     if arguments.synthetic:
         print(SYNTHETIC)
+    return 0 if kept else 1
 
 
-def report(pool: Pool, trials: int) -> None:
-    """The table: equal models and the better one at each size; then the promises."""
+def report(pool: Pool, trials: int) -> bool:
+    """The table: equal models and the better one at each size; then the promises, and whether they are kept."""
     better = better_model(pool)
-    print(f"the better model gives the best of {better[0]} samples in {better[1]:.1%} of its answers\n")
-    print("  rows   true   promoted: plain         require     in interval  sd(gain)  detectable")
-    equal = [gate for rows in SIZES for gate in run_trials(pool, rows, (1, 0.0), trials, true_gain=0.0)]
-    gained = [gate for rows in SIZES for gate in run_trials(pool, rows, better, trials, true_gain=TRUE_GAIN)]
-    false = share(promotes(gate) for gate in equal)
-    truths = [(equal, 0.0), (gained, TRUE_GAIN)]
-    covered = share(gate.low <= truth <= gate.high for gates, truth in truths for gate in gates)
-    print(f"\nfalse promotions under require, all sizes: {false} (at most 5 %)")
-    print(f"the 95 % interval holds the true gain, all sizes and both gains: {covered} (93.5 to 96.5 %)")
+    equal = [run_trials(pool, rows, (1, 0.0), trials, true_gain=0.0) for rows in SIZES]
+    gained = [run_trials(pool, rows, better, trials, true_gain=TRUE_GAIN) for rows in SIZES]
+    print(f"\nthe better model gives the best of {better[0]} samples in {better[1]:.1%} of its answers")
+    print(f"{trials} trials in each place of the table\n")
+    print(f"{'rows':28}" + "".join(f"{size:>16}" for size in SIZES))
+    covered = []
+    for title, groups, truth in (("equal models", equal, 0.0), (f"true gain of {TRUE_GAIN}", gained, TRUE_GAIN)):
+        covered.append([[gate.low <= truth <= gate.high for gate in group] for group in groups])
+        print(title)
+        print_line("  promoted by plain", [Share.of(gate.gain >= THRESHOLD for gate in group) for group in groups])
+        print_line("  promoted by require", [Share.of(promotes(gate) for gate in group) for group in groups])
+        print_line("  interval holds the truth", [Share.of(values) for values in covered[-1]])
+        print_line("  mean gain", [f"{statistics.fmean(gate.gain for gate in group):.4f}" for group in groups])
+        print_line("  standard deviation", [f"{statistics.stdev(gate.gain for gate in group):.4f}" for group in groups])
+    false = [Share.of(promotes(gate) for gate in group) for group in equal]
+    both = [Share.of(at_zero + at_gain) for at_zero, at_gain in zip(*covered, strict=True)]
+    print()
+    return all([
+        verdict("false promotions under require, at most 5 %", false,
+                [share.mean + 2 * share.error <= FALSE_AT_MOST for share in false]),
+        verdict("interval holds the truth, both gains, 93.5 to 96.5 %", both,
+                [COVERED[0] <= share.mean <= COVERED[1] for share in both]),
+    ])
+
+
+def print_line(title: str, cells: Iterable[object]) -> None:
+    """One line of the table."""
+    print(f"{title:28}" + "".join(f"{cell!s:>16}" for cell in cells))
+
+
+def verdict(promise: str, found: Iterable[Share], kept: list[bool]) -> bool:
+    """Print whether a promise is kept at each size."""
+    print(f"{'PASS' if all(kept) else 'FAIL'} {promise}: {', '.join(map(str, found))}")
+    return all(kept)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

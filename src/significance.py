@@ -5,7 +5,7 @@ decides on, has a t interval around the observed gain with the bootstrap's stand
 (2,000 to 3,000 trials each, two kinds of answers, equal models and a true gain of 0.02) its 95 % interval covered the
 truth in 94.3 to 96.1 % of trials with 15 to 1,000 rows. Percentile, basic and BCa intervals agree with it from
 300 rows on and fall to 90, 92 and 88 % below that; at 99.75 %, which the 20th challenger needs, they rest on the
-two or three most extreme of 2,000 resamples. `benchmarks/gate_noise.py` measures coverage on real answers.
+two or three most extreme of 2,000 resamples. docs/significance.md has its coverage on real answers.
 """
 
 from __future__ import annotations

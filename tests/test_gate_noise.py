@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from benchmarks import gate_noise
+from src.metrics import corpus_scores, weight_vector
+
+TEXT = "the parcel comes on friday with a new label and you pay nothing for it at all"
+ROWS, SAMPLES = 30, 6
+
+
+@pytest.fixture(scope="module")
+def pool() -> gate_noise.Pool:
+    """Answers that are right but for some words."""
+    rng = np.random.default_rng(1)
+    references = [" ".join(rng.permutation(TEXT.split())) for _ in range(ROWS)]
+    answers = [[" ".join(word for word in text.split() if rng.random() > 0.2) for _ in range(SAMPLES)]
+               for text in references]
+    return gate_noise.make_pool(references, answers)
+
+
+def test_rows_with_unequally_many_samples_are_refused() -> None:
+    with pytest.raises(SystemExit, match="same number of samples"):
+        gate_noise.make_pool(["a", "b"], [["a", "b", "c"], ["a", "b"]])
+
+
+def test_a_model_that_cannot_gain_enough_is_refused() -> None:
+    same = gate_noise.make_pool(["a b c d e"], [["a b c d"] * SAMPLES])
+    with pytest.raises(SystemExit, match="gains less than"):
+        gate_noise.better_model(same)
+
+
+def test_copies_of_a_model_have_no_true_gain(pool: gate_noise.Pool) -> None:
+    assert pool.gain(1, 0.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_copies_of_a_model_never_give_one_sample_twice(pool: gate_noise.Pool) -> None:
+    numbered = gate_noise.Pool(pool.statistics.take(np.arange(ROWS * SAMPLES)), pool.rank)
+    numbered.statistics.rouge_l[:] = np.arange(ROWS * SAMPLES)
+    ours, theirs = numbered.draw(5000, 1, 0.0, np.random.default_rng(2))
+    rows = [drawn.rouge_l.astype(int) // SAMPLES for drawn in (ours, theirs)]
+    assert (rows[0] == rows[1]).all()
+    assert (ours.rouge_l != theirs.rouge_l).all()
+
+
+def test_the_better_model_gains_as_much_in_many_draws_as_is_promised(pool: gate_noise.Pool) -> None:
+    best_of, share = gate_noise.better_model(pool)
+    assert pool.gain(best_of, share) == pytest.approx(gate_noise.TRUE_GAIN, abs=1e-9)
+    ours, theirs = (
+        weight_vector(gate_noise.WEIGHTS) @ list(corpus_scores(drawn).values())
+        for drawn in pool.draw(100_000, best_of, share, np.random.default_rng(3))
+    )
+    assert ours - theirs == pytest.approx(gate_noise.TRUE_GAIN, abs=0.003)
+
+
+def test_a_share_has_its_standard_error() -> None:
+    assert str(gate_noise.Share.of([True] * 25 + [False] * 75)) == "25.0 +- 4.3 %"
+
+
+@pytest.mark.parametrize(("kept", "word"), [([True, True], "PASS"), ([True, False], "FAIL")])
+def test_a_promise_is_kept_at_every_size_or_not_at_all(
+    kept: list[bool], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = gate_noise.Share(0.025, 0.005)
+    assert gate_noise.verdict("false promotions", [share, share], kept) == (word == "PASS")
+    assert capsys.readouterr().out == f"{word} false promotions: 2.5 +- 0.5 %, 2.5 +- 0.5 %\n"
