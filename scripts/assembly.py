@@ -3,17 +3,21 @@
 import importlib.metadata
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.evidence import PREDICTIONS, read_predictions
 from src import merging
 from src.adapter import check_sources
 from src.deployment_record import Request
-from src.model_card import CardFacts, body, metadata
+from src.metrics import RowStatistics
+from src.model_card import CardFacts, Intervals, body, metadata
 from src.model_selection import Decision
 from src.params import Params
 from src.predictions import Prediction, spread
 from src.records import BASE_MODEL, RELEASE_DIR, BaseModelRef, Datasets
-from src.release import assemble_release, verify_release
+from src.release import CARD, EVAL_RESULTS, assemble_release, verify_release
+from src.significance import score_intervals, seed_from
 from utils import json_utils, mlflow_registry, model_card_utils, results
 
 logger = logging.getLogger(__name__)
@@ -27,29 +31,36 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
     here = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
     base, adapter = check_sources(inputs.model, here, root=Path.cwd())
     model, tokenizer = merging.merge(base, adapter, report.model.dtype)
-    card = None
+    predictions = read_predictions(inputs.evaluations / PREDICTIONS)
+    texts = {}
     if params.deployment.huggingface.create_model_card:
-        card = _card(inputs, params, decision, request)
+        facts = _facts(params, request, decision, predictions)
+        header = metadata(facts)
+        texts = {CARD: model_card_utils.render(header, body(facts)),
+                 EVAL_RESULTS: model_card_utils.render_results(header)}
     assemble_release(model, tokenizer, RELEASE_DIR, max_new_tokens=report.contract.generation.max_new_tokens,
-                     card=card)
+                     texts=texts)
     del model
-    path = inputs.evaluations / "predictions.jsonl"
-    predictions = [Prediction.parse(row, where=path) for row in json_utils.read_lines(path)]
     checked = verify_release(RELEASE_DIR, base=base, adapter=adapter, dtype=report.model.dtype,
                              predictions=spread(predictions, params.deployment.verified_rows))
     logger.info("release verified: %d of %d answers equal, logits within %.1e", checked.equal, checked.rows,
                 checked.logits_difference)
 
 
-def _card(inputs: results.Inputs, params: Params, decision: Decision, request: Request) -> str:
-    path = Path(inputs.model.train.path).with_name("datasets.json")
-    facts = CardFacts(
-        repo_id=params.deployment.huggingface.model_id, report=inputs.report, fine_tuned=inputs.model,
-        validation=Datasets.parse(json_utils.read_object(path), where=path).validation, decision=decision,
-        threshold=request.policy.threshold, reason_given=request.reason or None,
+def _facts(params: Params, request: Request, decision: Decision, predictions: Sequence[Prediction]) -> CardFacts:
+    path, policy = Path(request.model.train.path).with_name("datasets.json"), params.deployment
+    seed = seed_from(request.report.contract_digest)
+    bounds = score_intervals(
+        RowStatistics.from_rows([row.stats for row in predictions]), weights=request.policy.weights,
+        confidence=policy.confidence, resamples=policy.resamples, seed=seed,
+    )
+    return CardFacts(
+        repo_id=policy.huggingface.model_id, request=request, decision=decision,
+        validation=Datasets.parse(json_utils.read_object(path), where=path).validation,
+        intervals=Intervals(bounds, policy.confidence, policy.resamples, seed),
+        versions={name: importlib.metadata.version(name) for name in ("peft", *_RUNTIME)},
         system_prompt=params.data.system_prompt,
     )
-    return model_card_utils.render(metadata(facts), body(facts))
 
 
 def save_flavour(release: Path, folder: Path) -> None:

@@ -1,20 +1,25 @@
-"""The facts on a model card, as metadata and as text. No time and no run id enters, so equal models get equal cards."""
+"""The facts on a model card, as metadata and as text.
+
+No time, run id or version enters, so that the same decision about the same model always gives the same bytes; the
+ledger names them.
+"""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 
+from src.deployment_record import Request, explain, signed
 from src.errors import IntegrityError
-from src.model_selection import Decision, contributions, weighted_score
+from src.evidence import GainEvidence
+from src.model_selection import Decision, contributions
 from src.params import METRICS
-from src.records import DatasetRef, EvaluationReport, FineTunedModel
+from src.records import DatasetRef
 
 TASK = "text-generation"
 DATASET_TYPE = "chat"
 _NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
-          "rougeL_precision": "ROUGE-L precision"}
+          "rougeL_precision": "ROUGE-L precision", "weighted_score": "weighted score"}
 _WEIGHTED = "weighted_score"
 # The licence of a merged model is its base's; of any other base it is for the publisher to state.
 _LICENCES = {"pocket": "apache-2.0", "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "apache-2.0"}
@@ -22,31 +27,49 @@ _OTHER_LICENCE = "other"
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Percentile intervals, each (low, high) in [0, 1], of METRICS and of weighted_score, from resampled rows."""
+
+    bounds: Mapping[str, tuple[float, float]]
+    confidence: float
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class CardFacts:
-    """All that a card tells. threshold is the gate's; reason_given the words that came with a forced promotion."""
+    """All that a card tells. versions: package to version, of what merged and verified the release."""
 
     repo_id: str
-    report: EvaluationReport
-    fine_tuned: FineTunedModel
+    request: Request
     validation: DatasetRef
     decision: Decision
-    threshold: Decimal
-    reason_given: str | None
+    intervals: Intervals
+    versions: Mapping[str, str]
     system_prompt: str
+
+    def values(self) -> dict[str, float]:
+        """Each metric and the weighted score that the gate took; raises IntegrityError for one that is not finite."""
+        metrics = self.request.report.metrics.as_dict()
+        return {name: _finite(name, value)
+                for name, value in {**metrics, _WEIGHTED: float(self.decision.score)}.items()}
 
 
 @dataclass(frozen=True)
 class CardMetric:
-    """One unweighted metric of the model-index, in [0, 1]."""
+    """One unweighted metric and its interval, in [0, 1]. key is its name in params.yaml, type the Hub's word for it."""
 
+    key: str
     type: str
     name: str
     value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class CardMetadata:
-    """The card's YAML header. base_model is None for a base that the Hub does not have."""
+    """What the Hub reads. base_model is None for a base that the Hub does not have, notes say how it was evaluated."""
 
     model_name: str
     licence: str
@@ -54,13 +77,15 @@ class CardMetadata:
     base_model: str | None
     dataset_name: str
     dataset_args: Mapping[str, str | int]
+    confidence: float
+    notes: str
     metrics: tuple[CardMetric, ...]
 
 
 def metadata(facts: CardFacts) -> CardMetadata:
-    """The header's facts; raises IntegrityError for a metric that is no finite number."""
-    report, base = facts.report, facts.fine_tuned.base_model
-    values = {**report.metrics.as_dict(), _WEIGHTED: report.weighted_score}
+    """The facts for the Hub; raises IntegrityError for a metric that is no finite number."""
+    report, base = facts.request.report, facts.request.model.base_model
+    bounds, contract = facts.intervals.bounds, report.contract
     return CardMetadata(
         model_name=facts.repo_id,
         licence=_licence(base.name),
@@ -68,16 +93,17 @@ def metadata(facts: CardFacts) -> CardMetadata:
         base_model=base.name if _is_on_hub(facts) else None,
         dataset_name="held-out evaluation split",
         dataset_args={"sha256": report.evaluation.sha256, "rows": report.rows},
-        metrics=tuple(
-            CardMetric(_metric_type(name), _NAMES.get(name, "weighted score"), _finite(name, value))
-            for name, value in values.items()
-        ),
+        confidence=facts.intervals.confidence,
+        notes=f"{report.rows} rows of a split with sha256 {report.evaluation.sha256}; greedy, at most "
+              f"{contract.generation.max_new_tokens} new tokens",
+        metrics=tuple(CardMetric(name, _metric_type(name), _NAMES[name], value, *bounds[name])
+                      for name, value in facts.values().items()),
     )
 
 
 def body(facts: CardFacts) -> str:
     """The card's Markdown below the header."""
-    sections = (_introduction, _usage, _scores, _decision, _training, _identity, _limits)
+    sections = (_introduction, _usage, _scores, _verdict, _training, _provenance, _limits)
     return "\n\n".join(section(facts) for section in sections) + "\n"
 
 
@@ -98,71 +124,99 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def _introduction(facts: CardFacts) -> str:
-    base = facts.fine_tuned.base_model.name
+    base = facts.request.model.base_model.name
+    origin = ", a small model built on the training data" if base == "pocket" else ""
     return (f"# {facts.repo_id.partition('/')[2] or facts.repo_id}\n\n"
-            f"A customer-support chat model: {_code(base)}, fine-tuned with LoRA and merged. These weights are the "
-            "ones that were scored: the adapter was merged first, and the merged model evaluated in this precision.")
+            f"A customer-support chat model: {_code(base)}{origin}, fine-tuned with LoRA and merged. These weights "
+            "are the ones that were scored: first the adapter was merged, then the merged model evaluated in this "
+            "precision.")
 
 
 def _usage(facts: CardFacts) -> str:
-    limit = facts.report.contract.generation.max_new_tokens
+    limit = facts.request.report.contract.generation.max_new_tokens
     return (f"## Usage\n\n```python\n{usage_snippet(facts.repo_id, facts.system_prompt)}\n```\n\n"
             f"The stored generation settings are those of the evaluation: greedy, at most {limit} new tokens, stopped "
             "at the end of the turn. For batches the tokenizer pads on the left.")
 
 
 def _scores(facts: CardFacts) -> str:
-    report = facts.report
-    values, parts = report.metrics.as_dict(), contributions(report.metrics.as_dict(), report.weights)
-    rows = [f"| {_NAMES[m]} | {_finite(m, values[m]):.4f} | {report.weights[m]:g} | {parts[m]:.4f} |" for m in METRICS]
-    total = weighted_score(values, report.weights)
+    report, weights, values = facts.request.report, facts.request.policy.weights, facts.values()
+    parts, level = contributions(report.metrics.as_dict(), weights), _percent(facts.intervals.confidence)
+    between = {name: f"{low:.4f} to {high:.4f}" for name, (low, high) in facts.intervals.bounds.items()}
+    rows = [f"| {_NAMES[m]} | {values[m]:.4f} | {between[m]} | {weights[m]:g} | {parts[m]:.4f} |" for m in METRICS]
+    total = values[_WEIGHTED]
     return "\n".join((
         (f"## Scores\n\nOn {report.rows} held-out conversations, every value between 0 and 1; the metrics are "
          "unweighted, a contribution is metric times weight.\n"),
-        "| metric | value | weight | contribution |", "|---|---|---|---|", *rows,
-        f"| **weighted score** | **{total:.4f}** | | {total:.4f} |",
+        f"| metric | value | {level} interval | weight | contribution |", "|---|---|---|---|---|", *rows,
+        f"| **weighted score** | **{total:.4f}** | {between[_WEIGHTED]} | | {total:.4f} |",
+        (f"\nThe intervals come from {facts.intervals.resamples} resamples of the rows (seed {facts.intervals.seed}): "
+         "so far a score moves with the questions asked. Which of two models is better is told by a paired "
+         "comparison on the same questions, not by whether such intervals overlap."),
         (f"\n{report.truncated_rows} answers ran into the token limit, {report.empty_rows} were empty. BLEU-n is "
          "cumulative corpus BLEU by sacrebleu, ROUGE-L precision the mean over rows by rouge_score "
          f"({_code(report.contract.metric_signature)})."),
     ))
 
 
-def _decision(facts: CardFacts) -> str:
-    decision = facts.decision
-    lines = [f"## Decision\n\n{decision.verdict.value}, because: {decision.reason.value}."]
-    if decision.gain is not None:
-        lines.append(f"Gain over the best promoted model: {decision.gain:+.6f}; at least {facts.threshold} was needed.")
-    lines.append(f"Compared with {decision.bars.runs} other evaluated models under the same score contract.")
+def _verdict(facts: CardFacts) -> str:
+    decision, policy = facts.decision, facts.request.policy
+    lines = [f"Decision: **{decision.verdict}** ({_code(decision.reason)}): {explain(decision, policy)}."]
     if decision.overrode is not None:
-        lines.append(f"**FORCED**: the comparison said {decision.overrode.value}. Reason given: "
-                     f"{_code(facts.reason_given or 'no reason given')}.")
-    return "\n".join(lines)
+        guard = f" ({decision.failed_guard})" if decision.failed_guard else ""
+        lines.append(f"**FORCED**: the comparison said {_code(decision.overrode)}{guard}. Reason given: "
+                     f"{_code(facts.request.reason or 'no reason given')}.")
+    if decision.gain is not None:
+        lines.append(f"Gain over the best promoted model: {signed(decision.gain)}, where at least {policy.threshold} "
+                     f"is asked for. {_evidence(decision.evidence, facts)}")
+    least = "" if decision.bars.complete else "at least "
+    lines.append(f"Other models evaluated under the same score contract: {least}{decision.bars.runs}.")
+    return "\n".join(["## Verdict\n", *(f"- {line}" for line in lines)])
+
+
+def _evidence(evidence: GainEvidence | None, facts: CardFacts) -> str:
+    if evidence is None:
+        return "It has no interval: the answers of that model were not at hand."
+    noise = ", which includes 0, so the two may be equally good" if evidence.includes_zero else ""
+    return (f"Its {_percent(evidence.confidence)} interval is {evidence.low:+.6f} to {evidence.high:+.6f}{noise}; "
+            f"P(gain > 0) = {evidence.p_gain_positive:.3f}, P(gain >= {facts.request.policy.threshold}) = "
+            f"{evidence.p_gain_at_least_threshold:.3f} (paired bootstrap over {evidence.rows} rows both answered).")
 
 
 def _training(facts: CardFacts) -> str:
-    lora, train = facts.fine_tuned.lora, facts.fine_tuned.train
+    lora, train, report = facts.request.model.lora, facts.request.model.train, facts.request.report
+    overlap = (f"{report.overlap_rows} of its questions stand in the training split too" if report.overlap_rows else
+               "none of its questions stands in the training split")
     return (f"## Training\n\nLoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on "
             f"{', '.join(lora.target_modules)}; loss on the answers only. {train.rows} conversations for "
-            f"training, {facts.validation.rows} to choose the best epoch, {facts.report.rows} to score; no question of "
-            "one split stands in another.")
+            f"training, {facts.validation.rows} to choose the best epoch, {report.rows} to score: {overlap}.")
 
 
-def _identity(facts: CardFacts) -> str:
-    report, fine_tuned = facts.report, facts.fine_tuned
-    base = fine_tuned.base_model
-    rows = [
-        ("base model", f"{base.name} at revision {base.revision}"), ("base sha256", base.sha256),
-        ("adapter sha256", fine_tuned.adapter_sha256), ("model digest", report.model_digest),
-        ("precision", report.model.dtype), ("training data sha256", fine_tuned.train.sha256),
-        ("validation data sha256", facts.validation.sha256), ("evaluation data sha256", report.evaluation.sha256),
-        ("score contract", report.contract_digest),
-    ]
-    table = [f"| {name} | {_code(value)} |" for name, value in rows]
-    return "\n".join(["## Identity\n", "| | |", "|---|---|", *table])
+def _provenance(facts: CardFacts) -> str:
+    request, report, model = facts.request, facts.request.report, facts.request.model
+    base = model.base_model
+    rows = {
+        "base model": f"{base.name} at revision {base.revision}", "base sha256": base.sha256,
+        "adapter sha256": model.adapter_sha256, "model digest": report.model_digest,
+        "precision": report.model.dtype, "training data sha256": model.train.sha256,
+        "validation data sha256": facts.validation.sha256, "evaluation data sha256": report.evaluation.sha256,
+        "score contract": report.contract_digest, "promotion key": request.key,
+        "commit of the training": model.git_commit,
+        "merged with": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+        "name in MLflow": request.model_name,
+    }
+    table = [f"| {name} | {_code(value).replace('|', '/')} |" for name, value in rows.items()]
+    return "\n".join([
+        "## Provenance\n", "| | |", "|---|---|", *table,
+        ("\nEvery promotion is a line of `ledger.jsonl` on the branch `ledger`: under this promotion key it names the "
+         "registered version, the MLflow run of the evaluation, who promoted it, when and from which commit. What "
+         "was decided about this model later, a rollback for instance, stands there too. MLflow's versions carry the "
+         "key in the tag `champion.key`, its runs the model digest in `champion.model_digest`."),
+    ])
 
 
 def _limits(facts: CardFacts) -> str:
-    licence = _licence(facts.fine_tuned.base_model.name)
+    licence = _licence(facts.request.model.base_model.name)
     terms = "See the base model's licence." if licence == _OTHER_LICENCE else f"Licence: {licence}, as the base model."
     return ("## Limits\n\nIt answers in the manner of its training data and knows no real order, account or price; it "
             "can state wrong amounts and dates with confidence. BLEU and ROUGE measure likeness to one reference "
@@ -174,11 +228,15 @@ def _licence(base: str) -> str:
 
 
 def _is_on_hub(facts: CardFacts) -> bool:
-    return facts.fine_tuned.base_model.revision != "none"
+    return facts.request.model.base_model.revision != "none"
 
 
 def _metric_type(name: str) -> str:
     return "rouge" if name.startswith("rouge") else "bleu" if name.startswith("bleu") else name
+
+
+def _percent(confidence: float) -> str:
+    return f"{100 * confidence:.6g} %"
 
 
 def _finite(name: str, value: float) -> float:
@@ -191,4 +249,4 @@ def _finite(name: str, value: float) -> float:
 
 def _code(text: str) -> str:
     """Text as inline code, so that nothing in it is taken for Markdown or HTML."""
-    return "`" + " ".join(text.replace("`", "'").replace("|", "/").split()) + "`"
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

@@ -28,10 +28,12 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+EVAL_RESULTS = ".eval_results/evaluation.yaml"
 _TEMPORARY = ".release."
 _ALLOWED = re.compile(
     r"(config|generation_config|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
     r"|vocab)\.json|model(-\d{5}-of-\d{5})?\.safetensors|tokenizer\.model|merges\.txt|chat_template\.jinja|README\.md"
+    r"|\.eval_results/evaluation\.yaml"
 )
 
 # Merged and unmerged logits differ by rounding alone, on Llama shapes of 2 to 22 layers by at most 4e-6, 3e-3 (12
@@ -52,13 +54,15 @@ class Verification:
 
 
 def assemble_release(
-    model: Model, tokenizer: Tokenizer, destination: Path, *, max_new_tokens: int, card: str | None
+    model: Model, tokenizer: Tokenizer, destination: Path, *, max_new_tokens: int, texts: Mapping[str, str]
 ) -> dict[str, str]:
     """Write a merged model as a release folder; returns its manifest (path to sha256).
 
-    The folder appears by one rename, flushed, with manifest.json written last; equal inputs give equal bytes. card is
-    the README's text, None for a release without one. Raises IntegrityError where the disk is too small.
+    The folder appears by one rename, flushed, with manifest.json written last; equal inputs give equal bytes. texts
+    are what it holds beside the model, path to content. Raises IntegrityError where the disk is too small.
     """
+    from safetensors import SafetensorError
+
     from src.evaluation import set_greedy
     from src.merging import save
 
@@ -71,12 +75,17 @@ def assemble_release(
         folder.chmod(0o755)
         set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
         save(model, tokenizer, folder)
-        if card is not None:
-            (folder / CARD).write_text(card, encoding="utf-8")
+        for name, text in texts.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
         files = manifest(folder)
         _check_names(folder, files)
         (folder / MANIFEST).write_text(json.dumps(files, indent=2, sort_keys=True) + "\n", encoding="ascii")
         _put_in_place(folder, destination)
+    except (OSError, SafetensorError) as error:
+        _require_space(parent, model.get_memory_footprint())  # somebody else may have filled the disk meanwhile
+        raise IntegrityError(f"{parent}: the release could not be written: {error}; look at the disk and its quota, "
+                             "and run it again") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return files
@@ -157,7 +166,7 @@ def _require_space(folder: Path, weights: int) -> None:
 
 def _put_in_place(folder: Path, destination: Path) -> None:
     """Flush and rename. A folder cannot replace another in one step: for a moment there is none, never half of one."""
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         _flush(path)
     aside = folder.with_name(f"{folder.name}.old")
     if destination.exists():

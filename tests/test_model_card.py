@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from src import evaluation, merging, release
+from src.deployment_record import Request
 from src.errors import IntegrityError
-from src.model_card import CardFacts, CardMetric, body, metadata, usage_snippet
-from src.model_selection import Bars, Decision, Reason, Verdict
+from src.evidence import GainEvidence
+from src.model_card import CardFacts, CardMetric, Intervals, body, metadata, usage_snippet
+from src.model_selection import Bars, Decision, Policy, Reason, Verdict
+from src.params import METRICS as NAMES
 from src.records import EvaluationReport, FineTunedModel, GenerationSettings, Metrics, ModelIdentity, ScoreContract
 from tests import tiny_model
 from utils import model_card_utils
@@ -45,22 +48,39 @@ def report_of(model: FineTunedModel) -> EvaluationReport:
 
 def decision(**changes: object) -> Decision:
     """A decision of which a card shows only what is given here."""
-    bars = Bars(**{**dict.fromkeys(field.name for field in fields(Bars)), "runs": 3})  # type: ignore[arg-type]
-    values = {"verdict": Verdict.PROMOTE, "reason": Reason.IMPROVED, "bars": bars, "gain": Decimal("0.012")}
+    bars = Bars(best_evaluated=None, best_promoted=None, champion=None, runs=3, complete=True)
+    values = {"verdict": Verdict.PROMOTE, "reason": Reason.IMPROVED, "bars": bars, "gain": Decimal("0.012"),
+              "score": Decimal("0.26553")}
     rest = dict.fromkeys(field.name for field in fields(Decision))
     return Decision(**{**rest, **values, **changes})  # type: ignore[arg-type]
 
 
-def facts_of(model: FineTunedModel, **changes: object) -> CardFacts:
-    values = {"repo_id": REPO, "report": report_of(model), "fine_tuned": model, "validation": tiny_model.SPLIT,
-              "decision": decision(), "threshold": Decimal("0.001"), "reason_given": None,
-              "system_prompt": "Be brief."}
-    return CardFacts(**{**values, **changes})  # type: ignore[arg-type]
+def evidence(low: float = 0.004) -> GainEvidence:
+    return GainEvidence(gain=0.012, low=low, high=0.02, confidence=0.975, threshold=0.001, p_value=0.01,
+                        p_gain_positive=0.9985, p_gain_at_least_threshold=0.995, minimum_detectable_gain=0.01,
+                        rows_needed=600, rows=6, resamples=100, seed=1)
+
+
+def facts_of(model: FineTunedModel, reason: str = "", weights: dict[str, float] = WEIGHTS, **changes: Any
+             ) -> CardFacts:
+    report = changes.pop("report", report_of(model))
+    request = Request(report=report, model=model, policy=Policy(weights, Decimal("0.001"), require_significance=False),
+                      model_name="shop", registry="mlflow", force=False, actor="me@here", reason=reason,
+                      git_commit="c" * 40, ci_url=None, tracking_uri="sqlite:///mlflow.db", hub_repo=REPO)
+    values = {"repo_id": REPO, "request": request, "validation": tiny_model.SPLIT, "decision": decision(),
+              "intervals": Intervals(dict.fromkeys((*NAMES, "weighted_score"), (0.125, 0.75)), 0.95, 100, 7),
+              "versions": {"torch": "2.13.0"}, "system_prompt": "Be brief."}
+    return CardFacts(**{**values, **changes})
 
 
 @pytest.fixture
 def facts(root: Path) -> CardFacts:
     return facts_of(tiny_model.fine_tuned(root))
+
+
+@pytest.fixture
+def model(facts: CardFacts) -> FineTunedModel:
+    return facts.request.model
 
 
 def on_hub(root: Path, name: str) -> CardFacts:
@@ -73,16 +93,19 @@ def card(facts: CardFacts) -> str:
     return model_card_utils.render(metadata(facts), body(facts))
 
 
+def with_bleu4(facts: CardFacts, value: float) -> CardFacts:
+    report = facts.request.report
+    metrics = report.metrics.model_copy(update={"bleu4": value})
+    return facts_of(facts.request.model, report=report.model_copy(update={"metrics": metrics}))
+
+
 def test_a_metric_that_is_no_finite_number_is_refused(facts: CardFacts) -> None:
-    broken = facts.report.metrics.model_copy(update={"bleu4": float("nan")})
-    changed = facts_of(facts.fine_tuned, report=facts.report.model_copy(update={"metrics": broken}))
     with pytest.raises(IntegrityError, match="bleu4 is nan"):
-        metadata(changed)
+        metadata(with_bleu4(facts, float("nan")))
 
 
 def test_a_metric_of_numpy_becomes_a_plain_number(facts: CardFacts) -> None:
-    numpy = facts.report.metrics.model_copy(update={"bleu4": np.float64(0.1603)})
-    text = card(facts_of(facts.fine_tuned, report=facts.report.model_copy(update={"metrics": numpy})))
+    text = card(with_bleu4(facts, np.float64(0.1603)))
     assert "!!" not in text.partition("\n---\n")[0]
     assert text == card(facts)
 
@@ -101,6 +124,7 @@ def test_the_header_says_what_the_hub_asks_for(root: Path) -> None:
         "BLEU-1": 0.4, "BLEU-2": 0.3, "BLEU-3": 0.2, "BLEU-4": 0.1603, "ROUGE-L precision": 0.6641,
         "weighted score": 0.26553}
     assert result["dataset"]["args"] == {"sha256": "d" * 64, "rows": 6}
+    assert all(metric["args"] == {"confidence": 0.95, "low": 0.125, "high": 0.75} for metric in result["metrics"])
 
 
 def test_a_base_that_the_hub_does_not_have_is_no_base_model_of_the_header(facts: CardFacts) -> None:
@@ -118,53 +142,91 @@ def test_the_licence_of_an_unknown_base_is_left_to_its_publisher(root: Path) -> 
 def test_the_hubs_own_reader_takes_the_card(facts: CardFacts) -> None:
     read: Any = ModelCard(card(facts))
     assert read.data.model_name == REPO
-    assert CardMetric("bleu", "BLEU-4", 0.1603) in metadata(facts).metrics
+    assert CardMetric("bleu4", "bleu", "BLEU-4", 0.1603, 0.125, 0.75) in metadata(facts).metrics
     assert [result.metric_value for result in read.data.eval_results] == [
         metric.value for metric in metadata(facts).metrics]
 
 
-def test_metrics_stand_unweighted_beside_their_contributions(facts: CardFacts) -> None:
+def test_the_hubs_own_reader_takes_the_evaluation_results(facts: CardFacts) -> None:
+    entries = parse_eval_result_entries(yaml.safe_load(model_card_utils.render_results(metadata(facts))))
+    assert {entry.task_id: entry.value for entry in entries} == {**METRICS.as_dict(), "weighted_score": 0.26553}
+    assert {entry.dataset_id for entry in entries} == {REPO}
+    assert {entry.date for entry in entries} == {None}
+    started = "95 % interval 0.1250 to 0.7500; 6 rows of a split"
+    assert [entry.notes and entry.notes.partition(" with")[0] for entry in entries] == [started] * 6
+
+
+def test_metrics_stand_unweighted_beside_their_intervals_and_contributions(facts: CardFacts) -> None:
     lines = body(facts).splitlines()
-    assert "| BLEU-4 | 0.1603 | 0.4 | 0.0641 |" in lines
-    assert "| ROUGE-L precision | 0.6641 | 0.1 | 0.0664 |" in lines
-    assert "| **weighted score** | **0.2655** | | 0.2655 |" in lines
+    assert "| metric | value | 95 % interval | weight | contribution |" in lines
+    assert "| BLEU-4 | 0.1603 | 0.1250 to 0.7500 | 0.4 | 0.0641 |" in lines
+    assert "| ROUGE-L precision | 0.6641 | 0.1250 to 0.7500 | 0.1 | 0.0664 |" in lines
+    assert "| **weighted score** | **0.2655** | 0.1250 to 0.7500 | | 0.2655 |" in lines
 
 
-def test_the_card_names_decision_data_base_and_training(facts: CardFacts) -> None:
-    text, report = body(facts), facts.report
+def test_the_weights_are_those_of_the_decision_not_of_the_evaluation(model: FineTunedModel) -> None:
+    today = {**dict.fromkeys(WEIGHTS, 0.0), "bleu1": 1.0}
+    changed = facts_of(model, weights=today, decision=decision(score=Decimal("0.4")))
+    assert "| BLEU-1 | 0.4000 | 0.1250 to 0.7500 | 1 | 0.4000 |" in body(changed)
+    assert "| **weighted score** | **0.4000** |" in body(changed)
+    assert metadata(changed).metrics[-1].value == 0.4
+
+
+def test_the_card_names_verdict_data_base_and_training(facts: CardFacts) -> None:
+    text, report = body(facts), facts.request.report
     wanted = [
-        "promote, because: improved.", "Gain over the best promoted model: +0.012000; at least 0.001 was needed.",
+        "Decision: **promote** (`improved`): its gain of +0.012000 reaches the threshold of 0.001.",
         "r = 4, alpha = 8, dropout = 0, on down_proj, q_proj, v_proj", "`pocket at revision none`",
-        report.model_digest, report.model.base_sha256, report.contract_digest, facts.fine_tuned.adapter_sha256,
-        report.evaluation.sha256, "2 answers ran into the token limit, 1 were empty",
+        report.model_digest, report.model.base_sha256, report.contract_digest, facts.request.model.adapter_sha256,
+        report.evaluation.sha256, facts.request.key, "`torch 2.13.0`", "`shop`", "(seed 7)",
+        f"| commit of the training | `{facts.request.model.git_commit}` |",
+        "2 answers ran into the token limit, 1 were empty",
+        "none of its questions stands in the training split",
     ]
     assert [phrase for phrase in wanted if phrase not in text] == []
 
 
-def test_no_time_and_no_run_is_named(facts: CardFacts) -> None:
-    text = card(facts)
-    assert "evaluation-run" not in text
-    assert "training-run" not in text
+def test_a_gain_stands_with_its_interval_and_its_probability(model: FineTunedModel) -> None:
+    text = body(facts_of(model, decision=decision(evidence=evidence())))
+    assert "Gain over the best promoted model: +0.012000, where at least 0.001 is asked for." in text
+    assert "Its 97.5 % interval is +0.004000 to +0.020000; P(gain > 0) = 0.999, P(gain >= 0.001) = 0.995" in text
+    assert "which includes 0" in body(facts_of(model, decision=decision(evidence=evidence(low=-0.004))))
+
+
+def test_a_gain_without_answers_to_compare_says_so(facts: CardFacts) -> None:
+    assert "It has no interval: the answers of that model were not at hand." in body(facts)
+
+
+def test_evaluated_questions_that_were_trained_on_are_told(facts: CardFacts) -> None:
+    report = facts.request.report.model_copy(update={"overlap_rows": 3})
+    assert "3 of its questions stand in the training split too" in body(facts_of(facts.request.model, report=report))
+
+
+def test_no_time_no_run_and_no_person_is_named(facts: CardFacts) -> None:
+    text = card(facts) + model_card_utils.render_results(metadata(facts))
+    told = ["evaluation-run", "training-run", "me@here", "c" * 40, "mlflow.db"]
+    assert [word for word in told if word in text] == []
     assert not re.search(r"\b20[2-9]\d\b", re.sub(r"[0-9a-f]{64}", "", text))
-    other = facts_of(facts.fine_tuned.model_copy(update={"run_id": "x", "git_commit": "y", "tracking_uri": "z"}))
-    assert card(other) == text
 
 
-def test_a_forced_promotion_says_so_and_its_reason_stays_plain_text(facts: CardFacts) -> None:
-    forced = decision(reason=Reason.FORCED, overrode=Reason.NOT_BEST, gain=Decimal("-0.1"))
-    text = body(facts_of(facts.fine_tuned, decision=forced, reason_given="`</code>\n# <b>x|y</b>"))
-    assert "**FORCED**: the comparison said not_best. Reason given: `'</code> # <b>x/y</b>`." in text
+def test_a_forced_promotion_says_so_and_its_reason_stays_plain_text(model: FineTunedModel) -> None:
+    forced = decision(reason=Reason.FORCED, overrode=Reason.GUARD, gain=Decimal("-0.1"), failed_guard="least_rows: 6")
+    text = body(facts_of(model, decision=forced, reason="`</code>\n# <b>x|y</b>"))
+    assert "(`forced`): forced, setting aside: guard." in text
+    assert "**FORCED**: the comparison said `guard` (least_rows: 6). Reason given: `'</code> # <b>x|y</b>`." in text
+    assert "no reason given" in body(facts_of(model, decision=forced))
 
 
-def test_a_first_model_has_no_gain(facts: CardFacts) -> None:
-    first = decision(reason=Reason.FIRST_MODEL, gain=None)
-    assert "Gain over" not in body(facts_of(facts.fine_tuned, decision=first))
+def test_a_first_model_has_no_gain(model: FineTunedModel) -> None:
+    text = body(facts_of(model, decision=decision(reason=Reason.FIRST_MODEL, gain=None)))
+    assert "(`first_model`): nothing was promoted before." in text
+    assert "Gain over" not in text
 
 
 def test_the_usage_snippet_runs_and_prints_the_models_own_answer(root: Path, facts: CardFacts, tmp_path: Path) -> None:
     model, tokenizer = merging.merge(root / "results/base_model", root / "results/adapter", "float32")
     folder = tmp_path / "release"
-    release.assemble_release(model, tokenizer, folder, max_new_tokens=12, card=card(facts))
+    release.assemble_release(model, tokenizer, folder, max_new_tokens=12, texts={release.CARD: card(facts)})
     [snippet] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert snippet.strip() == usage_snippet(REPO, "Be brief.")
     printed = io.StringIO()

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from src.metrics import row_statistics
 from src.predictions import Prediction, as_predictions, spread
 from tests import tiny_model
 
+TEXTS = {release.CARD: "# A card\n", release.EVAL_RESULTS: "- value: 1\n"}
 NEW_TOKENS = {"float32": 16, "bfloat16": 6}  # below float32 a CPU takes 0.1 s for each
 
 
@@ -30,9 +31,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "results"
 
 
-def assemble(models: Path, folder: Path, *, dtype: str = "float32", card: str | None = None) -> dict[str, str]:
+def assemble(models: Path, folder: Path, *, dtype: str = "float32", texts: Mapping[str, str] = TEXTS
+             ) -> dict[str, str]:
     model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
-    return release.assemble_release(model, tokenizer, folder, max_new_tokens=NEW_TOKENS[dtype], card=card)
+    return release.assemble_release(model, tokenizer, folder, max_new_tokens=NEW_TOKENS[dtype], texts=texts)
 
 
 def scored(models: Path, dtype: str = "float32", count: int = 6) -> list[Prediction]:
@@ -60,7 +62,7 @@ def predictions(models: Path) -> list[Prediction]:
 @pytest.fixture(scope="module")
 def assembled(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("assembled") / "release"
-    assemble(models, folder, card="# A card\n")
+    assemble(models, folder)
     return folder
 
 
@@ -156,6 +158,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda f: (f / "chat_template.jinja").unlink(), "chat_template.jinja: is not what"),
     "additional": (lambda f: (f / "added_tokens.json").write_text("{}"), "added_tokens.json: is not what"),
     "secret": (lambda f: (f / ".env").write_text("HF_TOKEN=hf_x"), ".env: is no part of a release"),
+    "in a folder": (lambda f: (f / ".eval_results/other.yaml").write_text("[]"), "other.yaml: is no part of a release"),
     "code": (lambda f: (f / "modeling.py").write_text(""), "modeling.py: is no part of a release"),
     "link": (lambda f: (f / "vocab.json").symlink_to("/etc/hostname"), "is a link"),
 }
@@ -178,11 +181,11 @@ def test_a_folder_without_manifest_is_no_release(folder: Path) -> None:
 
 
 def test_a_release_holds_the_expected_files_and_a_manifest_of_them(models: Path, tmp_path: Path) -> None:
-    files = assemble(models, tmp_path / "release", card="# A card\n")
-    assert set(files) == {"README.md", "chat_template.jinja", "config.json", "generation_config.json",
-                          "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    files = assemble(models, tmp_path / "release")
+    assert set(files) == {".eval_results/evaluation.yaml", "README.md", "chat_template.jinja", "config.json",
+                          "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert release.check_release(tmp_path / "release") == files
-    assert "README.md" not in assemble(models, tmp_path / "bare")
+    assert set(files) - set(assemble(models, tmp_path / "bare", texts={})) == set(TEXTS)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -1,6 +1,7 @@
-"""Model cards in the Hub's format."""
+"""Model cards and evaluation results in the Hub's formats."""
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from src.model_card import DATASET_TYPE, TASK, CardMetadata
 
@@ -16,6 +17,7 @@ def render(metadata: CardMetadata, body: str) -> str:
             metric_type=metric.type,
             metric_name=metric.name,
             metric_value=metric.value,
+            metric_args={"confidence": metadata.confidence, "low": metric.low, "high": metric.high},
         )
         for metric in metadata.metrics
     ]
@@ -32,3 +34,22 @@ def render(metadata: CardMetadata, body: str) -> str:
     if metadata.base_model:
         data["base_model_relation"] = "finetune"
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def render_results(metadata: CardMetadata) -> str:
+    """The text of a file in .eval_results/, a task for each metric; without a date, which the commit gives.
+
+    The Hub wants the id of a data set. The evaluation split has none, so it stands under the model's own id: there
+    it can be published.
+    Source: https://huggingface.co/docs/hub/eval-results
+    """
+    entries = [
+        EvalResultEntry(
+            dataset_id=metadata.model_name,
+            task_id=metric.key,
+            value=metric.value,
+            notes=f"{100 * metadata.confidence:.6g} % interval {metric.low:.4f} to {metric.high:.4f}; {metadata.notes}",
+        )
+        for metric in metadata.metrics
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

@@ -1,0 +1,77 @@
+"""A promotion's release from end to end: merged, described, verified, and the same bytes for the same decision."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import assembly
+from src import release
+from src.deployment_record import Request
+from src.metrics import RowStatistics
+from src.model_selection import Policy, Reason
+from src.records import RELEASE_DIR, Datasets
+from src.significance import score_intervals, seed_from
+from tests import tiny_model
+from tests.history_store import write_params
+from tests.test_model_card import decision, evidence, report_of
+from tests.test_release import scored
+from utils import json_utils, yaml_utils
+from utils.results import Inputs
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+FIRST = decision(reason=Reason.FIRST_MODEL, gain=None)
+EVALUATIONS = Path("results/evaluations")
+
+
+@pytest.fixture
+def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """A scored challenger in results/, in float32, that waits for its release."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model.write_models(tmp_path)
+    model, split = tiny_model.fine_tuned(tmp_path), tiny_model.SPLIT
+    report = report_of(model)
+    generation = report.contract.generation.model_copy(update={"max_new_tokens": 16})
+    report = report.model_copy(update={"contract": report.contract.model_copy(update={"generation": generation})})
+    json_utils.write_object(Path("results/base_model.json"), tiny_model.base_ref(tmp_path).model_dump())
+    json_utils.write_object(Path("results/data/datasets.json"),
+                            Datasets(raw=split, train=split, validation=split, evaluation=split).model_dump())
+    json_utils.write_lines(EVALUATIONS / "predictions.jsonl",
+                           [row.model_dump() for row in scored(Path("results"))])
+    policy = Policy(dict(report.weights), Decimal("0.001"), require_significance=False)
+    return Request(report=report, model=model, policy=policy, model_name="shop", registry="mlflow", force=False,
+                   actor="me", reason="", git_commit="none", ci_url=None, tracking_uri="", hub_repo=None)
+
+
+def assemble(request: Request, *decided: object, **deployment: object) -> dict[str, str]:
+    """The manifest of the release for a decision."""
+    params = yaml_utils.load_params(write_params(Path(), PARAMS, resamples=100, **deployment))
+    made = decided[0] if decided else FIRST
+    assembly.assemble(params, Inputs(request.report, request.model, EVALUATIONS), made, request)  # type: ignore[arg-type]
+    return release.check_release(RELEASE_DIR)
+
+
+def test_a_decision_that_was_taken_again_changes_the_card_and_nothing_else(request_for: Request) -> None:
+    first = assemble(request_for)
+    assert assemble(request_for) == first
+    again = assemble(request_for, decision(evidence=evidence()))
+    assert [path for path in first if first[path] != again[path]] == [release.CARD]
+    assert "(`improved`)" in (RELEASE_DIR / release.CARD).read_text()
+    assert assemble(request_for) == first
+
+
+def test_the_card_has_the_intervals_of_the_report_page(request_for: Request) -> None:
+    assemble(request_for)
+    weights, contract = request_for.policy.weights, request_for.report.contract_digest
+    statistics = RowStatistics.from_rows([row.stats for row in scored(Path("results"))])
+    expected = score_intervals(statistics, weights=weights, confidence=0.95, resamples=100, seed=seed_from(contract))
+    header = yaml.safe_load((RELEASE_DIR / release.CARD).read_text().split("---\n")[1])
+    found = [metric["args"] for metric in header["model-index"][0]["results"][0]["metrics"]]
+    assert [(args["low"], args["high"]) for args in found] == list(expected.values())
+
+
+def test_without_a_card_there_are_no_evaluation_results_either(request_for: Request) -> None:
+    settings = yaml.safe_load(PARAMS.read_bytes())["deployment"]["huggingface"]
+    files = assemble(request_for, huggingface={**settings, "create_model_card": False})
+    assert not {release.CARD, release.EVAL_RESULTS} & files.keys()
