@@ -21,6 +21,7 @@ class Verdict:
 
 _HEADINGS: dict[str, tuple[Tone, str]] = {
     "promoted": ("good", "Promoted to champion"),
+    "would_promote": ("good", "Promoted to champion"),
     "kept": ("neutral", "Not promoted"),
     "already": ("good", "Already the champion"),
     "refused": ("bad", "Refused"),
@@ -52,7 +53,8 @@ def _undecided(info: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
 def _sentence(info: Mapping[str, Any]) -> str:
     became = f"The challenger is now version {info['version']} of {info['model_name']}"
     openings = {"promoted": "It would be promoted" if _is_dry(info) else became,
-                "kept": "The challenger was not promoted", "already": "Nothing was to be done",
+                "would_promote": "It would be promoted", "kept": "The challenger was not promoted",
+                "already": "Nothing was to be done",
                 "refused": "The challenger may not be promoted", "undecided": "It could not be decided"}
     return f"{openings[info['result']]}: {info['explanation']}."
 

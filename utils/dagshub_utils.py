@@ -19,16 +19,28 @@ def log_in(tracking_uri: str) -> None:
     A user name or password in the environment wins. DAGSHUB_CLIENT_HOST names another DagsHub than dagshub.com, as
     for its own client. Raises Undecided when DagsHub does not know the token or does not answer.
     """
-    host = os.environ.get("DAGSHUB_CLIENT_HOST", "").strip() or "https://dagshub.com"
     token = os.environ.get(_TOKEN, "").strip()
-    if urlsplit(tracking_uri).netloc != urlsplit(host).netloc or not token or any(map(os.environ.get, _CREDENTIALS)):
+    if not is_dagshub(tracking_uri) or not token or any(map(os.environ.get, _CREDENTIALS)):
         return
-    os.environ[_CREDENTIALS[0]], os.environ[_CREDENTIALS[1]] = _user(token, host), token
-    logger.info("MLflow at %s: %s gives user name and password", host, _TOKEN)
+    os.environ[_CREDENTIALS[0]], os.environ[_CREDENTIALS[1]] = user(token), token
+    logger.info("MLflow at %s: %s gives user name and password", host(), _TOKEN)
 
 
-def _user(token: str, host: str) -> str:
-    """As dagshub.init does, without its creating repositories and its browser window."""
+def host() -> str:
+    """DagsHub's address: DAGSHUB_CLIENT_HOST, else dagshub.com."""
+    return os.environ.get("DAGSHUB_CLIENT_HOST", "").strip().rstrip("/") or "https://dagshub.com"
+
+
+def is_dagshub(url: str) -> bool:
+    """Whether an address is DagsHub's."""
+    return urlsplit(url).netloc == urlsplit(host()).netloc
+
+
+def user(token: str) -> str:
+    """Whose token it is; raises Undecided when DagsHub does not know it or does not answer.
+
+    As dagshub.init asks, without its creating repositories and its browser window.
+    """
     import dacite  # these take time to import, and are needed for DagsHub alone
     import httpx
     from dagshub.common import config
@@ -37,7 +49,7 @@ def _user(token: str, host: str) -> str:
 
     config.http_timeout = _SECONDS
     try:
-        return str(UserAPI.get_user_from_token(token, host=host).username)
+        return str(UserAPI.get_user_from_token(token, host=host()).username)
     except (RuntimeError, UserNotFoundError, httpx.HTTPError, dacite.DaciteError, ValueError) as error:
-        raise Undecided(f"DagsHub at {host}: {_TOKEN} could not be used ({type(error).__name__}); check that it "
-                        f"answers, or make a token at {host}/user/settings/tokens") from None
+        raise Undecided(f"DagsHub at {host()}: {_TOKEN} could not be used ({type(error).__name__}); check that it "
+                        f"answers, or make a token at {host()}/user/settings/tokens") from None

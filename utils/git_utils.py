@@ -1,5 +1,6 @@
 """What git says about the working tree; a folder outside git, or without commits, has an identity too."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ class GitIdentity:
 
 
 def identity(folder: Path = Path()) -> GitIdentity:
-    """The state of the repository that a folder is in."""
-    commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
+    """The state of the repository that a folder is in; in a DVC experiment, the commit that it was started from."""
+    # `dvc exp run` commits its changed parameters while it runs: a commit that nobody finds afterwards.
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--", *_SOURCES)
     branch = _git(folder, "branch", "--show-current")
     return GitIdentity(commit=commit or UNKNOWN, dirty=bool(changes), branch=branch or None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from utils import keyless
 from utils.hub_client import endpoint
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,13 @@ class Identity:
 
 
 def who(api: HfApi) -> Identity:
-    """Ask the Hub whose token this is; raises what the client raises."""
+    """Ask the Hub whose token this is; raises what the client raises.
+
+    A trusted publisher's is nobody's: it may write to the one repository that it was exchanged for.
+    """
+    if publishes_to := keyless.resource(api.token):
+        return Identity(name=f"trusted publisher {publishes_to}", role="fineGrained", organisations=(),
+                        scopes={publishes_to: ("repo.write",)})
     answer: dict[str, Any] = api.whoami()
     access = answer.get("auth", {}).get("accessToken", {})
     scoped = access.get("fineGrained", {}).get("scoped", [])

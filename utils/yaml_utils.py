@@ -24,10 +24,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> Params:
+def load_params(path: Path, overrides: Mapping[str, Any] | None = None, *, profile: str | None = None) -> Params:
     """The parameters in a YAML file, its profile and then the overrides laid over it, validated whole.
 
-    Raises InvalidParams with the line for a missing or malformed file, a Python tag or a wrong value.
+    A profile takes the place of the file's own, as `dvc exp run -S profile=` does. Raises InvalidParams with the line
+    for a missing or malformed file, a Python tag or a wrong value.
     """
     try:
         values = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 - a SafeLoader
@@ -42,4 +43,4 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> Param
         raise InvalidParams(f"{path}{line}: {problem}; correct the file") from None
     if not isinstance(values, dict):
         raise InvalidParams(f"{path}: expected a mapping at the top, found {type(values).__name__}")
-    return parse(values, overrides or {})
+    return parse({**values, "profile": profile} if profile else values, overrides or {})

@@ -1,0 +1,234 @@
+"""The doctor's checks, one function for each service."""
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import requests
+from huggingface_hub import HfApi
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from src.doctor import OLDEST_MLFLOW, Check, doubtful, failed, failure, good, is_too_old, unused
+from src.errors import HubError, InvalidParams, PipelineError, Undecided
+from src.params import Params
+from utils import (
+    asked_of_ci,
+    dagshub_utils,
+    dvc_remote,
+    environment,
+    git_utils,
+    machine,
+    mlflow_probe,
+    mlflow_store,
+    mlflow_utils,
+    process,
+    yaml_utils,
+)
+from utils.hub_client import endpoint, talking, time_limit
+from utils.hub_identity import who
+from utils.hub_publisher import HubRepository
+from utils.hub_reader import Patience
+from utils.mlflow_ledger import MlflowLedger
+
+MLFLOW_SECONDS = 12
+HUB_SECONDS = 8
+_PYTHONS = ((3, 11), (3, 12))
+_GIGABYTE = 10**9
+_ROOM = {True: 12, False: 1}  # GB: a model from the Hub with its merge, release and registered copy; pocket's
+Checks = Mapping[str, Callable[[], Check | None]]
+_PATIENCE = Patience(deadline=HUB_SECONDS, request=5, stall=5, attempts=1, backoff=1)
+# The doctor wants to know whether a server answers now; a deployment waits longer.
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+def examine(config: Path) -> list[Check]:
+    """Every check, worst case a minute: each service has its own time limit."""
+    try:
+        params = yaml_utils.load_params(config, profile=asked_of_ci.overrides().profile)
+    except InvalidParams as error:
+        return [failure("config", error), *performed({"git": _git, "dvc": _dvc})]
+    told = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
+    return [good("config", told), *performed(checks(params))]
+
+
+def checks(params: Params) -> Checks:
+    """The check of each service by its name; None from one means that the configuration does not name it."""
+    return {
+        "machine": lambda: _machine(params), "git": lambda: _branch(params), "dvc": _dvc,
+        "dagshub": lambda: _dagshub(params), "mlflow": lambda: _mlflow(params), "hub": lambda: _hub(params),
+        "base": lambda: _base(params),
+    }
+
+
+def performed(asked: Checks) -> list[Check]:
+    """The outcome of each check, an error turned into its line."""
+    os.environ.update(IMPATIENT)
+    return list(_each(asked))
+
+
+def _each(asked: Checks) -> Iterator[Check]:
+    for service, check in asked.items():
+        try:
+            found = check()
+        except PipelineError as error:
+            found = failure(service, error)
+        if found:
+            yield found
+
+
+def _machine(params: Params) -> Check:
+    python, free = machine.python(), machine.free_bytes(Path()) / _GIGABYTE
+    fetched = _is_fetched(params)
+    room = _ROOM[fetched]
+    if python not in _PYTHONS:
+        return failed("machine", 2, f"Python {python[0]}.{python[1]}", "make the environment with Python 3.11 or 3.12")
+    if free < room:
+        return failed("machine", 2, f"{free:.1f} GB free on this disk, {room} needed", "free some, or use another disk")
+    gpu = machine.accelerator()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow", "dvc"))
+    text = f"Python {python[0]}.{python[1]}, {versions}; {free:.0f} GB free; {gpu or 'no GPU'}"
+    if fetched and not gpu:
+        return doubtful("machine", text, f"{params.model.base_model} takes hours to train without one")
+    return good("machine", text)
+
+
+def _git() -> Check:
+    if shutil.which("git") is None:
+        return failed("git", 2, "not installed", "install git")
+    found = git_utils.identity()
+    if found.commit == git_utils.UNKNOWN:
+        return doubtful("git", "no commit here, so records name none", "git init, git add, git commit")
+    return good("git", f"{found.branch or 'detached'} at {found.commit[:12]}{', with changes' if found.dirty else ''}")
+
+
+def _branch(params: Params) -> Check:
+    found = _git()
+    branches = params.deployment.promoting_branches
+    if found.state == "ok" and not environment.may_promote(branches, git_utils.identity().branch):
+        return doubtful("git", f"{found.text}: this branch may not promote", "add it to deployment.promoting_branches "
+                        "if it should")
+    return found
+
+
+def _dvc() -> Check:
+    remote = dvc_remote.default_remote()
+    if remote is None:
+        return unused("dvc", "no remote: the cache stays on this machine (docs/remotes.md)")
+    state = dvc_remote.look(remote)
+    if state != "reachable":
+        return doubtful("dvc", f"{remote.name} at {remote.url}: {state}", "give write access if `dvc push` is to work")
+    return good("dvc", f"{remote.name} at {remote.url}: {state}")
+
+
+def _dagshub(params: Params) -> Check | None:
+    uri = mlflow_store.tracking_uri(params.mlflow.tracking_uri)
+    if not dagshub_utils.is_dagshub(uri):
+        return None
+    host = dagshub_utils.host()
+    if os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        return good("dagshub", f"{host}: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used")
+    if not os.environ.get("DAGSHUB_USER_TOKEN", "").strip():
+        return failed("dagshub", 2, "DAGSHUB_USER_TOKEN: not set", f"make a token at {host}/user/settings/tokens")
+    dagshub_utils.log_in(uri)
+    return good("dagshub", f"{host}: as {os.environ['MLFLOW_TRACKING_USERNAME']}")
+
+
+def _mlflow(params: Params) -> Check:
+    uri = mlflow_store.tracking_uri(params.mlflow.tracking_uri)
+    if uri.startswith(mlflow_store.SQLITE):
+        if environment.in_ci() and params.deployment.huggingface.push_to_hub:
+            return failed("mlflow", 2, f"{uri}: a file of this CI machine, which keeps no history",
+                          "set MLFLOW_TRACKING_URI to a server")
+        path = Path(uri.removeprefix(mlflow_store.SQLITE))
+        if not path.exists() and os.access(path.parent, os.W_OK):
+            return good("mlflow", f"{uri}: made by the first run")
+    try:
+        return _asked(params, uri)
+    except Undecided as error:
+        return _explained(error, uri)
+
+
+def _asked(params: Params, uri: str) -> Check:
+    with process.deadline(MLFLOW_SECONDS, f"MLflow at {uri}: asking it"):
+        client = mlflow_utils.connect(params.mlflow)
+        mlflow_probe.greet(client)
+        server = mlflow_probe.version(uri) if uri.startswith("http") else importlib.metadata.version("mlflow")
+        if server and is_too_old(server):
+            return failed("mlflow", 4, f"{uri}: MLflow {server} is too old for the ledger", "upgrade the server to "
+                          f"{'.'.join(map(str, OLDEST_MLFLOW))} or newer")
+        MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name).probe()
+        return _registry(params, client, f"{uri}: MLflow {server or 'of unknown version'}, params are write-once")
+
+
+def _explained(error: Undecided, uri: str) -> Check:
+    """The usual troubles with a server, by MLflow's own codes."""
+    cause = error.__cause__
+    if not isinstance(cause, MlflowException) or uri.startswith(mlflow_store.SQLITE):
+        return failure("mlflow", error)
+    if isinstance(cause.__context__, Undecided):  # our own deadline, in MLflow's words
+        return failure("mlflow", cause.__context__)
+    if isinstance(cause.__context__, requests.RequestException):
+        return failed("mlflow", 4, f"{uri}: no answer", "check that it runs, MLFLOW_TRACKING_URI and the network")
+    if cause.error_code == "UNAUTHENTICATED":
+        return _unknown_user(uri)
+    if cause.error_code == "PERMISSION_DENIED":
+        remedy = "give it EDIT on what docs/troubleshooting.md lists"
+        return failed("mlflow", 4, f"{uri}: this user may not write", remedy)
+    return failure("mlflow", error)
+
+
+def _unknown_user(uri: str) -> Check:
+    names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        return failed("mlflow", 4, f"{uri}: it does not know this user name and password", f"correct {names}")
+    return failed("mlflow", 2, f"{uri}: it asks for a user name and a password", f"set {names}")
+
+
+def _registry(params: Params, client: MlflowClient, text: str) -> Check:
+    name = params.deployment.model_registry_name
+    if params.deployment.registry == "none":
+        return good("mlflow", f"{text}, registry not used")
+    able = mlflow_probe.abilities(client, name)
+    if not able.registry or not able.aliases:
+        lacking = "aliases" if able.registry else "Model Registry"
+        return failed("mlflow", 4, f"{text}, no {lacking}", "set deployment.registry: none, or use MLflow 2.9 or newer")
+    mlflow_probe.may_register(client, name)
+    return good("mlflow", f"{text}, registry with aliases{' and stages' if able.stages else ', without stages'}")
+
+
+def _hub(params: Params) -> Check:
+    hugging = params.deployment.huggingface
+    if not environment.will_push(params.deployment, skip_hf_push=False):
+        why = "DEPLOY_SKIP_HF_PUSH" if hugging.push_to_hub else "deployment.huggingface.push_to_hub: false"
+        return unused("hub", f"nothing is pushed ({why})")
+    token = environment.token()
+    repository = HubRepository(repo_id=hugging.model_id, token=token, private=hugging.private, patience=_PATIENCE)
+    try:
+        repository.check()
+    except HubError as error:  # rather what happened than how often it was tried
+        return failure("hub", error.__cause__ if isinstance(error.__cause__, HubError) else error)
+    with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), talking(hugging.model_id):
+        identity = who(HfApi(endpoint=endpoint(), token=token))
+    head = repository.state().head
+    there = f"main at {head[:12]}" if head else "not there yet, and may be created"
+    return good("hub", f"{endpoint()}: {hugging.model_id}: {there}, as {identity.name} ({identity.rights()})")
+
+
+def _base(params: Params) -> Check | None:
+    """The base model, where it comes from the Hub."""
+    if not _is_fetched(params):
+        return None
+    name, revision = params.model.base_model, params.model.revision
+    try:
+        with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), talking(name):
+            info = HfApi(endpoint=endpoint(), token=environment.token() or False).model_info(name, revision=revision)
+    except HubError as error:
+        return failure("base", error)
+    return good("base", f"{endpoint()}: {name} at {str(info.sha)[:12]}")
+
+
+def _is_fetched(params: Params) -> bool:
+    return params.model.base_model != "pocket" and not Path(params.model.base_model).is_dir()

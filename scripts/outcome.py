@@ -1,0 +1,84 @@
+"""What a pipeline run came to, as far as results/ and the environment tell: for the summary and the comment."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.evidence import PREDICTIONS, read_predictions
+from src.errors import InvalidInput, InvalidParams
+from src.metrics import RowStatistics
+from src.params import DeploymentParams
+from src.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport
+from src.significance import score_intervals, seed_from
+from src.summary import OUTCOMES, Found, Summary, summary
+from utils import environment, github_utils, json_utils, results, yaml_utils
+from utils.hub_client import endpoint
+
+logger = logging.getLogger("champion")
+
+PAGE = Path("results/report/index.html")
+
+
+def outcome(output: Path | None) -> Summary:
+    """The summary of what lies in results/; never fails for what is missing or broken there.
+
+    PIPELINE_OUTCOME says how the pipeline ended (success where it is not set): results/deployment is committed, so
+    after a failure an earlier run's files lie there. Raises InvalidParams for another word in it.
+    """
+    ended = os.environ.get("PIPELINE_OUTCOME", "").strip() or OUTCOMES[0]
+    if ended not in OUTCOMES:
+        raise InvalidParams(f"PIPELINE_OUTCOME: {ended!r} is none of {', '.join(OUTCOMES)}")
+    folder, problems = output or OUTPUT_DIR, list[str]()
+    report, policy = _report(problems), _policy(problems)
+    info, compared = (_object(folder / name, problems) for name in (results.INFO, results.COMPARISON))
+    return summary(Found(
+        report=report, info=info, comparison=compared,
+        intervals=_intervals(report, compared, policy, problems) if report and policy else None,
+        confidence=policy.confidence if policy else None, problems=problems, outcome=ended,
+        ci_url=environment.ci_url(), branch=github_utils.branch(), hub=endpoint(),
+        page=f"{PAGE}{', among the artifacts of the run' if environment.ci_url() else ''}" if PAGE.is_file() else None,
+    ))
+
+
+def _policy(problems: list[str]) -> DeploymentParams | None:
+    try:
+        return yaml_utils.load_params(CONFIG).deployment
+    except InvalidParams as error:
+        problems.append(str(error))
+        return None
+
+
+def _report(problems: list[str]) -> EvaluationReport | None:
+    path = EVALUATION_RESULTS.with_name("report.json")
+    try:
+        return EvaluationReport.parse(json_utils.read_object(path), where=path)
+    except InvalidInput as error:
+        problems.append(str(error))
+        return None
+
+
+def _object(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        return json_utils.read_object(path)
+    except InvalidInput as error:
+        problems.append(str(error))
+        return {}
+
+
+def _intervals(report: EvaluationReport, compared: Mapping[str, Any], policy: DeploymentParams, problems: list[str]
+               ) -> Mapping[str, tuple[float, float]] | None:
+    """As the report has them; None where the answers are not at hand."""
+    try:
+        predictions = read_predictions(EVALUATION_RESULTS.with_name(PREDICTIONS))
+    except InvalidInput as error:
+        problems.append(str(error))
+        return None
+    if len(predictions) != report.rows:
+        problems.append(f"{PREDICTIONS}: {len(predictions)} rows, the report has {report.rows}; run `dvc pull`")
+        return None
+    return score_intervals(
+        RowStatistics.from_rows([row.stats for row in predictions]),
+        weights=compared.get("weights") or report.weights, confidence=policy.confidence, resamples=policy.resamples,
+        seed=seed_from(report.contract_digest))

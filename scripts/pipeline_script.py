@@ -1,0 +1,77 @@
+"""One step of the workflow's run: check what was asked for, pull, run the pipeline once, push, commit the records."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from src.records import CONFIG, OUTPUT_DIR
+from utils import process
+
+logger = logging.getLogger("champion")
+
+PARSER = process.Arguments(description=__doc__, epilog="PIPELINE_PROFILE and PIPELINE_MIN_IMPROVEMENT_THRESHOLD are "
+                           "parameters for this run only, whose records are not committed. DEPLOY_FORCE, "
+                           "DEPLOY_REASON and DEPLOY_SKIP_HF_PUSH reach the deployment as they are")
+PARSER.add_argument("step", choices=("check", "pull", "run", "push", "commit"), help="which one")
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+
+
+def check(config: Path) -> int:
+    """Refuse early what could not end in a promotion; asks no service."""
+    from utils import asked_of_ci
+
+    params, settings = asked_of_ci.check(config), asked_of_ci.overrides().settings()
+    logger.info("profile %s; %s", params.profile, ", ".join(settings) or "parameters as in params.yaml")
+    return 0
+
+
+def pull(_config: Path) -> int:
+    """Data, models and run cache from the DVC remote."""
+    from utils import dvc_command
+
+    dvc_command.pull()
+    return 0
+
+
+def run(config: Path) -> int:
+    """The pipeline, once; returns DVC's exit code."""
+    from utils import asked_of_ci, dvc_command
+
+    asked_of_ci.check(config)
+    return dvc_command.reproduce(asked_of_ci.overrides().settings())
+
+
+def push(_config: Path) -> int:
+    """Data, models and run cache to the DVC remote."""
+    from utils import dvc_command
+
+    dvc_command.push()
+    return 0
+
+
+def commit(_config: Path) -> int:
+    """dvc.lock and the small results onto this run's branch; nothing after a run with parameters of its own."""
+    from utils import asked_of_ci, environment, git_records, github_utils, json_utils, results
+
+    settings, branch = asked_of_ci.overrides().settings(), github_utils.branch()
+    if settings or not branch:
+        process.say(f"records: not committed: {'run with ' + ', '.join(settings) if settings else 'no branch'}")
+        return 0
+    info = json_utils.read_object(OUTPUT_DIR / results.INFO)
+    subject = f"Record the pipeline's run: {info['result']} ({info['reason']})"
+    made = git_records.commit_records(branch, f"{subject}\n\n{environment.ci_url() or 'no address'}\n")
+    process.say(f"records: {f'{made[:12]} on {branch}' if made else f'{branch} is as it was'}")
+    return 0
+
+
+STEPS: Mapping[str, Callable[[Path], int]] = {"check": check, "pull": pull, "run": run, "push": push, "commit": commit}
+
+
+def main() -> int:
+    """Take the step; returns the exit code."""
+    flags = PARSER.parse_args()
+    return STEPS[flags.step](flags.config or CONFIG)
+
+
+if __name__ == "__main__":
+    process.run(main)

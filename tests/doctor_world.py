@@ -1,0 +1,153 @@
+"""Good services for the doctor, and one function for each way to break them."""
+
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import examination
+from src.doctor import Check
+from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
+from tests.mlflow_proxy import Fault, Kind, MlflowProxy
+from utils import yaml_utils
+
+ROOT = Path(__file__).parents[1]
+LOGIN = ("alice", "mlflow-canary")
+REPO = "acme/shop"
+NOWHERE = "http://127.0.0.1:9"
+DVC = importlib.metadata.version("dvc")
+SECRETS = (LOGIN[1], WRITE, READ, "another-canary", "third-canary")
+
+
+@dataclass
+class World:
+    """Services that are good, until a test breaks one."""
+
+    root: Path
+    mlflow: MlflowProxy
+    hub: LoopbackHub
+    patch: pytest.MonkeyPatch
+
+    def set(self, **names: str) -> None:
+        for name, value in names.items():
+            self.patch.setenv(name, value)
+
+    def params(self, **deployment: object) -> Path:
+        values = yaml.safe_load((ROOT / "params.yaml").read_bytes())
+        values["deployment"] |= {"huggingface": {**values["deployment"]["huggingface"], "model_id": REPO,
+                                                 "push_to_hub": True}, **deployment}
+        path = self.root / "params.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    def check(self, service: str, **deployment: object) -> Check:
+        """One service's line."""
+        params = yaml_utils.load_params(self.params(**deployment))
+        (found,) = examination.performed({service: examination.checks(params)[service]})
+        return found
+
+
+def good(world: World) -> None:
+    """Nothing is broken."""
+
+
+def without_login(world: World) -> None:
+    world.set(MLFLOW_TRACKING_USERNAME="", MLFLOW_TRACKING_PASSWORD="")
+
+
+def wrong_login(world: World) -> None:
+    world.set(MLFLOW_TRACKING_PASSWORD="another-canary")
+
+
+def mlflow_down(world: World) -> None:
+    world.mlflow.kill()
+
+
+def mlflow_hangs(world: World) -> None:
+    world.patch.setattr(examination, "MLFLOW_SECONDS", 1)
+    world.mlflow.fault = Fault(Kind.HUNG, "POST experiments/search")
+
+
+def mlflow_too_old(world: World) -> None:
+    world.mlflow.answer = lambda call, _: (200, b"2.2.2") if call.path == "/version" else None
+
+
+def no_registry(world: World) -> None:
+    world.mlflow.missing = ["registered-models", "model-versions"]
+
+
+def no_aliases(world: World) -> None:
+    world.mlflow.missing = ["registered-models/alias"]
+
+
+def read_only_mlflow(world: World) -> None:
+    denied = json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()
+    world.mlflow.answer = lambda call, _: (403, denied) if call.method == "POST" and "search" not in call.path else None
+
+
+def a_page_instead(world: World) -> None:
+    world.mlflow.answer = lambda _call, _body: (200, b"<html>log in</html>")
+
+
+def rewritable_params(world: World) -> None:
+    world.mlflow.answer = lambda call, _: (200, b"{}") if call.endpoint == "POST runs/log-parameter" else None
+    world.patch.setattr("utils.mlflow_ledger.MlflowLedger._stored", lambda *_: "rewritten")
+
+
+def credentials_in_the_address(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.url.replace("://", "://alice:mlflow-canary@"))
+
+
+def without_hub_token(world: World) -> None:
+    world.set(HF_TOKEN="")
+
+
+def wrong_hub_token(world: World) -> None:
+    world.set(HF_TOKEN=UNKNOWN)
+
+
+def read_only_hub_token(world: World) -> None:
+    world.set(HF_TOKEN=READ)
+
+
+def hub_token_for_another_repository(world: World) -> None:
+    world.set(HF_TOKEN=SCOPED)
+
+
+def hub_down(world: World) -> None:
+    world.set(HF_ENDPOINT=NOWHERE)
+
+
+def hub_hangs(world: World) -> None:
+    world.patch.setattr(examination, "_PATIENCE", examination.Patience(1, 1, 1, 1, 1))
+    world.hub.fault("/whoami", delay=3)
+
+
+def nothing_pushed(world: World) -> None:
+    world.set(DEPLOY_SKIP_HF_PUSH="true")
+
+
+def dagshub(world: World) -> None:
+    world.set(DAGSHUB_CLIENT_HOST=world.mlflow.url, MLFLOW_TRACKING_PASSWORD="", MLFLOW_TRACKING_USERNAME="",
+              DAGSHUB_USER_TOKEN=LOGIN[1])
+    user = json.dumps({"id": 1, "login": LOGIN[0], "full_name": "Alice", "username": LOGIN[0]}).encode()
+    world.mlflow.answer = lambda call, _: (200, user) if call.path == "/api/v1/user" else None
+
+
+def without_dagshub_token(world: World) -> None:
+    dagshub(world)
+    world.set(DAGSHUB_USER_TOKEN="")
+
+
+def wrong_dagshub_token(world: World) -> None:
+    dagshub(world)
+    world.set(DAGSHUB_USER_TOKEN="another-canary")
+
+
+def dagshub_down(world: World) -> None:
+    dagshub(world)
+    world.set(DAGSHUB_USER_TOKEN="third-canary")  # its client remembers answers
+    world.mlflow.kill()

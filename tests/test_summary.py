@@ -1,0 +1,230 @@
+"""The summary says what was decided and why, and what is missing; text from people stays text."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from scripts import summary_script
+from src.errors import InvalidParams
+from src.summary import Found, Link, Summary, summary
+from src.summary_text import MARKER, escaped, markdown, plain, text
+from tests.parsed_html import Parsed
+from tests.report_example import decided, evaluated, ledger
+from utils import json_utils
+
+CI = "https://github.com/acme/shop/actions/runs/5"
+HOSTILE = ['"; echo pwned; #', "`rm -rf /`", "<script>alert(1)</script>", "a | b", "a\nb\r\n# c", "**bold** _x_ ~~y~~",
+           "[click](javascript:alert(1))", "![i](https://evil.example/x.png)", "&lt;b&gt; &#64;alice", "- item",
+           "1. item", "===", "$x^2$", "<!-- champion -->", "--> <b>", "\\`", "https://evil.example", "$(touch /tmp/x)"]
+
+
+def found(**changes: Any) -> Found:
+    """Model 2 promoted over model 1."""
+    first, second = evaluated(1), evaluated(2)
+    told, compared = decided(second, ledger(first), [first])
+    values: dict[str, Any] = {
+        "report": second.report, "info": {**told, "ci_url": CI}, "comparison": compared,
+        "intervals": {"weighted_score": (0.1, 0.9)}, "confidence": 0.95, "problems": (), "outcome": "success",
+        "ci_url": CI, "branch": "feature", "hub": "https://huggingface.co", "page": "results/report/index.html",
+    }
+    return Found(**(values | changes))
+
+
+def rendered(source: str) -> Parsed:
+    return Parsed(MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(source))
+
+
+# What went wrong.
+
+
+def test_nothing_at_all_is_said_so() -> None:
+    told = summary(found(report=None, info={}, comparison={}, problems=["results/x: missing; run `dvc repro`"]))
+    assert (told.title, told.scores, told.comparisons) == ("Nothing to summarise", [], [])
+    assert "missing: results/x: missing" in text(told)
+
+
+@pytest.mark.parametrize(("outcome", "word"), [("failure", "failed"), ("cancelled", "was cancelled"),
+                                               ("skipped", "did not run")])
+def test_a_decision_that_lies_there_from_an_earlier_run_is_not_told_as_this_ones(outcome: str, word: str) -> None:
+    told = summary(found(outcome=outcome, ci_url=f"{CI}0"))
+    assert told.title.startswith("No decision")
+    assert f"The pipeline {word} before the gate decided" in told.sentence
+    assert "earlier run" in told.notes[0]
+    assert (told.scores, told.comparisons, [name for name, _ in told.facts]) == ([], [], ["Report", "Run"])
+
+
+def test_a_pipeline_that_failed_after_its_decision_says_both() -> None:
+    told = summary(found(outcome="failure"))
+    assert told.title == "Promoted to champion: ecommerce-chatbot"
+    assert told.notes[0] == "The pipeline failed afterwards, in a later stage or step."
+
+
+def test_a_deployment_that_failed_says_how() -> None:
+    info = {"result": "undecided", "code": 4, "reason": "MLflow at http://x: no answer; check that it runs"}
+    told = summary(found(info=info, comparison={}, outcome="failure"))
+    assert told.title == "The deployment did not finish"
+    assert "undecided with exit code 4: MLflow at http://x: no answer" in told.sentence
+    assert len(told.scores) == 6
+    without = summary(found(report=None, info=info, comparison={}, outcome="failure"))
+    assert without.sentence == told.sentence
+
+
+def test_a_decision_on_another_model_is_not_told_of_this_one() -> None:
+    told = summary(found(report=evaluated(3).report))
+    assert told.title == "No decision on this model: ecommerce-chatbot"
+    assert told.comparisons == []
+    assert summary(found(report=None)).title == "No evaluation: ecommerce-chatbot"
+
+
+def test_a_rollback_since_then_is_said_so() -> None:
+    info = {"result": "rolled_back", "code": 0, "reason": "rollback", "model_name": "shop", "actor": "alice",
+            "champion": {"version": 1}, "stated_reason": "complaints", "hub": None}
+    told = summary(found(info=info))
+    assert (told.title, told.sentence[:52]) == ("No decision on this model: shop",
+                                                "The last change was rolled_back by alice: complaints")
+
+
+# What was decided.
+
+
+def test_a_model_that_an_earlier_run_promoted_is_not_told_as_promoted_now() -> None:
+    told = summary(found(ci_url=f"{CI}0"))
+    assert told.title == "Already the champion: ecommerce-chatbot"
+    assert told.sentence.endswith("promoted by an earlier run, as version 2.")
+    assert dict(told.facts)["Promoted by"].url == CI
+    assert summary(found(ci_url=None)).title == "Promoted to champion: ecommerce-chatbot"
+
+
+def test_a_promotion_comes_with_scores_intervals_parts_versions_and_links() -> None:
+    info = dict(found().info)
+    info |= {"tracking_uri": "https://mlflow.example.com/", "hub": {"repo": "acme/shop", "commit": "c" * 40}}
+    told = summary(found(info=info))
+    assert told.title == "Promoted to champion: ecommerce-chatbot"
+    first, *metrics = told.scores
+    assert (first.name, first.interval, first.other != "") == ("Weighted score", "0.1000 to 0.9000", True)
+    assert sum(float(line.contribution) for line in metrics) == pytest.approx(float(first.value), abs=3e-4)
+    assert [name for name, _ in told.comparisons][-2:] == ["gain", "interval of the gain"]
+    links = dict(told.facts)
+    assert links["Champion"] == Link("ecommerce-chatbot version 2, before it version 1",
+                                     "https://mlflow.example.com/#/models/ecommerce-chatbot/versions/2")
+    assert links["Hub"].url == f"https://huggingface.co/acme/shop/commit/{'c' * 40}"
+    assert links["Run"].url == CI
+    page = rendered(markdown(told))
+    assert page.text.startswith(f"{told.title} {told.sentence}")
+    assert len(page.all("table")) == 2
+    assert len(page.all("a")) == 3
+
+
+@pytest.mark.parametrize(("changes", "title"), [
+    ({"result": "kept", "decision": "keep", "reason": "not_best"}, "Not promoted"),
+    ({"result": "already", "decision": "already", "reason": "already"}, "Already the champion"),
+    ({"result": "refused", "decision": "refused", "reason": "blocked"}, "Refused"),
+    ({"result": "undecided", "decision": "undecided", "reason": "incomparable"}, "Undecided"),
+    ({"result": "would_promote", "deployment_run": "none: dry run"}, "Dry run: promoted to champion"),
+])
+def test_every_result_has_its_words(changes: dict[str, str], title: str) -> None:
+    assert summary(found(info={**found().info, **changes})).title == f"{title}: ecommerce-chatbot"
+
+
+def test_a_forced_promotion_names_who_and_why() -> None:
+    first, weak = evaluated(2), evaluated(1)
+    told, compared = decided(weak, ledger(first), [first], force=True)
+    told |= {"stated_reason": "a fair is on", "ci_url": CI}
+    said = summary(found(report=weak.report, info=told, comparison=compared))
+    assert "Stated reason: a fair is on." in " ".join(said.notes)
+
+
+# Text stays text.
+
+
+@pytest.mark.parametrize("reason", HOSTILE)
+def test_a_reason_stays_text_wherever_it_stands(reason: str) -> None:
+    told = Summary(
+        title=reason, sentence=reason, notes=[reason], level="x", scores=[], comparisons=[("gain", reason)],
+        facts=[("Asked by", Link(reason, None)), ("Run", Link(reason, CI))], problems=[reason])
+    page, line = rendered(markdown(told)), plain(reason)
+    assert page.text.replace("\u200b", "") == (
+        f"{line} {line} {line} gain {line} Asked by {line} Run {line} Missing: {line}")
+    assert {tag for tag, _ in page.tags} == {"h2", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "a"}
+    assert page.all("a") == [{"href": CI}]
+    assert line in text(told)
+
+
+def test_nobody_is_called_by_a_reason() -> None:
+    assert "@alice" not in escaped("ask @alice, see #12").replace("&#64;", "@").replace("&#35;", "#")
+
+
+def test_an_address_that_is_none_is_no_link() -> None:
+    told = replace(summary(found()), facts=[("Hub", Link("acme", "https://x/) <script>")), ("Run", Link("y", None))])
+    assert rendered(markdown(told)).all("a") == []
+
+
+# The command.
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("GITHUB_STEP_SUMMARY", "PIPELINE_OUTCOME", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    Path("params.yaml").write_bytes((Path(__file__).parents[1] / "params.yaml").read_bytes())
+    return tmp_path
+
+
+def run(*flags: str) -> None:
+    before, sys.argv = sys.argv, ["summary_script.py", *flags]
+    try:
+        assert summary_script.main() == 0
+    finally:
+        sys.argv = before
+
+
+def write() -> None:
+    example = evaluated(2)
+    told, compared = decided(example, ledger(evaluated(1)), [evaluated(1)])
+    folder = Path("results/evaluations")
+    json_utils.write_object(folder / "report.json", example.report.model_dump(mode="json"))
+    json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
+    json_utils.write_object(Path("results/deployment/deployment_info.json"), told)
+    json_utils.write_object(Path("results/deployment/model_comparison.json"), compared)
+
+
+def test_an_empty_folder_and_broken_files_still_make_a_summary(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--format", "text")
+    said = capsys.readouterr().out
+    assert said.startswith("Nothing to summarise")
+    assert "missing: results/deployment/deployment_info.json: missing" in said
+    write()
+    Path("results/deployment/deployment_info.json").write_text("{")
+    Path("results/evaluations/predictions.jsonl").write_text("")
+    Path("params.yaml").write_text("profile: nowhere")
+    run("--format", "markdown")
+    assert "not JSON at byte" in capsys.readouterr().out
+
+
+def test_an_unknown_outcome_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_OUTCOME", "fine")
+    with pytest.raises(InvalidParams, match="PIPELINE_OUTCOME"):
+        run()
+
+
+def test_each_format_says_the_same(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+                                   ) -> None:
+    write()
+    run()
+    plainly = capsys.readouterr().out
+    assert plainly.startswith("Promoted to champion: ecommerce-chatbot\nThe challenger is now version 2")
+    assert "95 % interval" in plainly
+    run("--format", "markdown")
+    marked = capsys.readouterr().out
+    assert marked.startswith(f"{MARKER}\n## Promoted to champion")
+    run("--format", "github")
+    assert f"{MARKER}\n{capsys.readouterr().out}" == marked
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here / "page.md"))
+    (here / "page.md").write_text("Before.\n")
+    run("--format", "github")
+    assert (here / "page.md").read_text() == "Before.\n" + marked.removeprefix(MARKER + "\n")

@@ -1,0 +1,141 @@
+"""GitHub Actions: the run's event and summary page, and the one comment of a pull request, by GitHub's REST API."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from src.errors import InvalidParams, PipelineError
+from utils.redaction import redacted
+
+_API = "https://api.github.com"
+_BOT = "github-actions[bot]"  # whom a workflow's own GITHUB_TOKEN writes as
+_PER_PAGE = 100
+_PAGES = 30
+_SECONDS = 10
+_REMEDIES = {
+    401: "the token is wrong or has expired",
+    403: "give the job `pull-requests: write`; a pull request from a fork gets a read-only token and no comment",
+    404: "give the job `pull-requests: write`, and check GITHUB_REPOSITORY",
+}
+
+
+class GithubError(PipelineError):
+    """GitHub refused or did not answer."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where to comment, and with what."""
+
+    name: str
+    api: str
+    token: str
+
+
+def branch() -> str | None:
+    """The branch that the workflow run is about, a pull request's own; None outside of Actions."""
+    return os.environ.get("GITHUB_HEAD_REF", "").strip() or os.environ.get("GITHUB_REF_NAME", "").strip() or None
+
+
+def append_summary(text: str) -> bool:
+    """Add to the job's summary page; False where GITHUB_STEP_SUMMARY names none."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY", "").strip()
+    if not path:
+        return False
+    try:
+        with Path(path).open("a", encoding="utf-8") as page:
+            page.write(text + "\n")
+    except OSError as error:
+        raise InvalidParams(f"GITHUB_STEP_SUMMARY: {path}: {error.strerror}; unset it to see the page here") from None
+    return True
+
+
+def repository() -> Repository:
+    """GITHUB_REPOSITORY at GITHUB_API_URL, with GITHUB_TOKEN; raises InvalidParams where one is missing."""
+    name, token = (os.environ.get(each, "").strip() for each in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"))
+    if not name or not token:
+        missing = "GITHUB_TOKEN" if name else "GITHUB_REPOSITORY"
+        raise InvalidParams(f"{missing}: not set; in a workflow, pass the step `GITHUB_TOKEN: ${{{{ github.token }}}}`")
+    return Repository(name, os.environ.get("GITHUB_API_URL", "").strip().rstrip("/") or _API, token)
+
+
+class PullRequests:
+    """The pull requests of a repository; raises GithubError."""
+
+    def __init__(self, where: Repository) -> None:
+        self._name = where.name
+        self._client = httpx2.Client(base_url=where.api, timeout=_SECONDS, headers={
+            "Authorization": f"Bearer {where.token}", "Accept": "application/vnd.github+json",
+            "X-GitHub-Api-Version": "2022-11-28"})
+
+    def number(self) -> int | None:
+        """The pull request that the event is about, else the open one of this branch; None where there is none."""
+        event = _event().get("pull_request")
+        if isinstance(event, Mapping) and isinstance(event.get("number"), int):
+            return int(event["number"])
+        head = branch()
+        if head is None:
+            return None
+        owner = self._name.partition("/")[0]
+        found = self._ask("GET", f"/repos/{self._name}/pulls", params={"head": f"{owner}:{head}", "state": "open"})
+        return int(found[0]["number"]) if found else None
+
+    def comment(self, number: int, body: str, marker: str) -> str:
+        """Write our comment on a pull request, over the one that stands; returns its address.
+
+        Ours begins with the marker and is by whom the token belongs to: anybody may write a marker.
+        """
+        comments, path = self._mine(number, marker), f"/repos/{self._name}/issues"
+        if comments:
+            made = self._ask("PATCH", f"{path}/comments/{comments[0]}", json={"body": body})
+        else:
+            made = self._ask("POST", f"{path}/{number}/comments", json={"body": body})
+        return str(made["html_url"])
+
+    def _mine(self, number: int, marker: str) -> list[int]:
+        login, found = self._login(), list[int]()
+        for page in range(1, _PAGES + 1):
+            comments = self._ask("GET", f"/repos/{self._name}/issues/{number}/comments",
+                                 params={"per_page": _PER_PAGE, "page": page})
+            found += [int(each["id"]) for each in comments
+                      if (each["user"] or {}).get("login") == login and str(each["body"]).startswith(marker)]
+            if found or len(comments) < _PER_PAGE:
+                break
+        return found
+
+    def _login(self) -> str:
+        """A workflow's own token may not ask who it is."""
+        try:
+            return str(self._ask("GET", "/user")["login"])
+        except GithubError as error:
+            if isinstance(error.__cause__, httpx2.HTTPStatusError):
+                return _BOT
+            raise
+
+    def _ask(self, method: str, path: str, **more: Any) -> Any:
+        try:
+            answer = self._client.request(method, path, **more)
+            answer.raise_for_status()
+            return answer.json()
+        except httpx2.HTTPStatusError as error:
+            status = error.response.status_code
+            raise GithubError(f"{self._client.base_url}: {method} {path}: {status} {error.response.reason_phrase}; "
+                              f"{_REMEDIES.get(status, 'run the step again')}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, json.JSONDecodeError) as error:
+            what = f"{type(error).__name__}: {redacted(str(error))}"
+            raise GithubError(f"{self._client.base_url}: {method} {path}: {what}; check GITHUB_API_URL and network, "
+                              "and run the step again") from error
+
+
+def _event() -> Mapping[str, Any]:
+    path = os.environ.get("GITHUB_EVENT_PATH", "").strip()
+    try:
+        event = json.loads(Path(path).read_bytes()) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return event if isinstance(event, Mapping) else {}
