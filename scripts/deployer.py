@@ -75,14 +75,15 @@ class Deployer:
         return decision
 
     def record(self, decision: Decision, view: LedgerView) -> None:
-        """Write results/deployment and the MLflow run, unless the files say all of it already."""
+        """Write results/deployment and the MLflow run, unless files and run say all of it already."""
         request, output = self._setting.request, self._setting.output
         compared, last = comparison(decision, request), results.last_info(output)
         facts = info(decision, request, view, code=self.code(decision), run_id="",
                      dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
         standing = last.get("result") in ("promoted", "already") and last.get("ledger_slot") == facts["ledger_slot"]
-        if unchanged or (decision.verdict is Verdict.ALREADY and standing):
+        said = unchanged or (decision.verdict is Verdict.ALREADY and standing)
+        if said and (self._setting.dry_run or self._run.ended(last["deployment_run"])):
             facts["deployment_run"] = last["deployment_run"]
         else:
             facts["deployment_run"] = "none: dry run" if self._setting.dry_run else self._run.id()

@@ -1,5 +1,6 @@
 """Decide whether the challenger replaces the champion, and promote it where it does."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -60,7 +61,8 @@ class Deployment:
         if self._output:
             from utils.results import write_failure
 
-            write_failure(self._output, result, code, reason)
+            with contextlib.suppress(OSError):  # a full disk; the line below says how it ended all the same
+                write_failure(self._output, result, code, reason)
         process.promote_line(result, code, reason)
 
 

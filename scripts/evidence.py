@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from src.evidence import GainEvidence
 from src.metrics import RowStatistics
@@ -14,7 +13,7 @@ from src.model_selection import Policy
 from src.params import DeploymentParams
 from src.predictions import Prediction
 from src.significance import adjusted_confidence, paired_bootstrap, seed_from, shared_rows
-from utils import json_utils
+from utils import json_utils, mlflow_utils
 
 logger = logging.getLogger("champion")
 
@@ -27,14 +26,12 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def logged_predictions(client: MlflowClient, run_id: str) -> list[Prediction] | None:
-    """The answers that an evaluation run keeps, None where it keeps none."""
+    """The answers that an evaluation run keeps, None where it keeps none; raises Undecided when the server fails."""
+    if PREDICTIONS not in {entry.path for entry in mlflow_utils.list_files(client, run_id, None)}:
+        logger.warning("MLflow run %s: keeps no %s", run_id, PREDICTIONS)
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(run_id, PREDICTIONS, folder)
-        except (MlflowException, OSError) as error:
-            logger.warning("MLflow run %s: its %s cannot be read (%s)", run_id, PREDICTIONS, error)
-            return None
-        return read_predictions(Path(path))
+        return read_predictions(mlflow_utils.fetch_files(client, run_id, PREDICTIONS, Path(folder)))
 
 
 def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Prediction], *, policy: Policy, contract: str,

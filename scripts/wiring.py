@@ -1,6 +1,7 @@
 """How the deployment commands are put together: flags, environment and params.yaml in, one Setting out."""
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,13 +12,15 @@ from mlflow import MlflowClient
 
 from src.deployment_record import Request
 from src.model_selection import Policy
-from src.params import Params
+from src.params import DeploymentParams, HuggingFaceParams, Params
 from src.ports import Hub
 from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION
-from utils import deployment_run, environment, git_utils, hub_port, mlflow_utils, results, yaml_utils
+from utils import deployment_run, environment, git_utils, mlflow_store, mlflow_utils, results, yaml_utils
 from utils.mlflow_ledger import MlflowLedger
 from utils.mlflow_registry import MlflowRegistry
 from utils.no_registry import NoRegistry
+
+logger = logging.getLogger("champion")
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     """The setting of a deployment of results/, as the flags ask for it."""
     config = flags.config or CONFIG
     params = yaml_utils.load_params(config, _overrides(flags))
+    _tell_overruled(params.deployment, yaml_utils.load_params(config).deployment, config)
     asked = environment.asked(params.deployment, force=flags.force_deploy, reason=flags.reason,
                               skip_hf_push=flags.skip_hf_push)
     inputs = results.read_inputs(flags.evaluation_results or EVALUATION_RESULTS,
                                  flags.model_artifact_path or MODEL_LOCATION)
-    hub = hub_port.repository(params.deployment.huggingface) if asked.push else None
+    if asked.push and environment.in_ci():
+        mlflow_store.check_lasting(params.mlflow.tracking_uri)
+    hub = _hub(params.deployment.huggingface) if asked.push else None
     client = mlflow_utils.connect(params.mlflow)
     if not flags.dry_run:
         inputs = deployment_run.with_known_run(client, inputs, params)
@@ -71,6 +77,21 @@ def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, s
     if params.deployment.registry == "none":
         return NoRegistry(client, params.mlflow.experiment_name, ledger, save=save, run_id=run_id, tags=tags)
     return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags)
+
+
+def _hub(params: HuggingFaceParams) -> Hub:
+    from utils import hub_port  # huggingface_hub: only a push pays for it
+
+    return hub_port.repository(params)
+
+
+def _tell_overruled(asked: DeploymentParams, stated: DeploymentParams, config: Path) -> None:
+    if asked.min_improvement_threshold != stated.min_improvement_threshold:
+        logger.info("threshold %s by flag, %s says %s", asked.min_improvement_threshold, config,
+                    stated.min_improvement_threshold)
+    if asked.huggingface.model_id != stated.huggingface.model_id:
+        logger.info("Hub repository %s by flag, %s says %s", asked.huggingface.model_id, config,
+                    stated.huggingface.model_id)
 
 
 def _overrides(flags: argparse.Namespace) -> dict[str, Any]:

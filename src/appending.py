@@ -25,12 +25,14 @@ def append(
             return reconcile(services, journal, Step.PREFLIGHT), None
         _take(Step.PREFLIGHT, services, journal)
         journal(Step.CLAIM)
-        if services.ledger.claim(slot):
-            try:
+        stands = "may stand: then"
+        try:
+            if services.ledger.claim(slot):
+                stands = "stands:"
                 return reconcile(services, journal, Step.SETTLE), slot
-            except (HubError, Undecided) as error:
-                raise RunAgain(f"slot {slot.number} stands: version {slot.version} is the champion, but not all shows "
-                               f"it: {error}; settle it by `{REPAIR}`") from error
+        except (HubError, Undecided) as error:
+            raise RunAgain(f"slot {slot.number} {stands} version {slot.version} is the champion, but not all shows "
+                           f"it: {error}; settle it by `{REPAIR}`") from error
     raise RunAgain(f"ledger: lost a slot to another deployer, {MAX_ATTEMPTS} times; run it again")
 
 

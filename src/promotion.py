@@ -95,7 +95,7 @@ def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> P
     """Run the protocol to its end; `journal` hears of each step before it is taken.
 
     Raises RunAgain after ten lost claims, when the projections do not come to agree with the head, and when a
-    service fails once the slot is claimed; else whatever the ports raise.
+    service fails at the claim or after it; else whatever the ports raise.
     """
     now = start
     while now.step is not Step.DONE:
@@ -103,6 +103,9 @@ def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> P
         try:
             now = advance(now, ports)
         except (HubError, Undecided) as error:
+            if now.step is Step.CLAIM:
+                raise RunAgain(f"version {now.version} may be the champion: its slot was sent, and then: {error}"
+                               ) from error
             if not now.promoted:
                 raise
             raise RunAgain(f"promoted as version {now.version}, its projections are pending: {error}") from error

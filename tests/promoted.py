@@ -21,6 +21,7 @@ from src.ledger import LedgerView
 from src.model_selection import Decision
 from src.params import Params
 from src.ports import Holders
+from tests.conftest import TOKENS
 from tests.history_store import answers, challenger, deploy
 from tests.loopback.publishing import release_folder
 from tests.loopback_hub import WRITE, LoopbackHub
@@ -30,6 +31,8 @@ from utils.mlflow_registry import MlflowRegistry
 
 REPO = "acme/shop"
 NAME = "ecommerce-chatbot"
+SOURCE = Path(__file__).parents[1] / "params.yaml"
+PUSHING = {"model_id": REPO, "push_to_hub": True, "create_model_card": True, "private": True, "deadline_seconds": 30}
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ class Shop:
         shutil.rmtree("results/release", ignore_errors=True)
         release_folder(Path("results/release"), mark.encode())
         return deploy(self.config, *flags)
+
+
+def set_environment(patch: pytest.MonkeyPatch, root: Path, hub: LoopbackHub) -> None:
+    """The environment and working directory of a shop's commands."""
+    patch.chdir(root)
+    for name in TOKENS:  # MLflow leaves its address in the environment of the next test
+        patch.delenv(name, raising=False)
+    for name, value in {"HF_TOKEN": WRITE, "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"),
+                        "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"}.items():
+        patch.setenv(name, value)
 
 
 def run(script: ModuleType, *flags: object) -> int:

@@ -1,7 +1,7 @@
 """The protocol's outside world in memory: one immutable World, and fakes of Ledger, Registry and Hub over it.
 
 Each request to a service is one `call` of an Outside, atomic and hashable, split where the real one is split: an
-alias is read before it is written, and a server reads who is in Production before it archives them.
+alias is read before it is written, and so is who is in Production, before each is archived by a request of its own.
 """
 
 from collections.abc import Callable
@@ -135,10 +135,10 @@ class FakeRegistry:
 
     def set_production(self, version: int) -> None:
         there = self._call("registry.in_production", lambda w: (w, w.production))
-        if there != {version}:  # the server's own read and write, at READ COMMITTED
-            archived = self._call("registry.to_archive", lambda w: (w, w.production))
-            stays = frozenset({version})
-            self._call("registry.transition", lambda w: (replace(w, production=w.production - archived | stays), None))
+        if version not in there:
+            self._call("registry.transition", lambda w: (replace(w, production=w.production | {version}), None))
+        for other in sorted(there - {version}):
+            self._call("registry.archive", lambda w, v=other: (replace(w, production=w.production - {v}), None))
 
 
 class FakeHub:

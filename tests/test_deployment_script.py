@@ -112,6 +112,9 @@ CASES: list[tuple[str, Sequence[str], Callable[[], object], int, str]] = [
     ("row 50, a password in the address", [], setting("MLFLOW_TRACKING_URI", "https://me:s3cret@host/x"), 2, "***"),
     ("row 52, no database", [], setting("MLFLOW_TRACKING_URI", "sqlite:///params.yaml"), 4, "not a usable MLflow"),
     ("row 55, no token", [], edit("deployment", "huggingface", "push_to_hub", value=True), 2, "HF_TOKEN"),
+    ("a push from a CI machine with a history of its own", [],
+     lambda: (edit("deployment", "huggingface", "push_to_hub", value=True)(), setting("CI", "true")(),
+              setting("HF_TOKEN", "hf_any")()), 2, "which keeps no history"),
     ("an unclear switch", [], setting("DEPLOY_FORCE", "perhaps"), 2, "neither true nor false"),
 ]
 
@@ -177,6 +180,17 @@ def test_a_kept_challenger_leaves_the_same_bytes_when_asked_again(params: Params
     first = {path.name: path.read_bytes() for path in OUTPUT.iterdir()}
     assert call() == 0
     assert {path.name: path.read_bytes() for path in OUTPUT.iterdir()} == first
+
+
+def test_a_run_that_was_killed_between_its_files_and_mlflow_is_recorded_by_the_next(params: Params) -> None:
+    challenger(params, "worse", answers(10))
+    client = mlflow_utils.connect(params.mlflow)
+    assert call() == 0
+    cut_off = json.loads((OUTPUT / "deployment_info.json").read_text())["deployment_run"]
+    client.update_run(cut_off, "RUNNING")
+    assert call() == 0
+    recorded = json.loads((OUTPUT / "deployment_info.json").read_text())["deployment_run"]
+    assert [client.get_run(run).info.status for run in (cut_off, recorded)] == ["KILLED", "FINISHED"]
 
 
 def test_a_dry_run_writes_nothing_outside_and_is_recorded_as_one(params: Params) -> None:

@@ -113,7 +113,7 @@ def promote(report: EvaluationReport, root: Path) -> int:
     """Register what was scored and put it at the head of the ledger; returns its version."""
     client, name = MlflowClient(report.tracking_uri), "ecommerce-chatbot"
     model, tokenizer = merging.merge(root / "results/base_model", root / "results/adapter", "float32")
-    release.assemble_release(model, tokenizer, root / "release", max_new_tokens=12, card=None)
+    release.assemble_release(model, tokenizer, root / "release", max_new_tokens=12, texts={})
 
     def save(folder: Path) -> None:
         pins = ["torch", "transformers"]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -41,6 +42,18 @@ def test_a_hub_with_xet_gets_the_data_by_xet(hub, folder, monkeypatch):
     assert hub.requests("POST", "/_cas/v1/xorbs/")
     assert hub.requests("PUT", "/_lfs/") == []
     assert release.tree == tree_digest(manifest(folder))
+
+
+@pytest.mark.slow
+def test_xet_tells_its_progress_where_progress_bars_are_turned_off(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hub.xet_sizes = {}
+    for number in range(3):  # a second each for more than a second's worth of patience
+        (folder / f"model-{number}.safetensors").write_bytes(os.urandom(70_000_000))
+    hub.fault("/_cas/v1/xorbs/", delay=1, times=99)
+    publish(folder, patience=Patience(deadline=60, request=3, stall=2.5, attempts=2, backoff=0.02))
+    assert hub.requests("PUT", "/_lfs/") == []
 
 
 @pytest.mark.parametrize("fault", [

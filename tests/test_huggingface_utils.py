@@ -83,6 +83,15 @@ def test_the_check_with_a_wrong_token_says_so(hub, monkeypatch, capsys):
     assert UNKNOWN not in line
 
 
+@pytest.mark.parametrize("value", [f"{WRITE}\n{WRITE}", f"{WRITE} x", f"{WRITE}\u2019"])
+def test_the_check_with_a_token_that_was_copied_badly_says_so(hub, monkeypatch, capsys, value):
+    monkeypatch.setenv("HF_TOKEN", value)
+    line = said(capsys)
+    assert line.startswith("HF_TOKEN: holds a space, a line break or a letter")
+    assert WRITE not in line
+    assert hub.log == []
+
+
 def test_the_check_with_a_read_only_token_says_that_it_cannot_publish(hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", READ)
     assert "connected as alice; read-only token" in said(capsys)
@@ -184,6 +193,11 @@ def test_a_snapshot_holds_weights_and_texts_alone(hub, base, tmp_path):
         "chat_template.jinja", "config.json", "merges.txt", "model.safetensors", "tokenizer.json", "tokenizer.model"]
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == b"weights"
     assert not [path for path in (tmp_path / "base").iterdir() if path.is_symlink()]
+
+
+def test_a_download_without_a_terminal_shows_no_bar(hub, base, tmp_path, capsys):
+    huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_snapshot_is_of_the_revision_asked_for(hub, base, tmp_path):

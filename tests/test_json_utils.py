@@ -159,3 +159,13 @@ def test_an_equal_file_keeps_its_time_and_another_is_replaced(path: Path) -> Non
 def test_a_file_is_ascii_and_ends_with_a_newline(path: Path) -> None:
     write_object(path, {"reason": "caf\u00e9"})
     assert path.read_bytes() == b'{\n  "reason": "caf\\u00e9"\n}\n'
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_a_living_ones_stays(tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    killed, living, other = (tmp_path / name for name in (
+        f".info.json.{2**22 + 1}.x1", f".info.json.{os.getppid()}.x2", f".other.json.{2**22 + 1}.x3"))
+    for file in (killed, living, other):
+        file.write_text("{")
+    json_utils.write_object(path, {"result": "kept"})
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, living.name, other.name}

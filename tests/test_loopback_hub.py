@@ -233,7 +233,7 @@ def test_on_its_own_it_keeps_its_content_and_takes_rules_over_http(tmp_path):
         with pytest.raises(HfHubHTTPError):
             HfApi(endpoint=url, token=WRITE).list_repo_refs(REPO)
         assert httpx2.get(f"{url}/_log").json()[-1] == {"method": "GET", "path": f"/api/models/{REPO}/refs",
-                                                        "status": 500}
+                                                        "status": 500, "bytes": 0}
         assert httpx2.delete(f"{url}/_faults").json() == []
     finally:
         process.kill()

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], type[PipelineError], str]] 
     "29_auto_mapping": (lambda r: edit_json(r / CONFIG, auto_mapping={"parent_library": "evil"}), Refused,
                         "custom code"),
     "31_newline_in_name": (lambda r: (r / ADAPTER / "a\nb").write_text(""), InvalidInput, "not plain ASCII"),
+    "31_long_name": (lambda r: (r / BASE / ("x" * 200)).write_text(""), InvalidInput, "not plain ASCII"),
+    "31_not_utf8": (lambda r: (r / ADAPTER / os.fsdecode(b"\xff")).write_text(""), InvalidInput, "not plain ASCII"),
     "not_lora": (lambda r: edit_json(r / CONFIG, peft_type="IA3"), IntegrityError, "expected 'LORA'"),
     "config_is_a_list": (lambda r: (r / CONFIG).write_text("[]"), InvalidInput, "expected a JSON object"),
     "config_is_cut": (lambda r: cut_in_half(r / CONFIG), InvalidInput, "not JSON"),

@@ -80,6 +80,24 @@ def test_one_key_is_registered_once_and_its_version_remembers_its_run(
     assert version.tags["champion.score"] == "0.5"
 
 
+def test_production_is_set_on_a_server_that_fails_at_archiving(
+    registry: MlflowRegistry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow 3.17 on PostgreSQL under psycopg 3 compares the version's number with the text that came over HTTP."""
+    transition: Callable[..., object] = client.transition_model_version_stage
+
+    def strict(name: str, version: str, stage: str, archive_existing_versions: bool = False) -> object:
+        if archive_existing_versions:
+            raise MlflowException("operator does not exist: integer <> character varying")
+        return transition(name, version, stage)
+
+    monkeypatch.setattr(client, "transition_model_version_stage", strict)
+    first, second = registry.register("a" * 64), registry.register("b" * 64)
+    for version in (first, second, first):
+        registry.set_production(version)
+        assert registry.holders().production == {version}
+
+
 def test_of_two_versions_made_by_a_lost_reply_the_lowest_counts_and_the_other_is_marked(
     registry: MlflowRegistry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

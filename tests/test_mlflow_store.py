@@ -13,6 +13,7 @@ from utils import mlflow_store
     ("uri", "said"),
     [
         ("http://bot:s3cret@tracking.example/mlflow", "carries credentials"),
+        ("postgresql+psycopg://bot:s3cret@host/db", "PGPASSWORD"),
         ("./mlruns", "use sqlite:///mlflow.db"),
         ("file:///tmp/mlruns", "use sqlite:///mlflow.db"),
         ("mysql://host/db", "'mysql' is not known"),

@@ -5,7 +5,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from src.errors import Undecided
+from src.errors import InvalidParams, Undecided
 from src.ledger import LedgerView
 from src.model_selection import Policy, ScoredRun
 from src.params import METRICS, MlflowParams
@@ -54,6 +54,15 @@ def test_a_server_that_refuses_connections_is_undecided_within_seconds(
     params = mlflow_params.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     with pytest.raises(Undecided, match=r"MLflow at http://127\.0\.0\.1:9"):
         read(mlflow_utils.connect(params), params)
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+def test_a_setting_of_mlflows_client_that_is_no_number_is_named(
+    mlflow_params: MlflowParams, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "soon")
+    with pytest.raises(InvalidParams, match=f"{name}: 'soon' is no whole number"):
+        mlflow_utils.connect(mlflow_params)
 
 
 def test_a_deleted_experiment_is_undecided_not_an_empty_history(

@@ -96,6 +96,21 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(tmp_path: Path) -> None:
     assert told(tmp_path)[:2] == ["failed", 1]
 
 
+def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
+    code, _, err = run("raise OSError(28, 'No space left on device', 'results/x')", tmp_path)
+    assert (code, len(err.splitlines())) == (5, 1)
+    assert err.startswith("ERROR results/x: No space left on device; make room")
+
+
+def test_a_bug_does_not_tell_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t-token")
+    code, _, err = run("import os; logging.warning('is %s', os.environ['HF_TOKEN']); return {}[os.environ['HF_TOKEN']]",
+                       tmp_path)
+    assert (code, err.count("'***'")) == (1, 2)
+    assert "WARNING is ***" in err
+    assert "s3cr3t-token" not in err + " ".join(map(str, told(tmp_path)))
+
+
 @pytest.mark.parametrize("code", [0, 10])
 def test_a_stage_that_returns_exits_with_what_it_returned_and_announces_nothing(code: int, tmp_path: Path) -> None:
     assert run(f"return {code}", tmp_path) == (code, "", "")

@@ -62,11 +62,9 @@ def test_a_service_that_fails_at_any_request_promotes_nothing_or_says_that_it_di
     with pytest.raises(PipelineError) as caught:
         deploy(line)
     promoted = len(line.world.slots) > len(start.slots)
-    if line.names[-1] == "ledger.claim":  # whose reply nobody knows: the next run finds out
-        assert caught.value is error
-    else:
-        assert isinstance(caught.value, RunAgain) is promoted
-        assert str(error) in str(caught.value)
+    # A claim whose reply is lost may stand or not: the next run finds out.
+    assert isinstance(caught.value, RunAgain) is (promoted or line.names[-1] == "ledger.claim")
+    assert str(error) in str(caught.value)
     if not promoted:
         assert (line.world.champion, line.world.main, line.world.tags) == (start.champion, start.main, start.tags)
     again = Line(line.world)

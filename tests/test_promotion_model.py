@@ -22,8 +22,8 @@ TWIN = replace(A, actor="somebody else")
 FORCED = Challenger("forced", 0.3, force=True)
 CROWNED = deployed(CHAMPION)
 
-# A step is one move; but MLflow itself reads who is in Production before it archives them, at READ COMMITTED.
-STEPS = frozenset({"registry.transition"})
+# A step is one move; but who is in Production is read first, and each is moved by a request of its own.
+STEPS = frozenset({"registry.transition", "registry.archive"})
 EVERY_REQUEST = None
 
 SMALL: list[tuple[str, tuple[Actor, ...], int, World]] = [

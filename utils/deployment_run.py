@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.run_status import RunStatus
 
-from src.errors import InvalidInput
+from src.errors import InvalidInput, Undecided
 from src.params import METRICS, Params
 from src.records import EvaluationReport, canonical_json
 from utils import mlflow_utils
@@ -42,6 +42,11 @@ class DeploymentRun:
                 run = self._client.create_run(experiment.experiment_id, run_name="deployment", tags=self._tags)
             self._id = str(run.info.run_id)
         return self._id
+
+    def ended(self, run_id: str) -> bool:
+        """Whether an earlier run was recorded to its end: the files are written first, so they may be all there is."""
+        run = mlflow_utils.find_run(self._client, run_id)
+        return run is not None and run.info.status == RunStatus.to_string(RunStatus.FINISHED)
 
     def finish(self, facts: Mapping[str, Any], compared: Mapping[str, Any], evidence: Mapping[str, Any],
                output: Path) -> None:
@@ -101,9 +106,14 @@ def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int
 def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inputs:
     """The inputs with an evaluation run that this server has; one that it lacks is logged anew from its files.
 
-    Raises InvalidInput when the run was deleted or belongs to another experiment or model.
+    Raises InvalidInput when the run was deleted or belongs to another experiment or model, Undecided where there is a
+    ledger and the history beside it is gone.
     """
     report, name, experiment = inputs.report, params.deployment.model_registry_name, params.mlflow.experiment_name
+    if mlflow_utils.find_experiment(client, experiment) is None and mlflow_utils.find_experiment(
+            client, f"{name}.ledger"):
+        raise Undecided(f"{name}: was promoted before, but MLflow experiment {experiment!r} with its history is "
+                        "missing; correct mlflow.experiment_name or restore it")
     home = mlflow_utils.ensure_experiment(client, experiment, {}).experiment_id
     run = mlflow_utils.find_run(client, report.run_id)
     if run is None:

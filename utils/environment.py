@@ -5,12 +5,14 @@ import getpass
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.errors import InvalidParams
 from src.params import DeploymentParams
+from utils.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +56,29 @@ def will_push(params: DeploymentParams, *, skip_hf_push: bool) -> bool:
 
 
 def token() -> str | None:
-    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed; None where neither holds anything."""
+    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed, else one for the workflow's own identity where
+    HF_OIDC_RESOURCE asks for it (utils.keyless); None without any of them.
+
+    Raises InvalidParams for one with a space, a line break or a character outside ASCII in it: no header takes it.
+    """
     for name in TOKEN_NAMES:
         value = os.environ.get(name, "")
         if value.strip():
             if value != value.strip():
                 logger.warning("%s: has spaces or a newline around it, which are ignored", name)
+            if not re.fullmatch(r"[!-~]+", value.strip()):
+                raise InvalidParams(f"{name}: holds a space, a line break or a letter that no token has; copy it again")
             return value.strip()
+    if os.environ.get("HF_OIDC_RESOURCE", "").strip():
+        from utils import keyless  # the Hub's client, which most commands do without
+
+        return keyless.exchange()
     return None
 
 
 def clean_reason(text: str | None) -> str:
     """A reason as one line of at most 500 characters, without control characters."""
-    return _one_line(text or "", MAX_REASON)
+    return _one_line(redacted(text or ""), MAX_REASON)
 
 
 def actor() -> str:

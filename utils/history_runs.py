@@ -7,13 +7,12 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
-from mlflow.exceptions import MlflowException
 
-from src.errors import InvalidInput, InvalidParams
+from src.errors import InvalidInput, InvalidParams, Undecided
 from utils import json_utils
 from utils.deployment_run import EVIDENCE
 from utils.mlflow_history import PAGE
-from utils.mlflow_utils import EXCLUDED, KEY, KIND, MODEL_NAME, find_experiment, find_run, talking
+from utils.mlflow_utils import EXCLUDED, KEY, KIND, MODEL_NAME, fetch_files, find_experiment, find_run, talking
 
 DECISION = "champion.decision"
 REASON = "champion.reason"
@@ -58,10 +57,10 @@ class HistoryRuns:
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
         """An artifact of a run, below a folder; raises InvalidInput where the run keeps none of this name."""
         try:
-            return Path(self._client.download_artifacts(run_id, artifact, str(folder)))
-        except (MlflowException, OSError) as error:
+            return fetch_files(self._client, run_id, artifact, folder)
+        except Undecided as error:
             raise InvalidInput(f"MLflow run {run_id}: its artifact {artifact} cannot be read "
-                               f"({str(error).splitlines()[0]:.200}); is the artifact store complete?") from error
+                               f"({error!s:.300}); is the artifact store complete?") from error
 
     def exclude(self, run: Run, note: str) -> None:
         """Take an evaluation out of every later comparison."""

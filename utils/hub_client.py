@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 from src.errors import HubError
-from utils.environment import TOKEN_NAMES
+from utils.redaction import redacted
 
 _TRANSIENT = {408, 409, 412, 425, 429}
 _REMEDIES = {
@@ -51,16 +51,17 @@ def endpoint() -> str:
 
 @contextmanager
 def time_limit(
-    seconds: float, request_seconds: float, *, client_retries: bool, heard: Callable[[], None] = lambda: None
+    seconds: float, request_seconds: float, *, client_waits: float, heard: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """Bound everything that the client does in this block, and every wait for the network in it.
 
     The client's own timeouts are off, and some of its calls pass `timeout=None`; hooks override both. A request
-    after the limit, and a body that drips past it, raise HubError. Without client_retries an error status is raised
-    at once: the client would obey a Retry-After of an hour. `heard` is called with every request and answer.
+    after the limit, and a body that drips past it, raise HubError. The client repeats what failed, and obeys a
+    Retry-After of an hour; one of client_waits seconds or more is raised at once instead, with 0 every error that may
+    pass. `heard` is called with every request and answer.
     """
     _install()
-    _LIMITS.append(_Limit(time.monotonic() + seconds, seconds, request_seconds, client_retries, heard))
+    _LIMITS.append(_Limit(time.monotonic() + seconds, seconds, request_seconds, client_waits, heard))
     try:
         yield
     finally:
@@ -85,7 +86,7 @@ def explained(error: BaseException, subject: str) -> HubError:
         return explained(error.__cause__, subject)
     if isinstance(error, HfHubHTTPError):
         return _explained_status(error, subject, where)
-    line = one_line(f"{type(error).__name__}: {error}")
+    line = one_line(f"{type(error).__name__}: {error}").rstrip(".")
     for kinds, explanation in _EXPLANATIONS:
         if isinstance(error, kinds):
             return explanation(f"{where}: {line}")
@@ -103,10 +104,12 @@ _EXPLANATIONS: tuple[tuple[Any, Callable[[str], HubError]], ...] = (  # the firs
 
 def one_line(text: str) -> str:
     """A service's words, fit for a log: one line, 300 characters, no token and no signed address."""
-    for secret in (os.environ.get(name, "").strip() for name in TOKEN_NAMES):
-        text = text.replace(secret, "***") if secret else text
-    text = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", " ".join(text.split()))[:300]
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", " ".join(redacted(text).split()))[:300]
+
+
+def _named_pause(response: httpx2.Response) -> float | None:
+    after = response.headers.get("Retry-After", "").strip()
+    return float(after) if after.isdigit() else None
 
 
 def _is_transient(status: int) -> bool:
@@ -115,10 +118,9 @@ def _is_transient(status: int) -> bool:
 
 def _explained_status(error: HfHubHTTPError, subject: str, where: str) -> HubError:
     status = error.response.status_code
-    line = f"{where}: {status} {one_line(error.server_message or error.response.reason_phrase)}"
+    line = f"{where}: {status} {one_line(error.server_message or error.response.reason_phrase).rstrip('.')}"
     if _is_transient(status):
-        after = error.response.headers.get("Retry-After", "").strip()
-        return HubBusy(line, float(after) if after.isdigit() else None)
+        return HubBusy(line, _named_pause(error.response))
     if isinstance(error, RevisionNotFoundError):  # another deployer is done with the branch, and took it away
         return HubBusy(line)
     remedy = _REMEDIES.get(status, "correct it and run it again")
@@ -134,7 +136,7 @@ class _Limit:
     end: float
     seconds: float
     request_seconds: float
-    client_retries: bool
+    client_waits: float
     heard: Callable[[], None]
 
     def left(self) -> float:
@@ -175,7 +177,7 @@ def _watch(response: httpx2.Response) -> None:
     limit.heard()
     if isinstance(response.stream, httpx2.SyncByteStream):
         response.stream = _Watched(response.stream, limit)
-    if not limit.client_retries and _is_transient(response.status_code):
+    if _is_transient(response.status_code) and (_named_pause(response) or 0.0) >= limit.client_waits:
         response.read()
         hf_raise_for_status(response)
 

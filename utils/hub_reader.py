@@ -107,7 +107,7 @@ class HubReader:
 
     def _once(self, action: Callable[[], T]) -> T:
         seconds = self._end - time.monotonic()
-        with time_limit(seconds, self._patience.request, client_retries=False), talking(self.repo_id):
+        with time_limit(seconds, self._patience.request, client_waits=0), talking(self.repo_id):
             return action()
 
     def _check(self) -> None:

@@ -17,8 +17,11 @@ from typing import Any
 
 from src.errors import HubError
 from utils.hub_client import HubBusy, endpoint, talking, time_limit
+from utils.redaction import show_exception
 
 STALLED = 3
+_THREADS = 2  # files at once by plain LFS: what a kill leaves whole is not sent again
+_FLUSH = "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL"  # how often Xet notes what it has sent; 20 s without it
 _ROOT = Path(__file__).parents[1]
 
 
@@ -44,11 +47,14 @@ def commit_files(job: Job, *, token: str, seconds: float, stall_seconds: float, 
     seconds limits the whole, stall_seconds a time in which nothing moves. Raises HubBusy where another look may
     help (XetFailed: without Xet), HubError otherwise.
     """
+    xet = xet and os.environ.get("HF_HUB_DISABLE_XET", "").strip().upper() not in {"1", "ON", "YES", "TRUE"}
     environment = {
+        _FLUSH: "1s",
         **os.environ,
         "HF_ENDPOINT": endpoint(),
         "HF_HUB_VERBOSITY": "error",  # its warnings show signed addresses
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # without them Xet reports no progress, and seems to stall
         **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
         **({} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}),
     }
@@ -82,6 +88,7 @@ def _outcome(job: Job, done: "subprocess.CompletedProcess[str]", *, xet: bool) -
 
 def main() -> None:
     """The child."""
+    sys.excepthook = show_exception
     order = json.load(sys.stdin)
     pulse = _Pulse(order["stall_seconds"], order["parent_pid"])
     threading.Thread(target=pulse.watch, daemon=True).start()
@@ -110,8 +117,9 @@ def _commit(job: Job, token: str, pulse: _Pulse) -> dict[str, Any]:
     from huggingface_hub.utils._runtime import is_xet_available
 
     _hear_progress(pulse)
+    limit = time_limit(math.inf, pulse.stall_seconds, client_waits=pulse.stall_seconds, heard=pulse.beat)
     try:
-        with time_limit(math.inf, pulse.stall_seconds, client_retries=True, heard=pulse.beat), talking(job.repo_id):
+        with limit, talking(job.repo_id):
             commit = HfApi(endpoint=endpoint(), token=token).create_commit(
                 job.repo_id,
                 [*(CommitOperationAdd(path, local) for path, local in job.add.items()),
@@ -119,6 +127,7 @@ def _commit(job: Job, token: str, pulse: _Pulse) -> dict[str, Any]:
                 commit_message=job.message,
                 revision=job.branch,
                 parent_commit=job.parent,
+                num_threads=_THREADS,
             )
     except HubError as error:
         return {"error": str(error), "busy": isinstance(error, HubBusy),

@@ -2,11 +2,14 @@
 
 import math
 import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from src.errors import HubError, InvalidParams
 from utils.environment import token
@@ -23,13 +26,13 @@ UNWANTED = ["*/*", "consolidated*"]  # other formats and copies of the same weig
 
 def test_huggingface_connection() -> None:
     """Say on stdout who HF_TOKEN belongs to and what it may do, or what is wrong and what to do about it."""
-    value = token()
-    if value is None:
-        return say(no_token())
     try:
-        with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_retries=False), talking("the connection check"):
+        value = token()
+        if value is None:
+            return say(no_token())
+        with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_waits=0), talking("the connection check"):
             identity = who(HfApi(endpoint=endpoint(), token=value))
-    except HubError as error:
+    except (HubError, InvalidParams) as error:
         return say(str(error))
     return say(f"{endpoint()}: connected as {identity.name}; {identity.rights()}")
 
@@ -44,7 +47,7 @@ def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     in it do not exist, HubError where the Hub does not answer.
     """
     try:
-        with time_limit(math.inf, DOWNLOAD_SECONDS, client_retries=True), talking(repo_id):
+        with time_limit(math.inf, DOWNLOAD_SECONDS, client_waits=math.inf), talking(repo_id), _bars():
             snapshot = Path(snapshot_download(repo_id, revision=revision, token=token(), endpoint=endpoint(),
                                               allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except HubError as error:
@@ -61,3 +64,8 @@ def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     for path in files:
         shutil.copyfile(path, folder / path.name)
     return snapshot.name
+
+
+def _bars() -> AbstractContextManager[object]:
+    """Progress bars on a terminal only."""
+    return nullcontext() if sys.stderr.isatty() else disable_progress_bars()

@@ -64,7 +64,8 @@ def write_text(path: Path, text: str) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_leftovers(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -76,6 +77,13 @@ def write_text(path: Path, text: str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of processes that were killed while they wrote this file."""
+    for leftover in path.parent.glob(f".{path.name}.*.*"):
+        if not Path("/proc", leftover.name.split(".")[-2]).exists():
+            leftover.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

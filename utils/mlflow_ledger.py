@@ -10,13 +10,17 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from src.errors import IntegrityError, Undecided
-from src.ledger import LedgerView, Slot, parse_slots, slot_name
-from utils.mlflow_utils import KIND, MODEL_NAME, ensure_experiment, find_experiment, find_run, talking
+from src.ledger import MAX_CHARACTERS, LedgerView, Slot, parse_slots, slot_name
+from utils.mlflow_utils import KIND, MODEL_NAME, ensure_experiment, find_experiment, find_run, talking, unanswered
 
 logger = logging.getLogger(__name__)
 
 _PIN = "champion.ledger_run"
 _PROBE = "probe"
+_ONCE = "write-once"
+_LONG = _ONCE.ljust(MAX_CHARACTERS - 1, ".")
+_UNFIT = ("MLflow: this server lets a run param be overwritten, or cuts it short, so promotions could not be kept "
+          "apart; use MLflow 2.9 or newer on a SQL store")
 
 
 class MlflowLedger:
@@ -51,17 +55,27 @@ class MlflowLedger:
         return parse_slots([slots[name] for name in names])
 
     def probe(self) -> None:
-        """Prove on this server that a param cannot be written twice; raises Undecided where it can."""
+        """Prove on this server that a param as long as a slot is kept, and that it cannot be written twice.
+
+        Raises Undecided where that is not so.
+        """
         run_id = self._ensure()
-        with talking():
-            self._client.log_param(run_id, _PROBE, "write-once")
-        if self._write(run_id, _PROBE, "rewritten"):
-            raise Undecided("MLflow: this server lets a run param be overwritten, so promotions could not be kept "
-                            "apart; use MLflow 2.9 or newer on a SQL store")
+        stored = self._stored(run_id, _PROBE)
+        known = stored if stored and stored.startswith(_ONCE) else _LONG
+        try:
+            self._client.log_param(run_id, _PROBE, known)
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise Undecided(_UNFIT) from error
+            with talking():
+                raise
+        if self._written(run_id, _PROBE, "rewritten") != known:
+            raise Undecided(_UNFIT)
 
     def claim(self, slot: Slot) -> bool:
         """Write a slot; False when another record holds its number. Writing the same record again is True."""
-        return self._write(self._ensure(), slot_name(slot.number), slot.text())
+        text = slot.text()
+        return self._written(self._ensure(), slot_name(slot.number), text) == text
 
     def renew(self) -> None:
         """Undelete the ledger's run; where it is gone for good, pin an empty one in its place.
@@ -83,16 +97,17 @@ class MlflowLedger:
             with talking():
                 self._client.restore_run(run_id)
 
-    def _write(self, run_id: str, name: str, text: str) -> bool:
+    def _written(self, run_id: str, name: str, text: str) -> str | None:
+        """What stands after an attempt to write a param."""
         try:
             self._client.log_param(run_id, name, text)
         except MlflowException as error:
-            stored = self._stored(run_id, name)
+            stored = None if unanswered(error) else self._stored(run_id, name)
             if stored is None:
                 with talking():
                     raise error from None
-            return stored == text
-        return self._stored(run_id, name) == text
+            return stored
+        return self._stored(run_id, name)
 
     def _stored(self, run_id: str, name: str) -> str | None:
         with talking():

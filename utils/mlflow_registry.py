@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from src.errors import Undecided
 from src.ledger import Slot
 from src.ports import Holders
 from src.records import ModelIdentity
-from utils.mlflow_utils import KEY, talking
+from utils.mlflow_utils import KEY, sent_once, talking, unanswered
 from utils.model_artifact import ARTIFACT, keep_model, plain
 
 logger = logging.getLogger(__name__)
 
 IDENTITY = "champion.identity"
 DUPLICATE = "champion.duplicate_of"
-_PRODUCTION = "Production"
+_PRODUCTION, _ARCHIVED = "Production", "Archived"
+_ATTEMPTS = 3
 
 
 class MlflowRegistry:
@@ -44,13 +46,11 @@ class MlflowRegistry:
     def register(self, key: str) -> int:
         """The lowest version that carries this key; uploaded and created if there is none.
 
-        A reply lost on the way makes MLflow's client create two: the higher is tagged as a duplicate of the lower.
+        Of two made at once, or by a server that was slower than its time limit, the higher is tagged as a duplicate.
         Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
         """
         self._ensure_model()
-        if not self._carrying(key):
-            self._create(key)
-        first, *others = self._carrying(key)
+        first, *others = self._carrying(key) or self._create(key)
         for other in others:
             with talking():
                 self._client.set_model_version_tag(self._name, str(other), DUPLICATE, str(first))
@@ -109,14 +109,24 @@ class MlflowRegistry:
                 self._client.set_registered_model_alias(self._name, alias, str(version))
 
     def set_production(self, version: int) -> None:
-        """Move a version to stage Production and archive the others; without stages there is nothing to do."""
-        if not self._has_stages or self.holders().production == {version}:
+        """Move a version to stage Production, then archive each other one; without stages there is nothing to do.
+
+        One by one: with archive_existing_versions, MLflow 3.17 fails on PostgreSQL under psycopg 3 (it compares the
+        version's number with the text that came over HTTP).
+        """
+        there = self.holders().production
+        if version not in there:
+            self._transition(version, _PRODUCTION)
+        for other in sorted(there - {version}):
+            self._transition(other, _ARCHIVED)
+
+    def _transition(self, version: int, stage: str) -> None:
+        if not self._has_stages:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # deprecated, and still what many dashboards read
             try:
-                self._client.transition_model_version_stage(self._name, str(version), _PRODUCTION,
-                                                            archive_existing_versions=True)
+                self._client.transition_model_version_stage(self._name, str(version), stage)
             except MlflowException as error:
                 if error.error_code not in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
                     with talking():
@@ -132,7 +142,7 @@ class MlflowRegistry:
             self._client.create_registered_model(self._name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                with talking():
+                with _asking():
                     raise
 
     def _carrying(self, key: str) -> list[int]:
@@ -141,7 +151,7 @@ class MlflowRegistry:
     def _versions(self, clause: str) -> Iterable[ModelVersion]:
         token: str | None = None
         while True:
-            with talking():
+            with _asking():
                 page = self._client.search_model_versions(f"name = '{self._name}'{clause}", page_token=token)
             yield from page
             token = page.token
@@ -154,16 +164,37 @@ class MlflowRegistry:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return {}
-            with talking():
+            with _asking():
                 raise
         return {alias: int(version) for alias, version in aliases.items()}
 
-    def _create(self, key: str) -> None:
+    def _create(self, key: str) -> list[int]:
         run_id = self._run_id()
         keep_model(self._client, run_id, self._save)
         with talking():
             source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
-            self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), KEY: key})
+        for _ in range(_ATTEMPTS):
+            with talking(), sent_once():
+                try:
+                    self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), KEY: key})
+                except MlflowException as error:
+                    if not unanswered(error):
+                        raise
+            if made := self._carrying(key):
+                return made
+        raise Undecided(f"{self._name}: MLflow made no version, {_ATTEMPTS} times without a word; check the server")
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """As talking(), with what to do about a server that has no registry."""
+    try:
+        with talking():
+            yield
+    except Undecided as error:
+        if "NOT_FOUND" in str(error) or "Not Found" in str(error):
+            raise Undecided(f"{error}; a server without a Model Registry needs deployment.registry: none") from error
+        raise
 
 
 def save_flavour(model: Any, tokenizer: Any, folder: Path, requirements: list[str]) -> None:

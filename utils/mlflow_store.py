@@ -27,6 +27,9 @@ def tracking_uri(configured: str) -> str:
             f"mlflow.tracking_uri: {parts.scheme}://***@{parts.hostname} carries credentials; "
             "put them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
+    if parts.password is not None:  # the address is in every record
+        raise InvalidParams(f"mlflow.tracking_uri: {parts.scheme}://{parts.username}:***@{parts.hostname} carries a "
+                            "password; put it in PGPASSWORD or ~/.pgpass")
     if parts.scheme in ("", "file"):
         raise InvalidParams(f"mlflow.tracking_uri: {uri} is a file store, which MLflow 3 retired; "
                             f"use {SQLITE}mlflow.db")
@@ -37,6 +40,14 @@ def tracking_uri(configured: str) -> str:
         raise InvalidParams(f"mlflow.tracking_uri: scheme {parts.scheme!r} is not known; use http(s), sqlite "
                             "or postgresql")
     return uri
+
+
+def check_lasting(configured: str) -> None:
+    """Raise InvalidParams for an sqlite file: on a CI machine it is thrown away, and each model would be the first."""
+    uri = tracking_uri(configured)
+    if uri.startswith("sqlite"):
+        raise InvalidParams(f"mlflow.tracking_uri: {uri} is a file of this CI machine, which keeps no history; "
+                            "set MLFLOW_TRACKING_URI to a server, or pass --skip-hf-push")
 
 
 def prepare(uri: str) -> None:

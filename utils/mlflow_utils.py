@@ -4,13 +4,16 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, FileInfo, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from requests import RequestException
 
-from src.errors import Undecided
+from src.errors import InvalidParams, Undecided
 from src.params import MlflowParams
 from utils import dagshub_utils, mlflow_store
 
@@ -25,9 +28,11 @@ EXCLUDED = "champion.excluded"
 KEY = "champion.key"
 
 # MLflow's own defaults wait 246 s on a dead server and 1,208 s on a hung one.
+_TIMEOUT, _RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_BYTES_PER_SECOND = 20_000_000
 _CLIENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    _TIMEOUT: "8",
+    _RETRIES: "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -38,10 +43,13 @@ _CLIENT = {
 def connect(params: MlflowParams) -> MlflowClient:
     """A client of the configured store, which is created first where it is an absent sqlite file.
 
-    Raises InvalidParams for an unusable address, Undecided for an unusable store.
+    Raises InvalidParams for an unusable address or setting of MLflow's client, Undecided for an unusable store.
     """
     for name, value in _CLIENT.items():
         os.environ.setdefault(name, value)
+    for name in (_TIMEOUT, _RETRIES):
+        if not os.environ[name].isdecimal():
+            raise InvalidParams(f"{name}: {os.environ[name]!r} is no whole number")
     for noisy in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     uri = mlflow_store.tracking_uri(params.tracking_uri)
@@ -58,12 +66,42 @@ def talking() -> Iterator[None]:
     """Turn whatever MLflow raises into Undecided, in one line that names the store and the remedy."""
     try:
         yield
-    except MlflowException as error:
-        first = str(error).splitlines()[0][:300]
+    except (MlflowException, OSError) as error:  # files are refused by requests' own errors, or the disk's
+        kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+        first = (str(error).splitlines() or [""])[0][:300]
         raise Undecided(
-            f"MLflow at {mlflow.get_tracking_uri()}: {error.error_code}: {first}; "
+            f"MLflow at {mlflow.get_tracking_uri()}: {kind}: {first}; "
             "check that it runs and that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are right"
         ) from error
+
+
+def unanswered(error: MlflowException) -> bool:
+    """Whether no usable reply came, however often it was asked: the next question would only wait as long again."""
+    return isinstance(error.__context__, RequestException)
+
+
+@contextmanager
+def sent_once() -> Iterator[None]:
+    """Without the client's own retries, which after a lost reply do a thing twice."""
+    with _client_setting(_RETRIES, 0):
+        yield
+
+
+@contextmanager
+def time_for(size: int) -> Iterator[None]:
+    """Wait longer for each reply: a server stores so many bytes, elsewhere perhaps, before it says a word."""
+    with _client_setting(_TIMEOUT, int(os.environ.get(_TIMEOUT, _CLIENT[_TIMEOUT])) + size // _BYTES_PER_SECOND):
+        yield
+
+
+@contextmanager
+def _client_setting(name: str, value: int) -> Iterator[None]:
+    before = os.environ.get(name, _CLIENT[name])
+    os.environ[name] = str(value)
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
@@ -111,6 +149,25 @@ def stage_run(params: MlflowParams, *, kind: str, name: str, tags: Mapping[str, 
         status = "FINISHED"
     finally:
         mlflow.end_run(status)
+
+
+def list_files(client: MlflowClient, run_id: str, path: str | None) -> list[FileInfo]:
+    """What a run keeps directly in a folder, its top for None; a folder that is not there holds nothing.
+
+    MLflow's own `runs:/` asks for logged models too, an endpoint that servers before MLflow 3 lack.
+    """
+    with talking():
+        home = client.get_run(run_id).info.artifact_uri
+        return list(get_artifact_repository(home, tracking_uri=client.tracking_uri).list_artifacts(path))
+
+
+def fetch_files(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """Download a file or folder of a run, below `folder`; raises Undecided where it is missing too."""
+    with talking():
+        home = client.get_run(run_id).info.artifact_uri
+        repository = get_artifact_repository(home, tracking_uri=client.tracking_uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(repository.download_artifacts(path, str(folder)))
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:

@@ -2,13 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 from src.errors import IntegrityError
-from utils.mlflow_utils import talking
+from utils.mlflow_utils import list_files, talking, time_for
 
 ARTIFACT = "model"
 
@@ -21,9 +21,10 @@ def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / ARTIFACT
         save(model)
-        with talking():
+        sent = {p.relative_to(model.parent).as_posix(): p.stat().st_size for p in model.rglob("*") if p.is_file()}
+        with talking(), time_for(max(sent.values())):
             client.log_artifacts(run_id, str(model), ARTIFACT)
-        _check_upload(client, run_id, model)
+        _check_upload(client, run_id, sent)
 
 
 def plain(flavour: Path) -> Path:
@@ -34,18 +35,16 @@ def plain(flavour: Path) -> Path:
     return model
 
 
-def _check_upload(client: MlflowClient, run_id: str, model: Path) -> None:
+def _check_upload(client: MlflowClient, run_id: str, sent: Mapping[str, int]) -> None:
     # A version says READY whatever its source holds, so sizes are compared before it is created.
-    sent = {p.relative_to(model.parent).as_posix(): p.stat().st_size for p in model.rglob("*") if p.is_file()}
-    with talking():
-        kept = dict(_listed(client, run_id, ARTIFACT))
+    kept = dict(_listed(client, run_id, ARTIFACT))
     if kept != sent:
         odd = sorted(set(sent.items()) ^ set(kept.items()))[0][0]
         raise IntegrityError(f"MLflow run {run_id}: {odd} was not kept as it was sent; check the artifact store")
 
 
 def _listed(client: MlflowClient, run_id: str, path: str) -> Iterable[tuple[str, int]]:
-    for entry in client.list_artifacts(run_id, path):
+    for entry in list_files(client, run_id, path):
         if entry.is_dir:
             yield from _listed(client, run_id, entry.path)
         else:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 
 from src.errors import Undecided
@@ -16,7 +15,7 @@ from src.ledger import Slot
 from src.ports import Holders, Ledger
 from src.records import ModelIdentity
 from utils.mlflow_registry import IDENTITY
-from utils.mlflow_utils import KEY, KIND, find_experiment, talking
+from utils.mlflow_utils import KEY, KIND, fetch_files, find_experiment, talking
 from utils.model_artifact import ARTIFACT, keep_model, plain
 
 logger = logging.getLogger(__name__)
@@ -88,5 +87,4 @@ def fetch(client: MlflowClient, experiment: str, slot: Slot, folder: Path) -> tu
                         "restore the run, or promote another model with --force-deploy")
     with talking():
         identity = client.get_run(run_id).data.tags[IDENTITY]
-        local = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{ARTIFACT}", dst_path=str(folder)))
-    return plain(local), ModelIdentity.model_validate_json(identity)
+    return plain(fetch_files(client, run_id, ARTIFACT, folder)), ModelIdentity.model_validate_json(identity)

@@ -1,6 +1,7 @@
 """The process around a stage: logs on stderr, signals, exit codes. Holds the one broad catch."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -14,12 +15,14 @@ from typing import NoReturn
 
 import dotenv
 
-from src.errors import InvalidParams, PipelineError, Undecided
+from src.errors import IntegrityError, InvalidParams, PipelineError, Undecided
+from utils.redaction import Formatter, redacted, show_exception
 
 logger = logging.getLogger("champion")
 
 INTERRUPTED = 130
 TERMINATED = 143
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 Announce = Callable[[str, int, str], None]
 
 
@@ -70,13 +73,13 @@ def deadline(seconds: int, doing: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """The final summary: the only thing that a stage writes to stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(redacted(text) + "\n")
     sys.stdout.flush()
 
 
 def promote_line(result: str, code: int, reason: str) -> None:
     """The last line on stderr, for machines: DVC turns every failure into 255."""
-    sys.stderr.write(f"PROMOTE result={result} code={code} reason={' '.join(reason.split())}\n")
+    sys.stderr.write(f"PROMOTE result={result} code={code} reason={' '.join(redacted(reason).split())}\n")
     sys.stderr.flush()
 
 
@@ -90,12 +93,16 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
     except _Terminated:
         return _failed("terminated", TERMINATED, "terminated by a signal; run it again", announce)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _failed("failed", IntegrityError.code, f"{error.filename or 'disk'}: {error.strerror}; make room "
+                           "(`df .`, `df /tmp`) and run it again", announce)
         logger.debug("traceback", exc_info=True)
         sys.excepthook(*sys.exc_info())
         return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
 
 
 def _failed(result: str, code: int, reason: str, announce: Announce) -> int:
+    reason = redacted(reason)
     logger.error("%s", " ".join(reason.split()))
     announce(result, code, reason)
     return code
@@ -110,7 +117,10 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _set_up_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s", force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    sys.excepthook = show_exception
     for name in ("champion", "src", "utils"):
         logging.getLogger(name).setLevel(logging.INFO)
     # Ours to hear when a library is updated; noise to whoever runs a stage.

@@ -11,6 +11,7 @@ from src.manifest import manifest, tree_digest
 from src.params import METRICS
 from src.records import EvaluationReport, FineTunedModel, Metrics
 from utils import json_utils
+from utils.redaction import Formatter
 
 INFO = "deployment_info.json"
 COMPARISON = "model_comparison.json"
@@ -88,7 +89,7 @@ class LogBuffer(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:

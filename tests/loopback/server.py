@@ -88,6 +88,10 @@ class LoopbackHub(Store):
         """The logged requests whose method is this and whose path matches."""
         return [entry for entry in self.log if entry["method"] == method and re.search(path, entry["path"])]
 
+    def received(self) -> int:
+        """Bytes of data that came by plain LFS and by Xet, whole requests and broken ones."""
+        return sum(entry["bytes"] for entry in list(self.log) if entry["path"].startswith(("/_lfs/", "/_cas/")))
+
     def hit(self, method: str, path: str) -> Fault:
         """The first rule that hits a request; all of them count it."""
         with self.lock:
@@ -116,10 +120,10 @@ class Request(BaseHTTPRequestHandler):
         self.route, self.query = parts.path, parse_qs(parts.query)
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         self._left = int(self.headers.get("Content-Length") or 0)
+        path = unquote(self.route)
+        self._entry = entry = {"method": self.command, "path": path, "status": None, "bytes": 0}
         if self.route in ("/_faults", "/_log"):
             return self._send(self._control(hub))
-        path = unquote(self.route)
-        entry = {"method": self.command, "path": path, "status": None}
         hub.log.append(entry)
         rule = hub.hit(self.command, path)
         try:
@@ -144,6 +148,7 @@ class Request(BaseHTTPRequestHandler):
         """The request's body."""
         while self._left and (block := self.rfile.read(min(self._left, BLOCK))):
             self._left -= len(block)
+            self._entry["bytes"] += len(block)
             yield block
 
     def _control(self, hub: LoopbackHub) -> Reply:

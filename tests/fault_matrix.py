@@ -1,0 +1,244 @@
+"""One row of the fault matrix: a deployer is killed at a point, one more run follows, and all is compared."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tests.compared_worlds import broken, differences, essence, parts, seen_hub
+from tests.history_store import write_params
+from tests.kill_points import Point
+from tests.loopback_hub import WRITE, LoopbackHub
+from tests.postgres import MlflowServer, PostgresCluster
+from tests.promoted import PUSHING, SOURCE
+
+ROOT = Path(__file__).parents[1]
+KILLED = -9
+FIRST_MODEL = ("one", 10)  # what stands for the weights, and how many of 40 answers are right
+SECOND_MODEL = ("two", 20)
+
+
+class Store(Protocol):
+    """Where MLflow keeps what it has; set aside under a name, and put back."""
+
+    name: str
+    environment: Mapping[str, str]
+
+    def set_aside(self, name: str) -> None: ...
+    def put_back(self, name: str) -> None: ...
+
+
+class Sqlite:
+    """A file in the shop's folder, which goes and comes with it."""
+
+    name = "sqlite"
+    environment: Mapping[str, str] = {}
+
+    def __init__(self, empty: Path, shop: Path) -> None:
+        self._empty, self._shop = empty, shop
+
+    def set_aside(self, name: str) -> None: ...
+
+    def put_back(self, name: str) -> None:
+        if name == "empty":
+            shutil.copy(self._empty, self._shop / "mlflow.db")
+
+
+class Postgres:
+    """`mlflow server` over a PostgreSQL whose database is exchanged below it."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, cluster: PostgresCluster, server: MlflowServer, artifacts: Path) -> None:
+        self._cluster, self._artifacts = cluster, artifacts
+        self.environment: Mapping[str, str] = {"MLFLOW_TRACKING_URI": server.url}
+
+    def set_aside(self, name: str) -> None:
+        self._cluster.create(name, template="mlflow")
+        shutil.copytree(self._artifacts, self._beside(name))
+
+    def put_back(self, name: str) -> None:
+        if name == "empty":
+            self._cluster.migrated("mlflow")
+        else:
+            self._cluster.create("mlflow", template=name)
+        shutil.rmtree(self._artifacts)
+        if name == "empty":
+            self._artifacts.mkdir()
+        else:
+            shutil.copytree(self._beside(name), self._artifacts)
+
+    def _beside(self, name: str) -> Path:
+        return self._artifacts.with_name(f"artifacts-{name}")
+
+
+class Deployers:
+    """The process of tests.killed_deployer, whose forks do the jobs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __enter__(self) -> Self:
+        # Not this process's environment: huggingface_hub and MLflow read theirs when they are imported.
+        self.environment = {
+            "PATH": os.environ["PATH"], "HOME": str(self.home), "HF_HOME": str(self.home / "hf"), "HF_TOKEN": WRITE,
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GITHUB_ACTOR": "tester", "LANG": "C.UTF-8"}
+        self.home.mkdir(exist_ok=True)
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.killed_deployer"], cwd=ROOT, text=True,
+                                        env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        start_new_session=True)
+        assert self._answer()["ready"]
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
+                 _trace: TracebackType | None) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # and the fork at work, where a test was broken off
+        self.process.communicate()
+
+    def do(self, job: Mapping[str, Any], *, fresh: bool) -> int:
+        """Its exit code, negative for a signal."""
+        if fresh:
+            return subprocess.run([sys.executable, "-m", "tests.killed_deployer", json.dumps(job)], cwd=ROOT,
+                                  env=self.environment, check=False).returncode
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self._answer()["code"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one point; problems is empty where the end is that of a run never killed."""
+
+    point: str
+    champion: bool
+    store: str
+    left: str
+    rerun: str
+    problems: Sequence[str]
+
+    def cells(self) -> Sequence[str]:
+        equal = "yes" if not self.problems else "NO: " + "; ".join(self.problems)
+        return (self.point, "yes" if self.champion else "no", self.store, self.left, self.rerun, equal)
+
+
+HEADER = ("killed", "prior champion", "store", "left behind, of what the run makes", "the next run", "equal")
+
+
+class Shop:
+    """One place for all rows: a folder, a store and a Hub that are put back to a prior state before each."""
+
+    merges = False
+
+    def __init__(self, root: Path, store: Store, deployers: Deployers) -> None:
+        self._root, self._store, self._deployers = root, store, deployers
+        self.folder = root / "shop"
+        self._turns = 0
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def row(self, point: Point, *, champion: bool, fresh: bool = False) -> Row:
+        """Kill a run at a point, run once more, and compare."""
+        with self._hub(self.prior(champion=champion)) as hub:
+            before = self._known.setdefault(f"before {champion}", {})
+            before.update(before or self.look(hub))
+            hub.faults = [hub.fault(**rule) for rule in point.faults]
+            code = self._do(hub, "deploy", at=point.name, fresh=fresh)
+            hub.faults.clear()
+            left = self.look(hub)
+            problems = [] if code == KILLED else [f"was not killed but ended with {code}"]
+            problems += broken(left)
+            code = self._do(hub, "deploy", fresh=fresh)
+            end = self.look(hub)
+            problems += [] if code == 0 else [f"the next run ended with {code}"]
+        made = parts(left, before)
+        again = "slot" in made and "deployment run" not in made  # its records are the next run's to write
+        problems += differences(essence(end), essence(self.clean(champion=champion, again=again)))
+        added = [part for part in parts(end, before) if part not in made]
+        rerun = f"{end['info'].get('result')}: {', '.join(added) or 'nothing to do'}"
+        return Row(point.name, champion, self._store.name, ", ".join(made) or "nothing", rerun, problems)
+
+    def prior(self, *, champion: bool) -> str:
+        """A challenger in results/ that waits for its deployment, with or without a champion before it."""
+        name = "champion" if champion else "first"
+        if not self._aside(name).exists():
+            with self._hub("empty") as hub:
+                write_params(self.folder, SOURCE, huggingface=PUSHING, resamples=100)
+                self._evaluate(hub, *FIRST_MODEL)
+                if champion:
+                    assert self._do(hub, "deploy") == 0, self._said()
+                    self._evaluate(hub, *SECOND_MODEL)
+                shutil.copytree(self.folder, self._aside(name) / "shop")
+                shutil.copytree(hub.root, self._aside(name) / "hub")
+                self._store.set_aside(name)
+        return name
+
+    def clean(self, *, champion: bool, again: bool) -> dict[str, Any]:
+        """What a run that is not killed leaves; again: what the next one does where its records are lost."""
+        if f"clean {champion}" not in self._known:
+            with self._hub(self.prior(champion=champion)) as hub:
+                assert self._do(hub, "deploy") == 0, self._said()
+                self._known[f"clean {champion}"] = self.look(hub)
+                shutil.rmtree(self.folder / "results/deployment")
+                assert self._do(hub, "deploy") == 0, self._said()
+                self._known[f"again {champion}"] = self.look(hub)
+        return self._known[f"{'again' if again else 'clean'} {champion}"]
+
+    def look(self, hub: LoopbackHub) -> dict[str, Any]:
+        """All that stands in MLflow, on the Hub and in results/."""
+        out = self._root / "out"
+        out.unlink(missing_ok=True)
+        assert self._do(hub, "look") == 0, self._said()
+        return {**json.loads(out.read_text()), "hub": seen_hub(hub)}
+
+    def _evaluate(self, hub: LoopbackHub, mark: str, right: int) -> None:
+        assert self._do(hub, "evaluate", mark, str(right)) == 0, self._said()
+
+    def _hub(self, prior: str) -> LoopbackHub:
+        """All put back; the Hub in a folder of its own, since a request may still be under way to the last one."""
+        self._turns += 1
+        folder = self._root / f"hub-{self._turns}"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if prior == "empty":
+            self.folder.mkdir()
+        else:
+            shutil.copytree(self._aside(prior) / "shop", self.folder)
+            shutil.copytree(self._aside(prior) / "hub", folder)
+        self._store.put_back(prior)
+        hub = LoopbackHub(folder)
+        hub.multipart_over, hub.part_size = 1_000_000, 500_000
+        return hub
+
+    def _do(self, hub: LoopbackHub, what: str, *arguments: str, at: str = "", fresh: bool = False) -> int:
+        environment = {**self._deployers.environment, **self._store.environment, "HF_ENDPOINT": hub.url}
+        (self._root / "log").unlink(missing_ok=True)
+        return self._deployers.do(
+            {"do": what, "at": at, "merges": self.merges, "cwd": str(self.folder), "environment": environment,
+             "arguments": arguments, "out": str(self._root / "out"), "log": str(self._root / "log")}, fresh=fresh)
+
+    def _aside(self, name: str) -> Path:
+        return self._root / f"prior-{name}"
+
+    def _said(self) -> str:
+        return (self._root / "log").read_text()[-3000:]
+
+
+class MergingShop(Shop):
+    """The same with a small model whose weights are merged, verified and kept for real."""
+
+    merges = True
+
+    def _evaluate(self, hub: LoopbackHub, _mark: str, _right: int) -> None:
+        assert self._do(hub, "evaluate_tiny") == 0, self._said()

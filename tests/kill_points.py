@@ -1,0 +1,219 @@
+"""Where a deployment is killed: before each step, and between the parts of a step.
+
+Each point wraps something in the deployer's own process, which then sends SIGKILL to itself. Nothing in the code under
+test knows of it.
+"""
+
+import importlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx2
+from huggingface_hub import HfApi
+from mlflow import MlflowClient
+
+from src.promotion import Step
+from tests import weightless_assembly
+from utils import deployment_run, journal, json_utils, process, results
+
+Arm = Callable[[], None]
+BOTH, FIRST, LATER = "both", "first", "later"  # with which prior state a point is met
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a run. priors: with which prior state it is met; faults slow the Hub down, to be killed in time."""
+
+    name: str
+    arm: Arm
+    priors: str = BOTH
+    faults: tuple[dict[str, Any], ...] = field(default=())
+
+    def met(self, *, champion: bool) -> bool:
+        """Whether a run with, or without, a prior champion comes by."""
+        return self.priors == BOTH or (self.priors == LATER) == champion
+
+
+def kill() -> NoReturn:
+    """SIGKILL to this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def _before(step: Step, nth: int = 1) -> Arm:
+    """Before the nth time that a step is taken, once the journal tells of it."""
+
+    def arm() -> None:
+        _wrap(journal.Journal, "note", lambda _self, noted: noted is step, nth=nth, after=True)
+
+    return arm
+
+
+def _after(owner: Any, name: str, wanted: Callable[..., bool] = lambda *_, **__: True) -> Arm:
+    """Once a call has had its effect, before its answer is known."""
+    return lambda: _wrap(owner, name, wanted, nth=1, after=True)
+
+
+def _ahead(owner: Any, name: str, wanted: Callable[..., bool] = lambda *_, **__: True) -> Arm:
+    return lambda: _wrap(owner, name, wanted, nth=1, after=False)
+
+
+def _wrap(owner: Any, name: str, wanted: Callable[..., bool], *, nth: int, after: bool) -> None:
+    original, seen = getattr(owner, name), [0]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hit = wanted(*args, **kwargs)
+        seen[0] += hit
+        if hit and not after and seen[0] == nth:
+            kill()
+        answer = original(*args, **kwargs)
+        if hit and after and seen[0] == nth:
+            kill()
+        return answer
+
+    setattr(owner, name, call)
+
+
+def _when_the_hub_gets(method: str, path: str, nth: int = 1, later: float = 0.0) -> Arm:
+    """While the upload's own process is talking: `later` seconds after the Hub got the nth such request."""
+
+    def watch() -> None:
+        while True:
+            log = httpx2.get(f"{os.environ['HF_ENDPOINT']}/_log", trust_env=False).json()
+            if sum(entry["method"] == method and path in entry["path"] for entry in log) >= nth:
+                time.sleep(later)
+                kill()
+            time.sleep(0.01)
+
+    return lambda: threading.Thread(target=watch, daemon=True).start()
+
+
+def _half_a_line() -> None:
+    def note(self: journal.Journal, _step: Step) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write('{"time": "2026-1')
+        kill()
+
+    journal.Journal.note = note  # type: ignore[method-assign, assignment]
+
+
+def _some_of_the_model() -> None:
+    def log_artifacts(self: MlflowClient, run_id: str, local_dir: str, artifact_path: str) -> None:
+        self.log_artifact(run_id, f"{local_dir}/model.safetensors", artifact_path)
+        kill()
+
+    MlflowClient.log_artifacts = log_artifacts
+
+
+def _is_run(kind: str) -> Callable[..., bool]:
+    return lambda *_, tags=None, **__: (tags or {}).get("kind") == kind
+
+
+def _is_slot(_self: Any, _run: str, name: str, _value: str) -> bool:
+    return name.startswith("s0")
+
+
+def _alias(name: str) -> Callable[..., bool]:
+    return lambda _self, _model, alias, _version: alias == name
+
+
+def _stage(name: str) -> Callable[..., bool]:
+    return lambda _self, _model, _version, stage: stage == name
+
+
+def _branch(prefix: str) -> Callable[..., bool]:
+    return lambda *_, branch, **__: branch.startswith(prefix)
+
+
+def _file(name: str) -> Callable[..., bool]:
+    return lambda path, _value: path.name == name
+
+
+_PART = {"path": "^/_lfs/", "method": "PUT", "nth": 3, "times": 99, "delay": 2.0}
+_LATE = {"path": "/commit/release", "delay": 1.0}
+_LOST = {"path": "/commit/release", "delay": 5.0, "after": True}
+_LOST_MIRROR = {"path": "/commit/ledger", "delay": 5.0, "after": True}
+_VERIFY = {"path": "^/_verify", "delay": 2.0}
+
+POINTS = (
+    Point("before preflight", _before(Step.PREFLIGHT)),
+    Point("journal line half written", _half_a_line),
+    Point("ledger run made, not pinned", _after(MlflowClient, "create_run", _is_run("ledger")), FIRST),
+    Point("ledger pinned, reply unread",
+          _after(MlflowClient, "create_experiment", lambda _self, name, **_: name.endswith(".ledger")), FIRST),
+    Point("probe written, not checked", _after(MlflowClient, "log_param", lambda *call: call[2].startswith("probe"))),
+    Point("before reconcile", _before(Step.RECONCILE)),
+    Point("before the reconcile's look", _before(Step.SETTLE)),
+    Point("before the reconcile's mirror", _before(Step.MIRROR)),
+    Point("before decide", _before(Step.DECIDE)),
+    Point("before assemble", _before(Step.ASSEMBLE)),
+    Point("release folder half written", _after(weightless_assembly, "write_weights")),
+    Point("release folder written, not in place", _ahead(weightless_assembly, "put_in_place")),
+    Point("before register", _before(Step.REGISTER)),
+    Point("registered model made", _after(MlflowClient, "create_registered_model")),
+    Point("deployment run made", _after(MlflowClient, "create_run", _is_run("deployment"))),
+    Point("model kept in part", _some_of_the_model),
+    Point("model kept, no version", _ahead(MlflowClient, "create_model_version")),
+    Point("version made, reply unread", _after(MlflowClient, "create_model_version")),
+    Point("before publish", _before(Step.PUBLISH)),
+    Point("repository made", _after(HfApi, "create_repo"), FIRST),
+    Point("release branch made", _after(HfApi, "create_branch", _branch("release/"))),
+    Point("upload: third of six parts", _when_the_hub_gets("PUT", "/_lfs/", 3), faults=(_PART,)),
+    Point("upload: all parts there, no commit", _when_the_hub_gets("POST", "/_verify"), faults=(_VERIFY,)),
+    Point("upload: commit on its way, done later", _when_the_hub_gets("POST", "/commit/release", later=0.1),
+          faults=(_LATE,)),
+    Point("upload: commit made, reply unread", _when_the_hub_gets("POST", "/commit/release", later=0.5),
+          faults=(_LOST,)),
+    Point("before claim", _before(Step.CLAIM)),
+    Point("slot written, reply unread", _after(MlflowClient, "log_param", _is_slot)),
+    Point("before project_hub", _before(Step.PROJECT_HUB)),
+    Point("main committed, reply unread", _after(HfApi, "create_commit")),
+    Point("main shown, no tag", _ahead(HfApi, "create_tag")),
+    Point("tag made, not read back", _after(HfApi, "create_tag")),
+    Point("release branch gone", _after(HfApi, "delete_branch")),
+    Point("before project_champion", _before(Step.PROJECT_CHAMPION)),
+    Point("alias champion set", _after(MlflowClient, "set_registered_model_alias", _alias("champion"))),
+    Point("before project_previous", _before(Step.PROJECT_PREVIOUS)),
+    Point("alias previous set", _after(MlflowClient, "set_registered_model_alias", _alias("previous")), LATER),
+    Point("before project_stage", _before(Step.PROJECT_STAGE)),
+    Point("stage Production set", _after(MlflowClient, "transition_model_version_stage", _stage("Production"))),
+    Point("old champion archived", _after(MlflowClient, "transition_model_version_stage", _stage("Archived")), LATER),
+    Point("before settle", _before(Step.SETTLE, 2)),
+    Point("before mirror", _before(Step.MIRROR, 2)),
+    Point("mirror's branch made", _after(HfApi, "create_branch", _branch("ledger")), FIRST),
+    Point("mirror committed, reply unread", _when_the_hub_gets("POST", "/commit/ledger", later=0.5),
+          faults=(_LOST_MIRROR,)),
+    Point("before record", _before(Step.RECORD)),
+    Point("comparison written, no info", _after(json_utils, "write_object", _file(results.COMPARISON))),
+    Point("info written beside its place",
+          _ahead(Path, "replace", lambda _self, target: Path(target).name == results.INFO)),
+    Point("info written, nothing in MLflow", _after(json_utils, "write_object", _file(results.INFO))),
+    Point("deployment run in part", _after(MlflowClient, "log_batch")),
+    Point("deployment run not ended", _after(MlflowClient, "log_dict")),
+    Point("deployment run ended, older ones open", _ahead(deployment_run.DeploymentRun, "_end_abandoned")),
+    Point("all done, process not ended", _after(process, "promote_line")),
+)
+
+
+def _in_module(module: str, name: str) -> Arm:
+    """After a function of a module that is too heavy to be imported by every deployer."""
+    def arm() -> None:
+        _after(importlib.import_module(module), name)()
+
+    return arm
+
+
+MERGING = (
+    Point("weights merged in memory", _in_module("src.merging", "merge")),
+    Point("merged weights written, no manifest", _in_module("src.merging", "save")),
+    Point("release in place, not verified", _in_module("src.release", "_put_in_place")),
+    Point("MLflow's copy saved, not kept", _in_module("scripts.assembly", "save_flavour")),
+)
+NAMED = {point.name: point for point in (*POINTS, *MERGING)}

@@ -1,0 +1,154 @@
+"""One process of a race: a challenger that is evaluated and brought before the real deployment script.
+
+Everything here runs in a process that was forked for it and may be killed at any moment. It lives in a folder of its
+own, with its own params.yaml, results/ and journal, as a deployer on a machine of its own does.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts import status_script
+from tests import weightless
+from tests.history_store import answers, challenger
+from tests.loopback.publishing import release_folder
+from tests.promoted import PUSHING, SOURCE
+from tests.promoted import run as run_script
+from utils import json_utils, yaml_utils
+
+_ROWS = 8  # of the evaluation: the score is given
+
+
+@dataclass(frozen=True)
+class World:
+    """A registered model with an experiment and a Hub repository of its own; folders of deployers below `root`."""
+
+    root: Path
+    name: str
+    tracking_uri: str
+
+    @property
+    def repo(self) -> str:
+        return f"acme/{self.name}"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Who takes part in a round, and how many seconds after its start."""
+
+    name: str
+    score: float
+    arrives: float
+    force: bool
+
+    def unforced(self) -> "Entrant":
+        return replace(self, force=False)
+
+
+@dataclass
+class Killer:
+    """When to send SIGKILL: `delay` seconds after so many steps are in the journal; None: never."""
+
+    world: World
+    entrant: Entrant
+    steps: int | None
+    delay: float
+    _moment: float = math.inf
+
+    def __post_init__(self) -> None:
+        self._before = _lines(self.world, self.entrant)
+
+    def due(self) -> bool:
+        if self.steps is None:
+            return False
+        taken = _lines(self.world, self.entrant) - self._before
+        if self._moment == math.inf and taken >= self.steps:
+            self._moment = time.monotonic() + self.delay
+        return time.monotonic() >= self._moment
+
+
+def compete(world: World, entrant: Entrant, start: float) -> None:
+    """Be evaluated (once) and deployed; how it ended is in outcome.json, unless it was killed."""
+    folder = world.root / entrant.name
+    _enter(world, folder)
+    time.sleep(max(0.0, start + entrant.arrives - time.time()))
+    began = time.time()
+    if not Path("evaluated").exists():
+        _evaluate(entrant)
+    flags = ["--force-deploy", "--reason", "race"] if entrant.force else []
+    code = weightless.call("--config", "params.yaml", *flags)
+    last = re.findall(r"^PROMOTE result=(\w+) code=\d+ reason=(.*)$", Path("log").read_text(), re.MULTILINE)[-1]
+    json_utils.write_object(Path("outcome.json"), {"pid": os.getpid(), "code": code, "result": last[0],
+                                                   "reason": last[1], "seconds": time.time() - began})
+
+
+def outcome(world: World, entrant: Entrant, pid: int) -> dict[str, Any] | None:
+    """How a process ended, None for one that was killed before."""
+    file = world.root / entrant.name / "outcome.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return found if found.get("pid") == pid else None
+
+
+def steps(world: World, entrant: Entrant, pid: int) -> list[str]:
+    """The steps that a process took, from its journal."""
+    lines = [json.loads(line) for file in _journals(world, entrant) for line in file.read_text().splitlines()]
+    return [line["step"] for line in lines if line["pid"] == pid]
+
+
+def model_digest(world: World, entrant: Entrant) -> str | None:
+    """Of its model, None before it was evaluated."""
+    report = world.root / entrant.name / "results/evaluations/report.json"
+    return str(json.loads(report.read_text())["model_digest"]) if report.exists() else None
+
+
+def status(world: World, entrant: Entrant) -> int:
+    """What status_script.py --json exits with, run where this entrant last was; its words are in the folder's log."""
+    _enter(world, world.root / entrant.name)
+    return run_script(status_script, "--json", "--config", "params.yaml")
+
+
+def answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Send what a function returns to the parent."""
+    pipe.send(function(*arguments))
+
+
+def _journals(world: World, entrant: Entrant) -> list[Path]:
+    return sorted((world.root / entrant.name).glob(".promotion/*/journal.jsonl"))
+
+
+def _lines(world: World, entrant: Entrant) -> int:
+    """How many steps its processes have begun."""
+    return sum(file.read_bytes().count(b"\n") for file in _journals(world, entrant))
+
+
+def _enter(world: World, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    values = yaml.safe_load(SOURCE.read_bytes())
+    values["mlflow"] |= {"tracking_uri": world.tracking_uri, "experiment_name": world.name}
+    values["deployment"] |= {"model_registry_name": world.name, "resamples": 100,
+                             "huggingface": PUSHING | {"model_id": world.repo, "deadline_seconds": 120}}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+def _evaluate(entrant: Entrant) -> None:
+    challenger(yaml_utils.load_params(Path("params.yaml")), entrant.name, answers(_ROWS, _ROWS), entrant.score)
+    release = Path("results/release")
+    if not release.exists():
+        half = release.with_name(f"release.{os.getpid()}")
+        release_folder(half, entrant.name.encode()).rename(release)  # type: ignore[no-untyped-call]
+    Path("evaluated").touch()

@@ -1,0 +1,121 @@
+"""Looks at MLflow and the Hub from outside, with clients of its own, and writes down what it sees."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tests.race_history import Observation
+
+PAUSE = 0.05  # seconds between two looks
+
+
+class Watcher:
+    """Of one model: its registry entry, its ledger, its Hub repository."""
+
+    def __init__(self, uri: str, model: str, repo: str, endpoint: str, token: str) -> None:
+        self._model, self._repo = model, repo
+        self._client = MlflowClient(uri, uri)
+        self._api = HfApi(endpoint=endpoint, token=token)
+        self._trees: dict[str, str | None] = {}
+        self._ledger_run: str | None = None
+
+    def watch(self, file: Path, stop: Path) -> None:
+        """Look until the file `stop` is there, and once after that; a line for each look that differs."""
+        looks, last = 0, dict[str, Any]()
+        with file.open("a") as out:
+            while True:
+                enough = stop.exists()
+                seen = asdict(self.look())
+                looks += 1
+                if {**seen, "at": 0} != {**last, "at": 0}:
+                    out.write(json.dumps(seen) + "\n")
+                    last = seen
+                if enough:
+                    out.write(json.dumps({"looks": looks}) + "\n")
+                    return
+                time.sleep(PAUSE)
+
+    def look(self) -> Observation:
+        """One observation, in the order that race_history explains."""
+        at = time.time()
+        aliases, versions = self._aliases(), self._versions()
+        tags, tree, mirror = self._refs()[0], self._tree("main"), self._mirror()
+        slots = self._slots()
+        commits = {json.loads(text)["hub"]["commit"] for text in slots.values()}
+        for commit in commits - self._trees.keys():
+            self._trees[commit] = self._tree(commit)
+        tags_after, branches = self._refs()
+        return Observation(
+            at=at, champion=aliases.get("champion"), previous=aliases.get("previous"), tree=tree, tags=tags,
+            production=tuple(sorted(number for number, version in versions.items()
+                                    if version.current_stage == "Production")),
+            mirror=mirror, slots=slots, trees={commit: self._trees[commit] for commit in sorted(commits)},
+            keys={str(number): version.tags.get("champion.key") for number, version in self._versions().items()
+                  if "champion.duplicate_of" not in version.tags},
+            kept=tuple(sorted({*tags_after.values(), *branches.values()})))
+
+    def _aliases(self) -> dict[str, int]:
+        try:
+            found = self._client.get_registered_model(self._model).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {alias: int(version) for alias, version in found.items()}
+
+    def _versions(self) -> dict[int, Any]:
+        found = self._client.search_model_versions(f"name = '{self._model}'", max_results=1000)
+        return {int(version.version): version for version in found}
+
+    def _slots(self) -> dict[str, str]:
+        if self._ledger_run is None:
+            found = self._client.get_experiment_by_name(f"{self._model}.ledger")
+            if found is None:
+                return {}
+            self._ledger_run = found.tags["champion.ledger_run"]
+        params: Mapping[str, str] = self._client.get_run(self._ledger_run).data.params
+        return {name: text for name, text in sorted(params.items()) if name != "probe"}
+
+    def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
+        try:
+            refs = self._api.list_repo_refs(self._repo)
+        except RepositoryNotFoundError:
+            return {}, {}
+        tags, branches = ({ref.name: ref.target_commit for ref in group} for group in (refs.tags, refs.branches))
+        return tags, branches
+
+    def _tree(self, revision: str) -> str | None:
+        try:
+            info = self._api.model_info(self._repo, revision=revision, files_metadata=True)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+        files = sorted((file.rfilename, str(file.blob_id)) for file in info.siblings or []
+                       if file.rfilename != ".gitattributes")
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
+
+    def _mirror(self) -> tuple[str, ...]:
+        try:
+            info = self._api.model_info(self._repo, revision="ledger")
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return ()
+        if "ledger.jsonl" not in {file.rfilename for file in info.siblings or []}:
+            return ()
+        path = self._api.hf_hub_download(self._repo, "ledger.jsonl", revision=info.sha)
+        return tuple(Path(path).read_text().splitlines())
+
+
+def recorded(file: Path) -> tuple[list[Observation], int]:
+    """What watch() wrote, and how often it looked."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    seen = [Observation(**{**line, "production": tuple(line["production"]), "mirror": tuple(line["mirror"]),
+                           "kept": tuple(line["kept"])}) for line in lines if "looks" not in line]
+    return seen, sum(line.get("looks", 0) for line in lines)

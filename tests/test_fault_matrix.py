@@ -1,0 +1,67 @@
+"""A deployer is killed at any point of the protocol; one more run ends as if nothing had happened."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fault_matrix import HEADER, Deployers, MergingShop, Postgres, Row, Shop, Sqlite
+from tests.kill_points import MERGING, NAMED, POINTS, Point
+from tests.postgres import MlflowServer, PostgresCluster, needs_postgres
+from tests.reliability_page import report, table
+
+IN_EVERY_RUN = ("upload: third of six parts", "slot written, reply unread", "main shown, no tag")
+FRESH = 7  # every seventh row in interpreters of its own, the others in forks of one
+
+
+@pytest.fixture(scope="module")
+def deployers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployers]:
+    with Deployers(tmp_path_factory.mktemp("home")) as deployers:
+        yield deployers
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, deployers: Deployers) -> Shop:
+    root = tmp_path_factory.mktemp("sqlite")
+    return Shop(root, Sqlite(migrated_store, root / "shop"), deployers)
+
+
+@pytest.fixture(scope="module")
+def merging_shop(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, deployers: Deployers) -> MergingShop:
+    root = tmp_path_factory.mktemp("merging")
+    return MergingShop(root, Sqlite(migrated_store, root / "shop"), deployers)
+
+
+@pytest.fixture(scope="module")
+def on_postgres(tmp_path_factory: pytest.TempPathFactory, deployers: Deployers) -> Iterator[Shop]:
+    root = tmp_path_factory.mktemp("postgres")
+    artifacts = root / "artifacts"
+    with PostgresCluster() as cluster, MlflowServer(cluster.migrated("mlflow"), artifacts) as server:
+        yield Shop(root, Postgres(cluster, server, artifacts), deployers)
+
+
+@pytest.mark.parametrize("point", IN_EVERY_RUN)
+def test_one_more_run_ends_what_a_killed_one_began(point: str, on_sqlite: Shop) -> None:
+    row = on_sqlite.row(NAMED[point], champion=False)
+    assert not row.problems, row
+
+
+@pytest.mark.slow
+@needs_postgres
+def test_killed_at_every_point_on_both_stores_with_and_without_a_champion(on_sqlite: Shop, on_postgres: Shop) -> None:
+    rows: list[Row] = []
+    for point in POINTS:
+        for champion in (False, True):
+            for shop in (on_sqlite, on_postgres):
+                if point.met(champion=champion):
+                    rows.append(shop.row(point, champion=champion, fresh=len(rows) % FRESH == 0))
+                    print(*rows[-1].cells(), sep=" | ", flush=True)
+    report("fault-matrix", table(HEADER, [row.cells() for row in rows]))
+    assert [row for row in rows if row.problems] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", MERGING, ids=lambda point: point.name)
+def test_killed_while_real_weights_are_merged(point: Point, merging_shop: MergingShop) -> None:
+    row = merging_shop.row(point, champion=False)
+    assert not row.problems, row

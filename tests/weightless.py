@@ -1,0 +1,52 @@
+"""The deployment script, whole, but for the weights: nothing is merged, and a text is registered in their place.
+
+`call` runs it in this process; `python tests/weightless.py FLAGS` is the same as a process of its own.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import deployer, deployment_script
+from src.model_selection import Decision
+from utils import process
+
+
+def call(*flags: str, weights: bool = False) -> int:
+    """Run the command; returns its exit code. With weights it is the true one, merging and all."""
+    root, before = logging.getLogger(), sys.argv
+    handlers, disposition = root.handlers[:], process.signal.getsignal(process.signal.SIGTERM)
+    asked = deployment_script.Deployment()
+    sys.argv = ["deployment_script.py", *flags]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            if not weights:
+                _without_weights(patch)
+            process.run(asked.run, announce=asked.failed)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv = before
+        root.handlers[:] = handlers
+        process.signal.signal(process.signal.SIGTERM, disposition)
+    raise AssertionError("unreachable: a stage ends by exiting")
+
+
+def _without_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(deployer.Deployer, "_assemble", _assemble)
+    patch.setattr(deployer, "_save", _save)
+
+
+def _assemble(_deployer: deployer.Deployer, _decision: Decision) -> None:
+    """results/release lies there already."""
+
+
+def _save(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "model.txt").write_text("stands for the weights")
+
+
+if __name__ == "__main__":
+    sys.exit(call(*sys.argv[1:]))
