@@ -3,41 +3,32 @@
 import base64
 import os
 import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.local_http import LocalServer
 
-class GitServer:
+
+class GitServer(LocalServer):
     """A context manager around a folder of bare repositories; `may_write` says what the token may do just now."""
 
     def __init__(self, folder: Path, token: str) -> None:
         self.folder, self.may_write = folder, False
         self.login = base64.b64encode(f"x-access-token:{token}".encode()).decode()
 
-    def __enter__(self) -> "GitServer":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"git": self}))
-        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
 
 class _Handler(BaseHTTPRequestHandler):
-    git: GitServer
+    owner: GitServer
 
     def _serve(self) -> None:
         asked = urlsplit(self.path)
         writes = "git-receive-pack" in self.path
-        if writes and self.headers.get("Authorization", "").partition(" ")[2] != self.git.login:
+        if writes and self.headers.get("Authorization", "").partition(" ")[2] != self.owner.login:
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="GitHub"')
             self.end_headers()
-        elif writes and not self.git.may_write:
+        elif writes and not self.owner.may_write:
             self.send_error(403, "Permission to write denied to github-actions[bot]")
         else:
             self._backend(asked.path, asked.query)
@@ -46,7 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
         """As CGI wants it; small pushes come in one piece."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         done = subprocess.run(["git", "http-backend"], input=body, capture_output=True, check=True, env={
-            "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(self.git.folder), "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(self.owner.folder), "GIT_HTTP_EXPORT_ALL": "1",
             "PATH_INFO": path, "QUERY_STRING": query, "REQUEST_METHOD": self.command, "REMOTE_USER": "github-actions",
             "CONTENT_TYPE": self.headers.get("Content-Type") or "", "CONTENT_LENGTH": str(len(body)),
             "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding") or "",
@@ -63,3 +54,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
+
+
+GitServer.handler = _Handler

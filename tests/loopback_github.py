@@ -2,18 +2,19 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.local_http import LocalServer
 
 TOKEN = "ghs_canary"
 REPO = "acme/shop"
 BOT = "github-actions[bot]"
 
 
-class LoopbackGithub:
+class LoopbackGithub(LocalServer):
     """A context manager. pulls: branch to number; comments: what stands, oldest first; asked: the requests made."""
 
     def __init__(self) -> None:
@@ -22,16 +23,6 @@ class LoopbackGithub:
         self.asked: list[str] = []
         self.login = BOT
         self.refuse: int | None = None  # the status of every write
-
-    def __enter__(self) -> "LoopbackGithub":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"github": self}))
-        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def environment(self, *, token: str = TOKEN) -> dict[str, str]:
         return {"GITHUB_API_URL": self.url, "GITHUB_REPOSITORY": REPO, "GITHUB_TOKEN": token}
@@ -75,12 +66,12 @@ class LoopbackGithub:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    github: LoopbackGithub
+    owner: LoopbackGithub
 
     def _any(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else {}
-        status, answer = self.github.answer(self.command, self.path, self.headers["Authorization"] or "", body)
+        status, answer = self.owner.answer(self.command, self.path, self.headers["Authorization"] or "", body)
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -98,3 +89,6 @@ def started() -> Iterator[LoopbackGithub]:
     """For a fixture."""
     with LoopbackGithub() as github:
         yield github
+
+
+LoopbackGithub.handler = _Handler

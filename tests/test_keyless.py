@@ -1,15 +1,15 @@
 """Publishing by the workflow's own identity: the real client's exchange, with GitHub's and the Hub's sides here."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from src.errors import HubError, InvalidParams
+from tests.local_http import LocalServer
 from tests.loopback_hub import Fault, LoopbackHub
 from utils import environment
 from utils.hub_publisher import HubRepository
@@ -19,35 +19,25 @@ JWT = "hf_jwt_" + "J" * 40
 REPO = "acme/shop"
 
 
-class Exchange:
+class Exchange(LocalServer):
     """GitHub's id-token endpoint and the Hub's /oauth/token."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []
         self.trusts = True
 
-    def __enter__(self) -> "Exchange":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"exchange": self}))
-        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
 
 class _Handler(BaseHTTPRequestHandler):
-    exchange: Exchange
+    owner: Exchange
 
     def do_GET(self) -> None:
-        self.exchange.asked.append((self.path, self.headers["Authorization"]))
+        self.owner.asked.append((self.path, self.headers["Authorization"]))
         self._answer(200, {"value": "an.id.token"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.exchange.asked.append((self.path, body))
-        known = self.exchange.trusts and body["subject_token"] == "an.id.token"
+        self.owner.asked.append((self.path, body))
+        known = self.owner.trusts and body["subject_token"] == "an.id.token"
         self._answer(200 if known else 400, {"access_token": JWT, "expires_in": 3600} if known
                      else {"error": "invalid_grant", "error_description": "no publisher matches"})
 
@@ -60,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+Exchange.handler = _Handler
 
 
 @pytest.fixture
