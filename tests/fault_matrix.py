@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -135,7 +135,17 @@ class Row:
         return (self.point, "yes" if self.champion else "no", self.store, self.left, self.rerun, equal)
 
 
-HEADER = ("killed", "prior champion", "store", "left behind, of what the run makes", "the next run", "equal")
+STORES = ("sqlite", "PostgreSQL")
+HEADER = ("killed", "prior champion", "left behind, of what the run makes", "the next run",
+          *(f"equal on {store}" for store in STORES))
+
+
+def by_store(rows: Iterable[Row]) -> list[Sequence[str]]:
+    """The lines of HEADER: rows that differ in nothing but the store share one."""
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for point, prior, store, left, rerun, equal in (row.cells() for row in rows):
+        lines.setdefault((point, prior, left, rerun), {})[store] = equal
+    return [(*line, *(found.get(store, "") for store in STORES)) for line, found in lines.items()]
 
 
 class Shop:

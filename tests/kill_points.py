@@ -157,7 +157,7 @@ POINTS = (
     Point("release folder half written", _after(weightless_assembly, "write_weights")),
     Point("release folder written, not in place", _ahead(weightless_assembly, "put_in_place")),
     Point("before register", _before(Step.REGISTER)),
-    Point("registered model made", _after(MlflowClient, "create_registered_model")),
+    Point("registered model made", _after(MlflowClient, "create_registered_model"), FIRST),
     Point("deployment run made", _after(MlflowClient, "create_run", _is_run("deployment"))),
     Point("model kept in part", _some_of_the_model),
     Point("model kept, no version", _ahead(MlflowClient, "create_model_version")),

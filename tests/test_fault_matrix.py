@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_matrix import HEADER, Deployers, MergingShop, Postgres, Row, Shop, Sqlite
+from tests.fault_matrix import HEADER, Deployers, MergingShop, Postgres, Row, Shop, Sqlite, by_store
 from tests.kill_points import MERGING, NAMED, POINTS, Point
 from tests.postgres import MlflowServer, PostgresCluster, needs_postgres
 from tests.reliability_page import report, table
@@ -56,7 +56,7 @@ def test_killed_at_every_point_on_both_stores_with_and_without_a_champion(on_sql
                 if point.met(champion=champion):
                     rows.append(shop.row(point, champion=champion, fresh=len(rows) % FRESH == 0))
                     print(*rows[-1].cells(), sep=" | ", flush=True)
-    report("fault-matrix", table(HEADER, [row.cells() for row in rows]))
+    report("fault-matrix", table(HEADER, by_store(rows)))
     assert [row for row in rows if row.problems] == []
 
 
