@@ -21,12 +21,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TypedDict
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision")
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 RESAMPLES = 2000
 Texts = list[str]
+
+
+class Measured(TypedDict):
+    """What one side tells: seconds, and MiB of memory at its peak and added by it."""
+
+    seconds: float
+    peak: float
+    added: float
+    scores: dict[str, float]
 
 
 def make_text(answers: Texts, pairs: int) -> tuple[Texts, Texts]:
@@ -102,12 +112,12 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(side: str, corpus: Path) -> dict:
+def measure(side: str, corpus: Path) -> Measured:
     """One side in a fresh process."""
     command = [sys.executable, __file__, "--side", side, "--corpus", str(corpus)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     output = subprocess.run(command, cwd=ROOT, check=True, env=one_thread, capture_output=True, text=True).stdout
-    result = json.loads(output)
+    result: Measured = json.loads(output)
     if side != "resampling":
         print(f"  {side:10} {result['seconds']:7.2f} s   peak {result['peak']:5.0f} MiB (+{result['added']:.0f})")
     return result
@@ -115,7 +125,7 @@ def measure(side: str, corpus: Path) -> dict:
 
 def compare(corpus: Path, rounds: int) -> float:
     """Both sides in turns; prints the spread and returns the ratio of the median times."""
-    results: dict[str, list[dict]] = {"libraries": [], "champion": []}
+    results: dict[str, list[Measured]] = {"libraries": [], "champion": []}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", flush=True)
         for side in sorted(results, reverse=number % 2 == 0):
@@ -137,7 +147,7 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _peak(results: list[dict]) -> str:
+def _peak(results: list[Measured]) -> str:
     return f"{statistics.median(result['peak'] for result in results):.0f} MiB"
 
 

@@ -13,6 +13,7 @@ from src.doctor import Check
 from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 from tests.mlflow_proxy import Fault, Kind, MlflowProxy
 from utils import yaml_utils
+from utils.hub_reader import Patience
 
 ROOT = Path(__file__).parents[1]
 LOGIN = ("alice", "mlflow-canary")
@@ -122,7 +123,7 @@ def hub_down(world: World) -> None:
 
 
 def hub_hangs(world: World) -> None:
-    world.patch.setattr(examination, "_PATIENCE", examination.Patience(1, 1, 1, 1, 1))
+    world.patch.setattr(examination, "_PATIENCE", Patience(1, 1, 1, 1, 1))
     world.hub.fault("/whoami", delay=3)
 
 

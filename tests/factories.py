@@ -75,7 +75,7 @@ DATASET = {"path": "results/data/evaluation.jsonl", "sha256": digest_of("split")
 
 def report_values(adapter: str, score: float = 0.5) -> dict[str, Any]:
     """report.json of an adapter with this digest."""
-    identity = ModelIdentity(adapter_sha256=adapter, **IDENTITY)
+    identity = ModelIdentity.parse({**IDENTITY, "adapter_sha256": adapter}, where="")
     contract = ScoreContract.parse(SCORE_CONTRACT, where="")
     return {
         "run_id": "e" * 32, "tracking_uri": "sqlite:///mlflow.db", "model": identity.model_dump(),

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from utils.hub_reader import Patience
 
 QUICK = Patience(deadline=30, request=5, stall=6, attempts=4, backoff=0.02)
 ENOUGH = "64m"  # of disk for a release of two layers
+Resize = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def promoted_once(shop: Shop, before: World, *, strangers: int = 0) -> int:
     version = before.slots + 1
     assert (now.slots, head.version, head.kind) == (version, version, "promote")
     assert now.holders == Holders(version, version - 1 or None, frozenset({version}))
+    assert head.hub
     assert shop.main() == manifest(Path("results/release"))
     assert now.tags == {**before.tags, f"v{version}": head.hub.commit}
     assert shop.main(f"v{version}") == shop.main()

@@ -1,23 +1,22 @@
 """A repository whose results/ is a file system of its own, as small as a test asks for."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import tiny_shop
-from tests.faulty_hub import ENOUGH
+from tests.faulty_hub import ENOUGH, Resize
 from tests.loopback_hub import LoopbackHub
 from tests.promoted import Shop, set_environment
-
-Resize = Callable[[str], None]
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Resize]:
     """Gives results/ a file system of this size, or another size to the one that it has."""
-    place, mounted = tmp_path / "results", []
+    place = tmp_path / "results"
+    mounted: list[Path] = []
 
     def resize(size: str) -> None:
         place.mkdir(exist_ok=True)

@@ -88,7 +88,8 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], s
             content=row.reference)]) for row in given]
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
     found = corpus_scores(row_statistics([row.prediction for row in given], [row.reference for row in given]))
-    metrics = Metrics(**(found if score is None else dict.fromkeys(METRICS, score)))
+    values: dict[str, float] = found if score is None else dict.fromkeys(METRICS, score)
+    metrics = Metrics(**values)
     weights = params.deployment.weighted_scoring.weights
     tags = evaluation_run.tags(params.deployment, identity, contract)
     with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:

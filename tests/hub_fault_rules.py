@@ -12,8 +12,8 @@ EXPIRED = {"status": 401, "body": {"error": "Invalid credentials in Authorizatio
 FORBIDDEN = {"status": 403, "body": {"error": "You don't have the rights to write to this repository"}, "times": 999}
 PAGE = {"status": 502, "headers": {"Content-Type": "text/html"}, "body": "<html>bad gateway</html>"}
 LOST = {"after": True, "close": True}
-Rules = list[dict[str, Any]]
-
+Rule = dict[str, Any]
+Rules = list[Rule]
 
 PASSING: Mapping[str, Rules] = {
     "500 at the release's commit": [{"path": RELEASE, "status": 500}],
@@ -43,7 +43,7 @@ LASTING: Mapping[str, tuple[Mapping[str, str], Rules, int]] = {  # environment, 
 }
 
 # At one request, and at it and all that follow.
-ONCE = {
+ONCE: Mapping[str, Rule] = {
     "500": {"status": 500},
     "500 though the work was done": {"status": 500, "after": True},
     "connection reset": {"reset": True},
@@ -51,7 +51,7 @@ ONCE = {
     "429": {"status": 429, "headers": {"Retry-After": "0"}},
     "409": LOCK,
 }
-FROM_THERE_ON = {
+FROM_THERE_ON: Mapping[str, Rule] = {
     "503": {"status": 503, "times": 9999},
     "connection reset": {"reset": True, "times": 9999},
     "token expired (401)": {**EXPIRED, "times": 9999},

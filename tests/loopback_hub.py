@@ -7,8 +7,9 @@ huggingface_hub 2.4.0's side of the protocol; agreement with it is not agreement
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from tests.loopback.server import Fault, LoopbackHub
     from tests.loopback.store import READ, SCOPED, TOKENS, UNKNOWN, WRITE
 else:  # run as a script

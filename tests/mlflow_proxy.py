@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from email.message import Message
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -134,7 +135,7 @@ class MlflowProxy:
         with self._lock:
             self._open.discard(connection)
 
-    def reply(self, call: Call, headers: http.client.HTTPMessage, body: bytes) -> tuple[int, list[tuple[str, str]],
+    def reply(self, call: Call, headers: Message, body: bytes) -> tuple[int, list[tuple[str, str]],
                                                                                          bytes]:
         """What the client gets; raises _Dead where that is nothing."""
         with self._lock:
@@ -167,7 +168,7 @@ class MlflowProxy:
         self.struck_at = time.monotonic()
         return fault.kind
 
-    def _refusal(self, call: Call, headers: http.client.HTTPMessage, body: bytes) -> tuple[int, bytes] | None:
+    def _refusal(self, call: Call, headers: Message, body: bytes) -> tuple[int, bytes] | None:
         if self.login and call.path == "/api/v1/user":
             known = headers["Authorization"] == f"Bearer {self.login[1]}"
             who = {"id": 1, "login": self.login[0], "full_name": "", "username": self.login[0]}
@@ -183,7 +184,7 @@ class MlflowProxy:
             return 404, b"404 page not found"
         return self.answer(call, body)
 
-    def _forwarded(self, call: Call, headers: http.client.HTTPMessage, body: bytes
+    def _forwarded(self, call: Call, headers: Message, body: bytes
                    ) -> tuple[int, list[tuple[str, str]], bytes]:
         host = urlsplit(self.upstream).netloc
         sent = {name: value for name, value in headers.items()

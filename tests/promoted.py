@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from mlflow import MlflowClient
 
 from scripts import status_script
-from src.ledger import LedgerView
+from src.ledger import LedgerView, Slot
 from src.model_selection import Decision
 from src.params import Params
 from src.ports import Holders
@@ -63,11 +63,17 @@ class Shop:
         return self.ledger.view()
 
     @property
+    def head(self) -> Slot:
+        head = self.view.head
+        assert head
+        return head
+
+    @property
     def holders(self) -> Holders:
         return MlflowRegistry(self.client, NAME, save=lambda _: None, run_id=str, tags=dict).holders()
 
     @property
-    def info(self) -> Mapping[str, object]:
+    def info(self) -> Mapping[str, Any]:
         return json_utils.read_object(self.root / "results/deployment/deployment_info.json")
 
     def main(self, revision: str = "main") -> dict[str, str]:

@@ -20,7 +20,7 @@ from src.records import Metrics, digest_of
 
 REPO = "shop/bot"
 CONTRACT = digest_of("contract")
-WEIGHTS = dict(zip(METRICS, (0.1, 0.15, 0.25, 0.4, 0.1), strict=True))
+WEIGHTS: dict[str, float] = dict(zip(METRICS, (0.1, 0.15, 0.25, 0.4, 0.1), strict=True))
 POLICY = Policy(WEIGHTS, Decimal("0.001"), require_significance=False)
 Effect = Callable[["World"], tuple["World", Any]]
 
@@ -131,14 +131,22 @@ class FakeRegistry:
 
     def set_alias(self, alias: str, version: int | None) -> None:
         if self._call("registry.alias", lambda w: (w, getattr(w, alias))) != version:
-            self._call(f"registry.set_{alias}", lambda w: (replace(w, **{alias: version}), None))
+            self._call(f"registry.set_{alias}", lambda w: (_pointing(w, alias, version), None))
 
     def set_production(self, version: int) -> None:
         there = self._call("registry.in_production", lambda w: (w, w.production))
         if version not in there:
             self._call("registry.transition", lambda w: (replace(w, production=w.production | {version}), None))
         for other in sorted(there - {version}):
-            self._call("registry.archive", lambda w, v=other: (replace(w, production=w.production - {v}), None))
+            self._call("registry.archive", _archiving(other))
+
+
+def _pointing(world: World, alias: str, version: int | None) -> World:
+    return replace(world, champion=version) if alias == "champion" else replace(world, previous=version)
+
+
+def _archiving(version: int) -> Effect:
+    return lambda w: (replace(w, production=w.production - {version}), None)
 
 
 class FakeHub:
@@ -149,6 +157,9 @@ class FakeHub:
 
     def check(self) -> None:
         """This token may do anything."""
+
+    def holds_release(self) -> bool:
+        return bool(self._call("hub.holds", lambda w: (w, w.main is not None or bool(w.tags))))
 
     def publish(self, key: str) -> HubRef:
         def commit(w: World) -> tuple[World, str]:
@@ -186,10 +197,13 @@ class FakeHub:
         texts = tuple(slot.text() for slot in view.slots)
         held = self._call("hub.mirrored", lambda w: (w, w.mirrored))
         while held[: len(texts)] != texts:
-            parent = held
-            swapped = self._call("hub.mirror", lambda w, p=parent: (replace(w, mirrored=texts), True)
-                                 if w.mirrored == p else (w, False))
+            swapped = self._call("hub.mirror", _mirroring(held, texts))
             held = texts if swapped else self._call("hub.mirrored", lambda w: (w, w.mirrored))
+
+
+def _mirroring(parent: tuple[str, ...], texts: tuple[str, ...]) -> Effect:
+    """Compare and swap, by parent_commit."""
+    return lambda w: (replace(w, mirrored=texts), True) if w.mirrored == parent else (w, False)
 
 
 def slot_of(challenger: Challenger, decision: Decision, view: LedgerView, version: int, hub: HubRef | None) -> Slot:

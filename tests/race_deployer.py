@@ -150,5 +150,5 @@ def _evaluate(entrant: Entrant) -> None:
     release = Path("results/release")
     if not release.exists():
         half = release.with_name(f"release.{os.getpid()}")
-        release_folder(half, entrant.name.encode()).rename(release)  # type: ignore[no-untyped-call]
+        release_folder(half, entrant.name.encode()).rename(release)
     Path("evaluated").touch()

@@ -19,7 +19,7 @@ pytest_plugins = ["tests.promoted_fixtures"]
 def test_an_alias_that_was_moved_by_hand_becomes_the_champion(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.client.set_registered_model_alias(NAME, "champion", "1")
     assert drift(status(capsys, "--adopt", "--reason", "the shop wants it back")) == []
-    head = shop.view.head
+    head = shop.head
     assert (head.version, head.kind, head.reason) == (1, "force", "the shop wants it back")
     assert shop.holders == Holders(champion=1, previous=3, production=frozenset({1}))
     assert shop.main() == shop.main("v1")
@@ -34,7 +34,7 @@ def test_a_version_from_outside_becomes_the_champion_and_can_be_evaluated(
     assert found == [unknown]
     told = status(capsys, "--adopt")
     assert drift(told) == [f"hub: version 4 was promoted without the Hub; {REPO} main holds version 3"]
-    head = shop.view.head
+    head = shop.head
     assert (head.version, head.kind, head.metrics, head.contract, head.hub) == (version, "force", None, None, None)
     tags = shop.client.get_model_version(NAME, str(version)).tags
     assert ModelIdentity.model_validate_json(tags[IDENTITY]).digest() == head.model_digest
@@ -110,7 +110,7 @@ def test_a_hub_repository_alone_is_registered_and_taken_in(
         assert f"hub: {REPO} holds a release, but the ledger is empty" in drift(status(capsys))
     told = status(capsys, "--adopt")
     assert shop.view.slots[:-1] == (view.slots if mirrored else ())
-    head = shop.view.head
+    head = shop.head
     assert (head.version, head.kind) == (4, "force" if mirrored else "genesis")
     assert (shop.holders.champion, shop.main(), shop.main("v4")) == (4, release, release)
     assert saved == [{"model.safetensors", "config.json", "manifest.json"}]

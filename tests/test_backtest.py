@@ -99,7 +99,9 @@ def test_it_decides_as_the_gate_does_over_the_whole_history(seed: int, policy: P
     rng = random.Random(seed)
     runs = [run(f"m{rng.randrange(12)}", round(rng.uniform(0.4, 0.41), 4), run_id=f"r{k}", at=60_000 * k)
             for k in range(1, 40)]
-    view, history, found = LedgerView(()), [], []
+    view = LedgerView(())
+    history: list[ScoredRun] = []
+    found: list[tuple[str, Decimal | None]] = []
     for challenger in runs:
         asked = question(challenger, history, view, policy=policy)
         lucky = gain(0.001 if challengers_since_head(asked) % 2 else -0.001)

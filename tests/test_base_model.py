@@ -1,6 +1,7 @@
 """The base model as a folder: pocket is trained from nothing, reproducibly; a foreign folder is taken over safely."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from src import base_model, merging
 from src.errors import InvalidInput, InvalidParams, PipelineError, Refused
 from src.manifest import manifest, tree_digest
 from src.params import PocketParams
-from tests.tiny_model import edit_json, row_objects, write_base
+from tests.tiny_model import conversations, edit_json, write_base
 
 TINY = PocketParams(vocabulary=320, hidden_size=32, layers=2, heads=2, context=64, epochs=2, batch_size=4,
                     learning_rate=0.01, seed=3)
-CONVERSATIONS = [row["messages"] for row in row_objects()]
+CONVERSATIONS = conversations()
 ODD_TEXTS = ["", "Where is my order?", "a\n\n- **b**\t  c", "\u00e9t\u00e9 \u4f60\u597d \U0001f600", "12.50 {{Order}}",
              "\x01\ufeff"]
 
@@ -144,7 +145,7 @@ def without_end(folder: Path) -> None:
     (without_end, InvalidInput, "no end-of-turn token; set eos_token"),
 ])
 def test_an_unusable_folder_is_refused_before_anything_is_copied(
-    foreign: Path, tmp_path: Path, spoil: object, kind: type[PipelineError], message: str
+    foreign: Path, tmp_path: Path, spoil: Callable[[Path], None], kind: type[PipelineError], message: str
 ) -> None:
     spoil(foreign)
     with pytest.raises(kind, match=message):

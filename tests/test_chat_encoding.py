@@ -35,11 +35,19 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def encoded(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, stops: set[int], limit: int = 500
+            ) -> dict[str, list[int]]:
+    """The example of a conversation that is not left out."""
+    example = encode(chat, tokenizer, stops=stops, limit=limit)
+    assert example is not None
+    return example
+
+
 def learnt(tokenizer: PreTrainedTokenizerBase, example: dict[str, list[int]]) -> str:
     """What the labels spell; every one of them must be the token at its place."""
     pairs = list(zip(example["input_ids"], example["labels"], strict=True))
     assert all(label in (IGNORED, token) for token, label in pairs)
-    return tokenizer.decode([label for _, label in pairs if label != IGNORED], clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode([label for _, label in pairs if label != IGNORED], clean_up_tokenization_spaces=False))
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, LINE_AFTER_END, JOINING])
@@ -47,7 +55,7 @@ def test_the_last_answer_and_the_end_of_its_turn_are_learnt_after_the_prompt_of_
     tokenizer: PreTrainedTokenizerBase, template: str
 ) -> None:
     tokenizer.chat_template = template
-    example = encode(TWO_TURNS, tokenizer, stops={tokenizer.eos_token_id}, limit=500)
+    example = encoded(TWO_TURNS, tokenizer, stops={tokenizer.eos_token_id})
     prompt = prompt_tokens(tokenizer, TWO_TURNS[:-1])
     assert learnt(tokenizer, example) == "Soon.</s>"
     assert example["input_ids"][: len(prompt)] == prompt
@@ -56,13 +64,13 @@ def test_the_last_answer_and_the_end_of_its_turn_are_learnt_after_the_prompt_of_
 
 def test_an_end_of_turn_that_the_template_lacks_is_added(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = NO_END
-    example = encode(CHAT, tokenizer, stops={tokenizer.eos_token_id}, limit=500)
+    example = encoded(CHAT, tokenizer, stops={tokenizer.eos_token_id})
     assert learnt(tokenizer, example) == "On its way.\n</s>"
 
 
 def test_another_stop_token_of_the_model_ends_the_turn_too(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "<s>\n")
-    example = encode(CHAT, tokenizer, stops={tokenizer.eos_token_id, tokenizer.bos_token_id}, limit=500)
+    example = encoded(CHAT, tokenizer, stops={tokenizer.eos_token_id, tokenizer.bos_token_id})
     assert learnt(tokenizer, example) == "On its way.<s>"
 
 
@@ -74,7 +82,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer: PreTrainedTok
 
 def test_a_long_answer_is_cut_at_its_end_and_then_does_not_stop(tokenizer: PreTrainedTokenizerBase) -> None:
     limit = len(prompt_tokens(tokenizer, CHAT[:-1])) + 4
-    example = encode(CHAT, tokenizer, stops={tokenizer.eos_token_id}, limit=limit)
+    example = encoded(CHAT, tokenizer, stops={tokenizer.eos_token_id}, limit=limit)
     assert len(example["input_ids"]) == len(example["labels"]) == limit
     assert "On its way.</s>".startswith(learnt(tokenizer, example))
     assert tokenizer.eos_token_id not in example["labels"]

@@ -148,7 +148,6 @@ def test_the_same_evidence_has_the_same_id_whoever_looks_and_whenever() -> None:
 
 
 def test_anything_that_a_reader_would_act_on_changes_the_id() -> None:
-    guarded = {"failed_guard": "least_rows: 3 evaluated"}
     ids = [
         decision_id(decided(request(), CHAMPION), request(), CHAMPION, 0),
         decision_id(decided(request(), CHAMPION), request(), CHAMPION, 10),
@@ -156,7 +155,7 @@ def test_anything_that_a_reader_would_act_on_changes_the_id() -> None:
         decision_id(decided(request(), CHAMPION), request(force=True), CHAMPION, 0),
         decision_id(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, 0),
         decision_id(decided(request(), CHAMPION, champion=0.6, force=True), request(), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION, **guarded), request(), CHAMPION, 0),
+        decision_id(decided(request(), CHAMPION, failed_guard="least_rows: 3 evaluated"), request(), CHAMPION, 0),
         decision_id(decided(request(), CHAMPION, failed_guard="other"), request(), CHAMPION, 0),
         decision_id(decided(request(), ledger(("champion", 0.4), ("x", 0.1))), request(), ledger(("x", 0.4)), 0),
         decision_id(decided(request(), CHAMPION), request(policy=replace(POLICY, threshold=POLICY.threshold * 2)),

@@ -18,8 +18,7 @@ from src.model_selection import Reason
 from src.params import MlflowParams, Params
 from tests.history_store import answers, challenger, deploy, write_params
 from tests.loopback_hub import WRITE, LoopbackHub
-from tests.promoted import REPO
-from tests.promoted_fixtures import PUSHING
+from tests.promoted import PUSHING, REPO
 from tests.weightless import call
 from utils import mlflow_utils, yaml_utils
 from utils.mlflow_ledger import MlflowLedger

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import DataCollatorForSeq2Seq
 
 from src import fine_tuning, merging
 from src.chat_encoding import IGNORED, encode_all
@@ -64,7 +66,7 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def validation_loss(base: Path, adapter: Path) -> float:
     """Mean cross entropy of the answers' tokens, computed in a plain way."""
     model, tokenizer = merging.load_with_adapter(base, adapter, "float32")
-    losses = []
+    losses: list[float] = []
     for example in encode_all(VALIDATION, tokenizer, stops={tokenizer.eos_token_id}, limit=128, what="validation"):
         tokens, labels = (torch.tensor([example[name]]) for name in ("input_ids", "labels"))
         with torch.inference_mode():
@@ -113,7 +115,7 @@ def test_batches_hold_rows_of_similar_length_and_are_never_padded_further(
 ) -> None:
     seen: list[tuple[int, list[int]]] = []
 
-    class Watched(fine_tuning.DataCollatorForSeq2Seq):
+    class Watched(DataCollatorForSeq2Seq):  # type: ignore[misc]  # transformers is untyped
         def __call__(self, features: list[dict[str, list[int]]]) -> Any:
             batch = super().__call__(features)
             seen.append((batch["input_ids"].shape[1], [len(feature["input_ids"]) for feature in features]))
@@ -226,6 +228,6 @@ def test_precision_is_as_asked_or_what_the_device_does_well(
 def test_training_in_bfloat16_keeps_a_full_precision_adapter(base: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, base, precision="bfloat16", epochs=2)
     curve = run.start()
-    weights = merging.load_file(run.adapter / "adapter_model.safetensors")
+    weights = load_file(run.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert curve[1].train_loss < curve[0].train_loss

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_an_evaluation_that_nothing_was_decided_about_has_nothing_to_explain(run
         run("--explain", lone.run_id)
 
 
-ALTERATIONS: list[tuple[Callable[[dict], object], str]] = [
+ALTERATIONS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda e: e["answer"].update(gain="0.5"), "answer.gain: recorded '0.5', found '0.026573193'"),
     (lambda e: e["evidence"].update(low=0.5), "evidence.low: recorded 0.5, found "),
     (lambda e: e["challenger"]["metrics"].update(bleu4=0.99), "challenger.metrics.bleu4: recorded 0.99, found "),

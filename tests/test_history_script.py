@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def rows(run: Run) -> dict[str, dict[str, str]]:
     return {row["run_id"]: row for row in csv.DictReader(io.StringIO(run("--csv")))}
 
 
-def reasons(steps: list[dict]) -> list[str]:
+def reasons(steps: list[dict[str, Any]]) -> list[str]:
     return [step["reason"] for step in steps]
 
 

@@ -40,7 +40,9 @@ def logged(model: str, score: float, hours_ago: float, *, excluded: str | None =
     return Evaluation(run(model, score, run_id=run_id, at=AT - int(hours_ago * HOUR), **more), excluded)
 
 
-def listed(evaluations: list[Evaluation], view: LedgerView = NOBODY, policy: Policy = POLICY) -> list[tuple]:
+def listed(
+    evaluations: list[Evaluation], view: LedgerView = NOBODY, policy: Policy = POLICY
+) -> list[tuple[str, int | None, str]]:
     return [(row.run_id, row.rank, row.mark) for group in groups(evaluations, view, policy, {}, NOW)
             for row in group.rows]
 

@@ -6,6 +6,7 @@ In `make test` some; with `-m slow` all of them, each request of a deployment hi
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.faulty_hub import (
     ENOUGH,
     SHARD_BYTES,
     SHARDS,
+    Ended,
+    Resize,
     Row,
     World,
     deploy,
@@ -25,9 +28,9 @@ from tests.faulty_hub import (
     promoted_once,
     start,
 )
-from tests.hub_fault_rules import FROM_THERE_ON, LASTING, ONCE, PASSING
+from tests.hub_fault_rules import FROM_THERE_ON, LASTING, ONCE, PASSING, Rules
 from tests.loopback_hub import WRITE
-from tests.promoted import REPO
+from tests.promoted import REPO, Shop
 from tests.reliability_page import report, table
 
 pytest_plugins = ["tests.promoted_fixtures", "tests.full_disk"]
@@ -38,13 +41,13 @@ QUICK = ("lost replies of both commits", "stale parent on main (412)", "read-onl
 
 
 @pytest.fixture(scope="module")
-def with_a_champion(tmp_path_factory, three_promotions):
+def with_a_champion(tmp_path_factory: pytest.TempPathFactory, three_promotions: Path) -> Path:
     """Three promotions, and a better challenger that waits."""
     return prepare(three_promotions, tmp_path_factory.mktemp("waiting") / "shop")
 
 
 @pytest.fixture(scope="module")
-def without_one(tmp_path_factory, migrated_store):
+def without_one(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Path:
     """An empty store and no repository, and a challenger that waits."""
     empty = tmp_path_factory.mktemp("empty")
     (empty / "mlflow.db").write_bytes(migrated_store.read_bytes())
@@ -52,7 +55,7 @@ def without_one(tmp_path_factory, migrated_store):
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows() -> Iterator[list[Row]]:
     """The rows of the page, which is written where all of them are there."""
     found: list[Row] = []
     yield found
@@ -63,7 +66,7 @@ def rows():
         print(table(HEADER, cells))
 
 
-def meet(shop, capfd, rules):
+def meet(shop: Shop, capfd: pytest.CaptureFixture[str], rules: Rules) -> Ended:
     """Deploy while the hub keeps these rules."""
     for rule in rules:
         shop.hub.fault(**rule)
@@ -73,7 +76,7 @@ def meet(shop, capfd, rules):
     return ended
 
 
-def met(name, shop, capfd):
+def met(name: str, shop: Shop, capfd: pytest.CaptureFixture[str]) -> Row:
     """One of the faults above, and the run after it; returns its row."""
     before = World.of(shop)
     if name in PASSING:
@@ -99,14 +102,18 @@ LEFT = {6: ("nothing published; the next run promotes", "6", "0, then 1"),
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_deployment_recovers_or_publishes_nothing(with_a_champion, tmp_path, capfd, name):
+def test_a_deployment_recovers_or_publishes_nothing(
+    with_a_champion: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         row = met(name, shop, capfd)
         assert row.line
         assert WRITE not in row.line
 
 
-def test_xet_carries_the_data_of_a_whole_promotion(with_a_champion, tmp_path, monkeypatch, capfd):
+def test_xet_carries_the_data_of_a_whole_promotion(
+    with_a_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         monkeypatch.delenv("HF_HUB_DISABLE_XET")
         shop.hub.xet_sizes, before = {}, World.of(shop)
@@ -122,7 +129,7 @@ FULL = {  # size of the disk, whether the free space that the system tells is tr
 }
 
 
-def filled(name, shop, disk, capfd):
+def filled(name: str, shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str]) -> str:
     """Deploy on a disk that is too small; returns the line that says so."""
     size, told, words = FULL[name]
     before, there = World.of(shop), sorted(Path("results").iterdir())
@@ -139,7 +146,9 @@ def filled(name, shop, disk, capfd):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(weighty_shop, disk, capfd, *, name):
+def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(
+    weighty_shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str], *, name: str
+) -> None:
     filled(name, weighty_shop, disk, capfd)
 
 
@@ -149,7 +158,9 @@ def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(weighty_sh
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code
 @pytest.mark.parametrize("name", FULL)
-def test_a_disk_with_room_again(weighty_shop, disk, capfd, rows, *, name):
+def test_a_disk_with_room_again(
+    weighty_shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str], rows: list[Row], *, name: str
+) -> None:
     rows.append(Row(name, *LEFT[5], filled(name, weighty_shop, disk, capfd)))
     disk(ENOUGH)
     assert deploy(capfd, weights=True).code == 0
@@ -158,12 +169,14 @@ def test_a_disk_with_room_again(weighty_shop, disk, capfd, rows, *, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PASSING, *LASTING])
-def test_every_named_fault(with_a_champion, tmp_path, capfd, rows, *, name):
+def test_every_named_fault(
+    with_a_champion: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[Row], *, name: str
+) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         rows.append(met(name, shop, capfd))
 
 
-def requests(source, root, capfd):
+def requests(source: Path, root: Path, capfd: pytest.CaptureFixture[str]) -> int:
     """How many requests a deployment makes that nothing disturbs."""
     with opened(source, root) as shop:
         assert deploy(capfd).code == 0
@@ -176,10 +189,13 @@ SWEEPS = [*(("with_a_champion", fault) for fault in ONCE),
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "fault"), SWEEPS)
-def test_a_fault_once_at_each_request(request, tmp_path, capfd, rows, *, start, fault):
+def test_a_fault_once_at_each_request(
+    request: pytest.FixtureRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[Row],
+    *, start: str, fault: str
+) -> None:
     source = request.getfixturevalue(start)
     number = requests(source, tmp_path / "quiet", capfd)
-    words = []
+    words: list[str] = []
     for nth in range(1, number + 1):
         with opened(source, tmp_path / f"{nth}") as shop:
             before = World.of(shop)
@@ -192,7 +208,9 @@ def test_a_fault_once_at_each_request(request, tmp_path, capfd, rows, *, start, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FROM_THERE_ON)
-def test_a_fault_from_each_request_on(with_a_champion, tmp_path, capfd, rows, *, fault):
+def test_a_fault_from_each_request_on(
+    with_a_champion: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[Row], *, fault: str
+) -> None:
     number = requests(with_a_champion, tmp_path / "quiet", capfd)
     codes = []
     for nth in range(1, number + 1):
@@ -216,7 +234,9 @@ WAYS = ("plain LFS", "Xet")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_two_gigabytes_killed_half_way(with_a_champion, tmp_path, monkeypatch, rows, *, way):
+def test_two_gigabytes_killed_half_way(
+    with_a_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Row], *, way: str
+) -> None:
     with opened(with_a_champion, tmp_path / "shop", deadline_seconds=900) as shop:
         if way == "Xet":
             monkeypatch.delenv("HF_HUB_DISABLE_XET")

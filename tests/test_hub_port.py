@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 
 from src.errors import IntegrityError
 from src.hub_records import LEDGER_BRANCH
-from src.ledger import NO_SLOT, LedgerView, Slot, parse_slots
+from src.ledger import NO_SLOT, HubRef, LedgerView, Slot, parse_slots
 from src.manifest import manifest, tree_digest
 from tests.loopback.publishing import REPO, release_folder, repository, shown
+from tests.loopback_hub import LoopbackHub
 from utils.hub_port import HubPort
 
 pytest_plugins = ["tests.loopback.fixtures"]
@@ -12,18 +15,20 @@ pytest_plugins = ["tests.loopback.fixtures"]
 KEY = "0123456789ab" + "c" * 52
 
 
-def slot(hub_ref, *, version=1, key=KEY, number=1, previous=NO_SLOT):
+def slot(hub_ref: HubRef | None, *, version: int = 1, key: str = KEY, number: int = 1, previous: str = NO_SLOT) -> Slot:
     return Slot(number=number, kind="promote", key=key, model_digest=key, version=version, score="0.5", metrics=None,
                 contract=None, evaluation_run=None, hub=hub_ref, blocks=[], unblocks=[], previous_sha256=previous,
                 actor="test", reason="", git_commit="none", ci_url=None, time="2026-11-20T00:00:00Z")
 
 
 @pytest.fixture
-def port(hub, folder):
+def port(hub: LoopbackHub, folder: Path) -> HubPort:
     return HubPort(repository(), folder)
 
 
-def test_a_key_becomes_a_branch_and_a_slot_becomes_main_and_a_tag(hub, folder, port):
+def test_a_key_becomes_a_branch_and_a_slot_becomes_main_and_a_tag(
+    hub: LoopbackHub, folder: Path, port: HubPort
+) -> None:
     port.check()
     assert not port.holds_release()
     published = port.publish(KEY)
@@ -38,7 +43,7 @@ def test_a_key_becomes_a_branch_and_a_slot_becomes_main_and_a_tag(hub, folder, p
     assert list(hub.repos[f"models/{REPO}"]["branches"]) == ["main"]
 
 
-def test_a_hand_edit_on_main_shows_and_is_repaired(hub, port):
+def test_a_hand_edit_on_main_shows_and_is_repaired(hub: LoopbackHub, port: HubPort) -> None:
     head = slot(port.publish(KEY))
     port.project(head)
     hub.put(REPO, {"config.json": b"edited"})
@@ -47,7 +52,7 @@ def test_a_hand_edit_on_main_shows_and_is_repaired(hub, port):
     assert port.shows(head)
 
 
-def test_a_rollback_shows_the_older_slot(hub, folder, port, tmp_path):
+def test_a_rollback_shows_the_older_slot(hub: LoopbackHub, folder: Path, port: HubPort, tmp_path: Path) -> None:
     first = slot(port.publish(KEY))
     port.project(first)
     newer = HubPort(repository(), release_folder(tmp_path / "newer", b"other"))
@@ -58,15 +63,17 @@ def test_a_rollback_shows_the_older_slot(hub, folder, port, tmp_path):
     assert shown(hub) == manifest(folder)
 
 
-def test_the_mirror_is_the_ledger(hub, port):
+def test_the_mirror_is_the_ledger(hub: LoopbackHub, port: HubPort) -> None:
     first = slot(None)
     second = slot(None, number=2, version=2, previous=first.sha256())
     port.mirror(LedgerView((first,)))
     port.mirror(LedgerView((first, second)))
-    assert parse_slots(repository().mirrored()) == LedgerView((first, second))
+    lines = repository().mirrored()
+    assert lines
+    assert parse_slots(lines) == LedgerView((first, second))
     assert list(shown(hub, LEDGER_BRANCH)) == ["ledger.jsonl"]
 
 
-def test_a_slot_without_a_release_cannot_be_shown(hub, port):
+def test_a_slot_without_a_release_cannot_be_shown(hub: LoopbackHub, port: HubPort) -> None:
     with pytest.raises(IntegrityError, match="without the Hub"):
         port.project(slot(None))

@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import pytest
 from huggingface_hub import HfApi
 
 from src.errors import HubError, IntegrityError
 from src.hub_records import HubRelease, HubState
 from src.manifest import manifest
+from tests.hub_fault_rules import Rule
 from tests.loopback.publishing import BRANCH, REPO, put, release_folder, repository, shown
-from tests.loopback_hub import WRITE
+from tests.loopback_hub import WRITE, LoopbackHub
 
 pytest_plugins = ["tests.loopback.fixtures"]
 
@@ -14,28 +17,30 @@ pytest_plugins = ["tests.loopback.fixtures"]
 
 
 @pytest.fixture
-def release(hub, folder):
+def release(hub: LoopbackHub, folder: Path) -> HubRelease:
     return put(hub, folder)
 
 
-def project(hub, release, tag="v1"):
+def project(hub: LoopbackHub, release: HubRelease, tag: str = "v1") -> None:
     repository().project(release, tag, BRANCH)
 
 
-def settled(hub, folder, release):
+def settled(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
     assert shown(hub) == manifest(folder)
     assert repository().state() == HubState(hub.history(REPO)[0], release.tree, {"v1": release.commit},
                                                {"main": hub.history(REPO)[0]})
     assert len(hub.history(REPO)) == 2
 
 
-def test_project_shows_the_release_on_main_tags_it_and_removes_the_branch(hub, folder, release):
+def test_project_shows_the_release_on_main_tags_it_and_removes_the_branch(
+    hub: LoopbackHub, folder: Path, release: HubRelease
+) -> None:
     project(hub, release)
     settled(hub, folder, release)
     assert ".gitattributes" in hub.files(REPO)
 
 
-def test_projecting_again_changes_nothing(hub, folder, release):
+def test_projecting_again_changes_nothing(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
     project(hub, release)
     hub.log.clear()
     project(hub, release)
@@ -43,7 +48,7 @@ def test_projecting_again_changes_nothing(hub, folder, release):
     settled(hub, folder, release)
 
 
-def test_project_needs_no_local_file_and_sends_no_weights(hub, folder, release):
+def test_project_needs_no_local_file_and_sends_no_weights(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
     expected = manifest(folder)
     for path in expected:
         (folder / path).unlink()
@@ -53,7 +58,9 @@ def test_project_needs_no_local_file_and_sends_no_weights(hub, folder, release):
     assert hub.requests("PUT", "/_lfs/") == []
 
 
-def test_a_rollback_shows_the_older_release_bit_for_bit(hub, folder, release, tmp_path):
+def test_a_rollback_shows_the_older_release_bit_for_bit(
+    hub: LoopbackHub, folder: Path, release: HubRelease, tmp_path: Path
+) -> None:
     project(hub, release)
     newer = put(hub, release_folder(tmp_path / "newer", b"other weights"))
     project(hub, newer, "v2")
@@ -62,14 +69,16 @@ def test_a_rollback_shows_the_older_release_bit_for_bit(hub, folder, release, tm
     assert repository().state().tags == {"v1": release.commit, "v2": newer.commit}
 
 
-def test_files_of_somebody_else_on_main_go_with_the_same_commit(hub, folder, release):
+def test_files_of_somebody_else_on_main_go_with_the_same_commit(
+    hub: LoopbackHub, folder: Path, release: HubRelease
+) -> None:
     hub.put(REPO, {"old-shard.safetensors": b"x", "notes.txt": b"x"})
     project(hub, release)
     assert shown(hub) == manifest(folder)
     assert len(hub.history(REPO)) == 3
 
 
-def test_a_tag_never_moves(hub, release):
+def test_a_tag_never_moves(hub: LoopbackHub, release: HubRelease) -> None:
     HfApi(endpoint=hub.url, token=WRITE).create_tag(REPO, tag="v1", revision="main")
     with pytest.raises(IntegrityError, match="tags never move"):
         project(hub, release)
@@ -77,18 +86,18 @@ def test_a_tag_never_moves(hub, release):
     assert hub.repos[f"models/{REPO}"]["tags"]["v1"] == hub.history(REPO)[0]
 
 
-def test_a_branch_that_has_moved_on_is_kept(hub, release):
+def test_a_branch_that_has_moved_on_is_kept(hub: LoopbackHub, release: HubRelease) -> None:
     hub.put(REPO, {"notes.txt": b"x"}, BRANCH)
     project(hub, release)
     assert BRANCH in repository().state().branches
 
 
-def test_a_release_whose_commit_is_gone_is_an_integrity_error(hub, release):
+def test_a_release_whose_commit_is_gone_is_an_integrity_error(hub: LoopbackHub, release: HubRelease) -> None:
     with pytest.raises(IntegrityError, match="is gone"):
         project(hub, HubRelease(REPO, "0" * 40, release.tree), tag="v2")
 
 
-def test_a_stale_parent_on_main_is_settled_by_another_look(hub, folder, release):
+def test_a_stale_parent_on_main_is_settled_by_another_look(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
     hub.fault("/commit/main", intrude={"repo": REPO, "files": {"other.txt": "x"}})
     project(hub, release)
     assert shown(hub) == manifest(folder)
@@ -99,7 +108,9 @@ def test_a_stale_parent_on_main_is_settled_by_another_look(hub, folder, release)
     {"reset": True}, {"after": True, "close": True}, {"status": 409, "body": {"error": "Another commit operation"}},
     {"status": 500, "after": True, "times": 2},
 ], ids=["reset", "lost reply", "409 lock", "500 after the work, twice"])
-def test_project_recovers_from_a_fault_at_each_of_its_requests(hub, folder, release, fault):
+def test_project_recovers_from_a_fault_at_each_of_its_requests(
+    hub: LoopbackHub, folder: Path, release: HubRelease, fault: Rule
+) -> None:
     content = hub.repos[f"models/{REPO}"]
     before = {key: dict(content[key]) for key in ("commits", "branches", "tags")}
     hub.log.clear()
@@ -113,7 +124,7 @@ def test_project_recovers_from_a_fault_at_each_of_its_requests(hub, folder, rele
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_project_stops_where_repeating_is_no_use(hub, release, status):
+def test_project_stops_where_repeating_is_no_use(hub: LoopbackHub, release: HubRelease, status: int) -> None:
     hub.fault("/commit/main", status=status, times=9)
     with pytest.raises(HubError):
         project(hub, release)
@@ -124,7 +135,7 @@ def test_project_stops_where_repeating_is_no_use(hub, release, status):
 # The mirror.
 
 
-def test_the_mirror_grows_by_appending_and_holds_nothing_else(hub):
+def test_the_mirror_grows_by_appending_and_holds_nothing_else(hub: LoopbackHub) -> None:
     hub.put(REPO, {"config.json": b"{}"})
     repository().mirror(['{"s": 1}'])
     repository().mirror(['{"s": 1}', '{"s": 2}'])
@@ -133,7 +144,7 @@ def test_the_mirror_grows_by_appending_and_holds_nothing_else(hub):
     assert list(shown(hub)) == ["config.json"]
 
 
-def test_mirroring_what_is_there_makes_no_commit(hub):
+def test_mirroring_what_is_there_makes_no_commit(hub: LoopbackHub) -> None:
     repository().mirror(["1", "2"])
     hub.log.clear()
     repository().mirror(["1", "2"])
@@ -142,14 +153,14 @@ def test_mirroring_what_is_there_makes_no_commit(hub):
     assert repository().mirrored() == ["1", "2"]
 
 
-def test_a_mirror_with_other_lines_is_not_overwritten(hub):
+def test_a_mirror_with_other_lines_is_not_overwritten(hub: LoopbackHub) -> None:
     repository().mirror(["1", "2"])
     with pytest.raises(IntegrityError, match="does not continue"):
         repository().mirror(["1", "other", "3"])
     assert repository().mirrored() == ["1", "2"]
 
 
-def test_a_lost_reply_leaves_one_commit_on_the_mirror(hub):
+def test_a_lost_reply_leaves_one_commit_on_the_mirror(hub: LoopbackHub) -> None:
     hub.fault("/commit/ledger", after=True, close=True)
     repository().mirror(["1"])
     assert len(hub.history(REPO, "ledger")) == 2

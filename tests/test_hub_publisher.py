@@ -1,4 +1,6 @@
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
@@ -6,8 +8,9 @@ from huggingface_hub import HfApi
 from src.errors import HubError, IntegrityError
 from src.hub_records import HubRelease
 from src.manifest import manifest, tree_digest
+from tests.hub_fault_rules import Rule
 from tests.loopback.publishing import BRANCH, COMMIT, REPO, commits_since_main, publish, repository, shown
-from tests.loopback_hub import WRITE
+from tests.loopback_hub import WRITE, LoopbackHub
 from utils.hub_reader import Patience
 
 pytest_plugins = ["tests.loopback.fixtures"]
@@ -16,7 +19,7 @@ pytest_plugins = ["tests.loopback.fixtures"]
 # Publishing.
 
 
-def test_publish_makes_a_private_repository_and_one_commit(hub, folder):
+def test_publish_makes_a_private_repository_and_one_commit(hub: LoopbackHub, folder: Path) -> None:
     release = publish(folder)
     assert release == HubRelease(REPO, hub.history(REPO, BRANCH)[0], tree_digest(manifest(folder)))
     assert hub.repos[f"models/{REPO}"]["private"]
@@ -26,27 +29,27 @@ def test_publish_makes_a_private_repository_and_one_commit(hub, folder):
     assert shown(hub) == {}
 
 
-def test_publishing_again_changes_nothing(hub, folder):
+def test_publishing_again_changes_nothing(hub: LoopbackHub, folder: Path) -> None:
     release = publish(folder)
     assert publish(folder) == release
     assert len(hub.requests("POST", COMMIT)) == 1
 
 
-def test_publishing_what_main_shows_gives_the_tagged_commit_and_no_new_branch(hub, folder):
+def test_publishing_what_main_shows_gives_the_tagged_commit_and_no_new_branch(hub: LoopbackHub, folder: Path) -> None:
     release = publish(folder)
     repository().project(release, "v1", BRANCH)
     assert publish(folder) == release
     assert BRANCH not in repository().state().branches
 
 
-def test_publish_deletes_stale_files_in_the_same_commit(hub, folder):
+def test_publish_deletes_stale_files_in_the_same_commit(hub: LoopbackHub, folder: Path) -> None:
     hub.put(REPO, {"model-00002-of-00002.safetensors": b"old", "config.json": b"old"})
     publish(folder)
     assert shown(hub, BRANCH) == manifest(folder)
     assert len(commits_since_main(hub)) == 1
 
 
-def test_a_release_that_changed_replaces_our_own_commit(hub, folder):
+def test_a_release_that_changed_replaces_our_own_commit(hub: LoopbackHub, folder: Path) -> None:
     publish(folder)
     (folder / "README.md").write_text("another verdict")
     publish(folder)
@@ -54,7 +57,7 @@ def test_a_release_that_changed_replaces_our_own_commit(hub, folder):
     assert len(commits_since_main(hub)) == 2
 
 
-def test_a_branch_with_foreign_content_is_refused(hub, folder):
+def test_a_branch_with_foreign_content_is_refused(hub: LoopbackHub, folder: Path) -> None:
     publish(folder)
     foreign = hub.put(REPO, {"notes.txt": b"mine"}, BRANCH)
     with pytest.raises(HubError, match=f"somebody else, {foreign}.*delete the branch"):
@@ -62,20 +65,20 @@ def test_a_branch_with_foreign_content_is_refused(hub, folder):
     assert hub.history(REPO, BRANCH)[0] == foreign
 
 
-def test_a_branch_left_at_an_older_main_is_taken_up(hub, folder):
+def test_a_branch_left_at_an_older_main_is_taken_up(hub: LoopbackHub, folder: Path) -> None:
     hub.put(REPO, {"config.json": b"old"})
     HfApi(endpoint=hub.url, token=WRITE).create_branch(REPO, branch=BRANCH)
     hub.put(REPO, {"config.json": b"new"})
     assert publish(folder).tree == tree_digest(manifest(folder))
 
 
-def test_what_is_read_back_must_be_what_was_sent(hub, folder):
+def test_what_is_read_back_must_be_what_was_sent(hub: LoopbackHub, folder: Path) -> None:
     hub.fault("/revision/[0-9a-f]{40}", status=200, body={"id": REPO, "sha": "0" * 40, "siblings": []})
     with pytest.raises(IntegrityError, match=r"README\.md, config\.json.*differ from the manifest"):
         publish(folder)
 
 
-RECOVERED = {
+RECOVERED: Mapping[str, Rule] = {
     "repository 500": {"path": "/repos/create", "status": 500},
     "repository made, answer lost": {"path": "/repos/create", "after": True, "close": True},
     "repository being made": {"path": "/repos/create", "status": 409, "body": {
@@ -95,7 +98,9 @@ RECOVERED = {
 
 
 @pytest.mark.parametrize("name", RECOVERED)
-def test_publish_recovers_with_exactly_one_commit(hub, folder, caplog, name):
+def test_publish_recovers_with_exactly_one_commit(
+    hub: LoopbackHub, folder: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     rule = hub.fault(**RECOVERED[name])
     release = publish(folder)
     assert rule.seen >= 1
@@ -104,7 +109,7 @@ def test_publish_recovers_with_exactly_one_commit(hub, folder, caplog, name):
     assert WRITE not in caplog.text
 
 
-def test_a_stale_parent_on_the_release_branch_is_somebody_elses_commit(hub, folder):
+def test_a_stale_parent_on_the_release_branch_is_somebody_elses_commit(hub: LoopbackHub, folder: Path) -> None:
     hub.fault(COMMIT, intrude={"repo": REPO, "branch": BRANCH, "files": {"other.txt": "x"}})
     with pytest.raises(HubError, match="somebody else"):
         publish(folder)
@@ -115,7 +120,7 @@ def test_a_stale_parent_on_the_release_branch_is_somebody_elses_commit(hub, fold
     (400, "correct it"), (401, "wrong or has expired"), (403, f"write access to {REPO}"),
     (404, "correct the name"),
 ])
-def test_publish_stops_where_repeating_is_no_use(hub, folder, status, words):
+def test_publish_stops_where_repeating_is_no_use(hub: LoopbackHub, folder: Path, status: int, words: str) -> None:
     hub.fault(COMMIT, status=status, times=9, body={"error": f"token {WRITE} refused"})
     with pytest.raises(HubError, match=words) as error:
         publish(folder)
@@ -125,27 +130,27 @@ def test_publish_stops_where_repeating_is_no_use(hub, folder, status, words):
     assert commits_since_main(hub) == []
 
 
-def test_a_card_that_the_hub_refuses_is_named(hub, folder):
+def test_a_card_that_the_hub_refuses_is_named(hub: LoopbackHub, folder: Path) -> None:
     (folder / "README.md").write_text("---\na: [\n---\n")
     with pytest.raises(HubError, match=r"Invalid metadata in README\.md"):
         publish(folder)
 
 
-def test_a_server_that_never_recovers_is_given_up(hub, folder):
+def test_a_server_that_never_recovers_is_given_up(hub: LoopbackHub, folder: Path) -> None:
     hub.fault(COMMIT, status=503, times=99)
     with pytest.raises(HubError, match=r"503.*gave up after attempt 2"):
         publish(folder, patience=Patience(deadline=20, request=3, stall=3, attempts=2, backoff=0.02))
     assert commits_since_main(hub) == []
 
 
-def test_a_pause_that_the_server_names_is_kept(hub):
+def test_a_pause_that_the_server_names_is_kept(hub: LoopbackHub) -> None:
     hub.fault("/revision/", status=429, headers={"Retry-After": "1"})
     started = time.monotonic()
     assert repository().tree("main") is None
     assert time.monotonic() - started >= 1
 
 
-def test_a_pause_beyond_the_deadline_is_not_waited_for(hub):
+def test_a_pause_beyond_the_deadline_is_not_waited_for(hub: LoopbackHub) -> None:
     hub.fault("/revision/", status=429, headers={"Retry-After": "3600"}, times=99)
     started = time.monotonic()
     with pytest.raises(HubError, match="429"):
@@ -153,7 +158,7 @@ def test_a_pause_beyond_the_deadline_is_not_waited_for(hub):
     assert time.monotonic() - started < 3
 
 
-def test_a_hung_server_costs_no_more_than_the_deadline(hub):
+def test_a_hung_server_costs_no_more_than_the_deadline(hub: LoopbackHub) -> None:
     hub.fault("/api/models", delay=30, times=99)
     started = time.monotonic()
     with pytest.raises(HubError, match="no answer"):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -5,7 +7,7 @@ from src.errors import HubError, IntegrityError, InvalidParams
 from src.hub_records import HubState
 from src.manifest import manifest
 from tests.loopback.publishing import REPO, repository
-from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE
+from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 
 pytest_plugins = ["tests.loopback.fixtures"]
 
@@ -13,7 +15,7 @@ pytest_plugins = ["tests.loopback.fixtures"]
 # Preflight.
 
 
-def test_check_without_a_token_is_a_configuration_error(hub):
+def test_check_without_a_token_is_a_configuration_error(hub: LoopbackHub) -> None:
     with pytest.raises(InvalidParams, match="HF_TOKEN: not set"):
         repository(token=None).check()
 
@@ -25,38 +27,38 @@ def test_check_without_a_token_is_a_configuration_error(hub):
     (SCOPED, REPO, "may not create it"),
     (SCOPED, "acme/scoped", "may not create it"),
 ])
-def test_check_refuses_a_token_that_cannot_publish(hub, token, repo, words):
+def test_check_refuses_a_token_that_cannot_publish(hub: LoopbackHub, token: str, repo: str, words: str) -> None:
     with pytest.raises(HubError, match=words) as error:
         repository(token=token, repo=repo).check()
     assert token not in str(error.value)
     assert hub.repos == {}
 
 
-def test_check_takes_a_token_scoped_to_an_existing_repository(hub):
+def test_check_takes_a_token_scoped_to_an_existing_repository(hub: LoopbackHub) -> None:
     hub.put("acme/scoped", {})
     repository(token=SCOPED, repo="acme/scoped").check()
 
 
-def test_check_believes_the_hub_and_not_the_scopes_alone(hub):
+def test_check_believes_the_hub_and_not_the_scopes_alone(hub: LoopbackHub) -> None:
     hub.put(REPO, {})
     hub.fault("/auth-check/write", status=403, body={"error": "resource group"})
     with pytest.raises(HubError, match=f"give it write access to {REPO}"):
         repository().check()
 
 
-def test_check_passes_for_a_repository_that_can_be_created_and_creates_nothing(hub):
+def test_check_passes_for_a_repository_that_can_be_created_and_creates_nothing(hub: LoopbackHub) -> None:
     repository().check()
     assert hub.repos == {}
 
 
-def test_check_without_a_server_ends_with_one_line(hub, monkeypatch):
+def test_check_without_a_server_ends_with_one_line(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match=r"check the network.*gave up after attempt 4") as error:
         repository().check()
     assert "\n" not in str(error.value)
 
 
-def test_check_offline_names_the_variable(hub, monkeypatch):
+def test_check_offline_names_the_variable(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="unset HF_HUB_OFFLINE"):
         repository().check()
@@ -65,26 +67,26 @@ def test_check_offline_names_the_variable(hub, monkeypatch):
 # Reading.
 
 
-def test_an_absent_repository_has_no_tree_and_an_empty_state(hub):
+def test_an_absent_repository_has_no_tree_and_an_empty_state(hub: LoopbackHub) -> None:
     assert repository().tree("main") is None
     assert repository().state() == HubState(head=None, tree=None, tags={}, branches={})
     assert not repository().holds_release()
     assert repository().mirrored() is None
 
 
-def test_a_repository_that_the_token_may_not_see_is_no_absent_one(hub):
+def test_a_repository_that_the_token_may_not_see_is_no_absent_one(hub: LoopbackHub) -> None:
     hub.create("models", REPO, private=True)
     with pytest.raises(HubError, match="401"):
         repository(token=None).state()
 
 
-def test_a_tree_gives_the_sha256_of_every_file(hub, folder):
+def test_a_tree_gives_the_sha256_of_every_file(hub: LoopbackHub, folder: Path) -> None:
     hub.put(REPO, {path: (folder / path).read_bytes() for path in manifest(folder)})
     assert repository().tree("main") == manifest(folder)
     assert repository().tree("no-such-branch") is None
 
 
-def test_a_file_changed_on_the_way_is_noticed(hub):
+def test_a_file_changed_on_the_way_is_noticed(hub: LoopbackHub) -> None:
     hub.put(REPO, {"config.json": b"{}"})
     hub.fault("/resolve/.*/config.json", status=200, body="tampered")
     with pytest.raises(IntegrityError, match=r"config\.json"):
@@ -94,7 +96,9 @@ def test_a_file_changed_on_the_way_is_noticed(hub):
 @pytest.mark.parametrize(("files", "tag", "held"), [
     ({"other.txt": b"x"}, None, False), ({"manifest.json": b"x"}, None, True), ({}, "v3", True), ({}, "v3-beta", False),
 ])
-def test_a_release_is_known_by_its_manifest_or_its_tag(hub, files, tag, held):
+def test_a_release_is_known_by_its_manifest_or_its_tag(
+    hub: LoopbackHub, files: dict[str, bytes], tag: str | None, held: bool
+) -> None:
     hub.put(REPO, files)
     if tag:
         HfApi(endpoint=hub.url, token=WRITE).create_tag(REPO, tag=tag)

@@ -8,14 +8,15 @@ import pytest
 
 from src.errors import HubError
 from src.manifest import manifest, tree_digest
+from tests.hub_fault_rules import Rule
 from tests.loopback.publishing import BRANCH, REPO, ROOT, commits_since_main, publish, shown
-from tests.loopback_hub import WRITE
+from tests.loopback_hub import WRITE, LoopbackHub
 from utils.hub_reader import Patience
 
 pytest_plugins = ["tests.loopback.fixtures"]
 
 
-def test_an_upload_in_which_nothing_moves_is_stopped_and_repeated(hub, folder):
+def test_an_upload_in_which_nothing_moves_is_stopped_and_repeated(hub: LoopbackHub, folder: Path) -> None:
     hub.fault("/_lfs/", delay=30)
     started = time.monotonic()
     release = publish(folder, patience=Patience(deadline=20, request=3, stall=1, attempts=3, backoff=0.02))
@@ -23,7 +24,7 @@ def test_an_upload_in_which_nothing_moves_is_stopped_and_repeated(hub, folder):
     assert time.monotonic() - started < 10
 
 
-def test_an_upload_ends_at_the_deadline(hub, folder):
+def test_an_upload_ends_at_the_deadline(hub: LoopbackHub, folder: Path) -> None:
     hub.fault("/_lfs/", delay=30, times=99)
     started = time.monotonic()
     with pytest.raises(HubError, match="upload not done within"):
@@ -35,7 +36,7 @@ def test_an_upload_ends_at_the_deadline(hub, folder):
 # Xet.
 
 
-def test_a_hub_with_xet_gets_the_data_by_xet(hub, folder, monkeypatch):
+def test_a_hub_with_xet_gets_the_data_by_xet(hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_XET")
     hub.xet_sizes = {}
     release = publish(folder)
@@ -45,7 +46,9 @@ def test_a_hub_with_xet_gets_the_data_by_xet(hub, folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_xet_tells_its_progress_where_progress_bars_are_turned_off(hub, folder, monkeypatch):
+def test_xet_tells_its_progress_where_progress_bars_are_turned_off(
+    hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_XET")
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     hub.xet_sizes = {}
@@ -59,7 +62,9 @@ def test_xet_tells_its_progress_where_progress_bars_are_turned_off(hub, folder, 
 @pytest.mark.parametrize("fault", [
     {"path": "/xet-write-token/", "status": 404, "times": 9}, {"path": "/_cas/v1/xorbs/", "delay": 30, "times": 9},
 ], ids=["hub without Xet", "Xet that hangs"])
-def test_plain_lfs_stands_in_for_xet(hub, folder, monkeypatch, caplog, fault):
+def test_plain_lfs_stands_in_for_xet(
+    hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Rule
+) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_XET")
     hub.xet_sizes = {}
     hub.fault(**fault)
@@ -72,7 +77,7 @@ def test_plain_lfs_stands_in_for_xet(hub, folder, monkeypatch, caplog, fault):
 # The upload's process.
 
 
-def test_a_killed_publisher_leaves_no_upload_behind_and_shows_no_token(hub, folder):
+def test_a_killed_publisher_leaves_no_upload_behind_and_shows_no_token(hub: LoopbackHub, folder: Path) -> None:
     hub.fault("/_lfs/", delay=30)
     parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT)
     while not hub.requests("PUT", "/_lfs/"):
@@ -93,13 +98,15 @@ def test_a_killed_publisher_leaves_no_upload_behind_and_shows_no_token(hub, fold
     assert commits_since_main(hub) == [release.commit]
 
 
-def test_an_upload_whose_process_dies_is_a_hub_error(hub, folder, monkeypatch):
+def test_an_upload_whose_process_dies_is_a_hub_error(
+    hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(HubError, match="process ended with 1"):
         publish(folder)
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -118,7 +125,7 @@ repository.project(release, "v1", {BRANCH!r})
 """
 
 
-def test_three_publishers_of_one_release_make_one_commit_each_place(hub, folder):
+def test_three_publishers_of_one_release_make_one_commit_each_place(hub: LoopbackHub, folder: Path) -> None:
     racers = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT) for _ in range(3)]
     assert [racer.wait() for racer in racers] == [0] * 3
     assert shown(hub) == manifest(folder)

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from utils import environment, hub_client, huggingface_utils
 BASE = "acme/base"
 COMMAND = "from utils.huggingface_utils import test_huggingface_connection; test_huggingface_connection()"
 NOWHERE = "http://127.0.0.1:9"
+Capture = pytest.CaptureFixture[str]
+Said = Callable[[str | None], str]  # what the check says with this token
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*environment.TOKEN_NAMES, "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -26,151 +29,149 @@ def surroundings(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with LoopbackHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
 
 
-def said(capsys):
-    huggingface_utils.test_huggingface_connection()
-    out, err = capsys.readouterr()
-    assert out.count("\n") == 1
-    assert "Traceback" not in out + err
-    return out
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Said:
+    def check(token: str | None) -> str:
+        if token is not None:
+            monkeypatch.setenv("HF_TOKEN", token)
+        huggingface_utils.test_huggingface_connection()
+        out, err = capsys.readouterr()
+        assert out.count("\n") == 1
+        assert "Traceback" not in out + err
+        return out
+
+    return check
 
 
 # The token.
 
 
-def test_no_token_is_none():
-    assert huggingface_utils.token() is None
+def test_no_token_is_none() -> None:
+    assert environment.token() is None
 
 
 @pytest.mark.parametrize("value", ["", "  ", "\n"])
-def test_an_empty_token_is_missing(monkeypatch, value):
+def test_an_empty_token_is_missing(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_TOKEN", value)
-    assert huggingface_utils.token() is None
+    assert environment.token() is None
 
 
-def test_a_newline_after_the_token_is_trimmed_with_a_warning(monkeypatch, caplog):
+def test_a_newline_after_the_token_is_trimmed_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{WRITE}\n")
-    assert huggingface_utils.token() == WRITE
+    assert environment.token() == WRITE
     assert "HF_TOKEN" in caplog.text
     assert WRITE not in caplog.text
 
 
-def test_hf_token_comes_before_huggingface_hub_token(monkeypatch):
+def test_hf_token_comes_before_huggingface_hub_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", READ)
-    assert huggingface_utils.token() == READ
+    assert environment.token() == READ
     monkeypatch.setenv("HF_TOKEN", WRITE)
-    assert huggingface_utils.token() == WRITE
+    assert environment.token() == WRITE
 
 
 # The connection check.
 
 
-def test_the_check_without_a_token_says_how_to_get_one(hub, capsys):
-    assert f"make a token with write access at {hub.url}/settings/tokens" in said(capsys)
+def test_the_check_without_a_token_says_how_to_get_one(hub: LoopbackHub, said: Said) -> None:
+    assert f"make a token with write access at {hub.url}/settings/tokens" in said(None)
     assert hub.log == []
 
 
-def test_the_check_with_a_wrong_token_says_so(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", UNKNOWN)
-    line = said(capsys)
+def test_the_check_with_a_wrong_token_says_so(hub: LoopbackHub, said: Said) -> None:
+    line = said(UNKNOWN)
     assert "401" in line
     assert "wrong or has expired" in line
     assert UNKNOWN not in line
 
 
 @pytest.mark.parametrize("value", [f"{WRITE}\n{WRITE}", f"{WRITE} x", f"{WRITE}\u2019"])
-def test_the_check_with_a_token_that_was_copied_badly_says_so(hub, monkeypatch, capsys, value):
-    monkeypatch.setenv("HF_TOKEN", value)
-    line = said(capsys)
+def test_the_check_with_a_token_that_was_copied_badly_says_so(hub: LoopbackHub, said: Said, value: str) -> None:
+    line = said(value)
     assert line.startswith("HF_TOKEN: holds a space, a line break or a letter")
     assert WRITE not in line
     assert hub.log == []
 
 
-def test_the_check_with_a_read_only_token_says_that_it_cannot_publish(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", READ)
-    assert "connected as alice; read-only token" in said(capsys)
+def test_the_check_with_a_read_only_token_says_that_it_cannot_publish(hub: LoopbackHub, said: Said) -> None:
+    assert "connected as alice; read-only token" in said(READ)
 
 
-def test_the_check_with_a_write_token_names_who_and_where(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
-    assert "connected as alice; write token: may publish to alice, acme" in said(capsys)
+def test_the_check_with_a_write_token_names_who_and_where(hub: LoopbackHub, said: Said) -> None:
+    assert "connected as alice; write token: may publish to alice, acme" in said(WRITE)
 
 
-def test_the_check_lists_the_scopes_of_a_fine_grained_token(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", SCOPED)
-    assert "fine-grained token: repo.content.read, repo.write on acme/scoped" in said(capsys)
+def test_the_check_lists_the_scopes_of_a_fine_grained_token(hub: LoopbackHub, said: Said) -> None:
+    assert "fine-grained token: repo.content.read, repo.write on acme/scoped" in said(SCOPED)
 
 
-def test_the_check_without_a_server_says_what_to_look_at(monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
-    line = said(capsys)
+def test_the_check_without_a_server_says_what_to_look_at(said: Said) -> None:
+    line = said(WRITE)
     assert NOWHERE in line
     assert "check the network" in line
 
 
-def test_the_check_of_a_hung_server_ends(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
+def test_the_check_of_a_hung_server_ends(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.setattr(huggingface_utils, "CHECK_SECONDS", 0.3)
     hub.fault("/whoami", delay=5)
     started = time.monotonic()
-    assert "check the network" in said(capsys)
+    assert "check the network" in said(WRITE)
     assert time.monotonic() - started < 2
 
 
-def test_the_check_of_a_dripping_answer_ends(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
+def test_the_check_of_a_dripping_answer_ends(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.setattr(huggingface_utils, "CHECK_SECONDS", 0.3)
     hub.fault("/whoami", drip=0.1)
     started = time.monotonic()
-    assert "not done within 0.3 s" in said(capsys)
+    assert "not done within 0.3 s" in said(WRITE)
     assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(("address", "words"), [("no address", "correct HF_ENDPOINT"), ("ftp://x", "HF_ENDPOINT")])
-def test_the_check_of_a_wrong_address_names_the_variable(monkeypatch, capsys, address, words):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
+def test_the_check_of_a_wrong_address_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, said: Said, address: str, words: str
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
-    assert words in said(capsys)
+    assert words in said(WRITE)
 
 
-def test_the_check_of_a_page_that_is_no_hub_says_so(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
+def test_the_check_of_a_page_that_is_no_hub_says_so(hub: LoopbackHub, said: Said) -> None:
     hub.fault("/whoami", status=200, headers={"Content-Type": "text/html"}, body="<html>log in</html>")
-    assert "is that a Hub, or a proxy's page?" in said(capsys)
+    assert "is that a Hub, or a proxy's page?" in said(WRITE)
 
 
-def test_the_check_imports_no_torch_and_leaves_no_traceback(hub):
-    environment = os.environ | {"HF_TOKEN": WRITE}
+def test_the_check_imports_no_torch_and_leaves_no_traceback(hub: LoopbackHub) -> None:
     code = f"{COMMAND}; import sys; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'mlflow')))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env=os.environ | {"HF_TOKEN": WRITE}, cwd=Path(__file__).parents[1])
     assert (done.returncode, done.stderr) == (0, "")
     assert "connected as alice" in done.stdout
 
 
-def test_the_check_is_not_collected_as_a_test():
-    assert huggingface_utils.test_huggingface_connection.__test__ is False
+def test_the_check_is_not_collected_as_a_test() -> None:
+    assert getattr(huggingface_utils.test_huggingface_connection, "__test__", True) is False
 
 
 # What errors say.
 
 
-def test_a_message_holds_no_token_and_no_signature(monkeypatch):
+def test_a_message_holds_no_token_and_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "odd-token")
     text = f"refused odd-token and {WRITE}\n for https://s3.example.com/part?X-Amz-Signature=abc 'x'"
     assert hub_client.one_line(text) == "refused *** and *** for https://s3.example.com/part 'x'"
 
 
-def test_an_answer_that_repeats_the_token_does_not_leak_it(hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", WRITE)
+def test_an_answer_that_repeats_the_token_does_not_leak_it(hub: LoopbackHub, said: Said) -> None:
     hub.fault("/whoami", status=403, body={"error": f"token {WRITE} may not"})
-    line = said(capsys)
+    line = said(WRITE)
     assert "token *** may not" in line
     assert WRITE not in line
 
@@ -179,14 +180,14 @@ def test_an_answer_that_repeats_the_token_does_not_leak_it(hub, monkeypatch, cap
 
 
 @pytest.fixture
-def base(hub):
+def base(hub: LoopbackHub) -> str:
     return hub.put(BASE, {"model.safetensors": b"weights", "config.json": b"{}", "tokenizer.json": b"{}",
                           "tokenizer.model": b"sp", "chat_template.jinja": b"{{ x }}", "merges.txt": b"a b",
                           "pytorch_model.bin": b"pickle", "modeling.py": b"print()", "README.md": b"card",
                           "onnx/config.json": b"{}", "consolidated.safetensors": b"weights"})
 
 
-def test_a_snapshot_holds_weights_and_texts_alone(hub, base, tmp_path):
+def test_a_snapshot_holds_weights_and_texts_alone(hub: LoopbackHub, base: str, tmp_path: Path) -> None:
     commit = huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
     assert commit == base
     assert sorted(path.name for path in (tmp_path / "base").iterdir()) == [
@@ -195,61 +196,62 @@ def test_a_snapshot_holds_weights_and_texts_alone(hub, base, tmp_path):
     assert not [path for path in (tmp_path / "base").iterdir() if path.is_symlink()]
 
 
-def test_a_download_without_a_terminal_shows_no_bar(hub, base, tmp_path, capsys):
+def test_a_download_without_a_terminal_shows_no_bar(base: str, tmp_path: Path, capsys: Capture) -> None:
     huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
     assert capsys.readouterr().err == ""
 
 
-def test_a_snapshot_is_of_the_revision_asked_for(hub, base, tmp_path):
+def test_a_snapshot_is_of_the_revision_asked_for(hub: LoopbackHub, base: str, tmp_path: Path) -> None:
     hub.put(BASE, {"config.json": b'{"newer": true}'})
     assert huggingface_utils.fetch_snapshot(BASE, base, tmp_path / "base") == base
     assert (tmp_path / "base" / "config.json").read_text() == "{}"
 
 
-def test_a_pickle_that_lies_in_the_cache_stays_there(hub, base, tmp_path):
+def test_a_pickle_that_lies_in_the_cache_stays_there(hub: LoopbackHub, base: str, tmp_path: Path) -> None:
     HfApi(endpoint=hub.url).hf_hub_download(BASE, "pytorch_model.bin")
     huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
     assert not (tmp_path / "base" / "pytorch_model.bin").exists()
 
 
-def test_a_model_of_pickles_alone_is_refused(hub, tmp_path):
+def test_a_model_of_pickles_alone_is_refused(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.put(BASE, {"pytorch_model.bin": b"pickle", "config.json": b"{}"})
     with pytest.raises(InvalidParams, match="no safetensors weights"):
         huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
 
 
 @pytest.mark.parametrize(("repo", "revision", "words"), [
-    ("acme/none", "main", "correct the name"), (BASE, "no-such-branch", "Invalid rev id: no-such-branch"),
-])
-def test_an_absent_base_model_names_the_parameter(hub, base, tmp_path, *, repo, revision, words):
+    ("acme/none", "main", "correct the name"), (BASE, "no-such-branch", "Invalid rev id: no-such-branch")])
+def test_an_absent_base_model_names_the_parameter(
+    base: str, tmp_path: Path, *, repo: str, revision: str, words: str
+) -> None:
     with pytest.raises(InvalidParams, match=rf"model\.base_model: {repo} at revision {revision}: .*{words}"):
         huggingface_utils.fetch_snapshot(repo, revision, tmp_path / "base")
 
 
-def test_a_gated_base_model_says_where_to_accept(hub, base, tmp_path):
+def test_a_gated_base_model_says_where_to_accept(hub: LoopbackHub, base: str, tmp_path: Path) -> None:
     hub.fault("/api/models/", status=403, times=9, headers={"X-Error-Code": "GatedRepo"}, body={"error": "restricted"})
     with pytest.raises(InvalidParams, match=r"accept its conditions on .*/acme/base"):
         huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
 
 
-def test_a_repository_name_that_is_none_is_refused(hub, tmp_path):
+def test_a_repository_name_that_is_none_is_refused(hub: LoopbackHub, tmp_path: Path) -> None:
     with pytest.raises(HubError):
         huggingface_utils.fetch_snapshot("a/b/c", "main", tmp_path / "base")
 
 
-def test_a_base_model_without_a_server_is_a_hub_error(tmp_path):
+def test_a_base_model_without_a_server_is_a_hub_error(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="check the network"):
         huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
 
 
-def test_a_fetched_base_model_needs_no_server_again(hub, base, tmp_path, monkeypatch):
+def test_a_fetched_base_model_needs_no_server_again(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "base")
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     assert huggingface_utils.fetch_snapshot(BASE, "main", tmp_path / "again") == base
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_download_that_breaks_off_is_resumed(hub, base, tmp_path):
+def test_a_download_that_breaks_off_is_resumed(hub: LoopbackHub, base: str, tmp_path: Path) -> None:
     hub.put(BASE, {"model.safetensors": os.urandom(300_000)})
     hub.fault("/resolve/.*/model.safetensors", method="GET", status=503, times=1)
     with pytest.raises(HubError):

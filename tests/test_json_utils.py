@@ -138,7 +138,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json_utils.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_object(path, {"bleu1": 0.9})
     assert list(path.parent.iterdir()) == [path]

@@ -95,7 +95,8 @@ def test_slots_are_named_so_that_they_sort() -> None:
 def test_an_empty_ledger_has_no_champion() -> None:
     empty = parse_slots([])
     assert (empty.head, empty.previous, empty.next_number, empty.head_sha256) == (None, None, 1, NO_SLOT)
-    assert empty.blocked_digests == empty.promoted_digests == empty.blocked_versions == frozenset()
+    assert empty.blocked_digests == empty.promoted_digests == frozenset()
+    assert empty.blocked_versions == frozenset()
 
 
 def test_the_last_slot_is_the_champion_and_the_one_before_the_previous() -> None:

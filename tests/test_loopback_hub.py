@@ -4,7 +4,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -18,7 +20,7 @@ REPO = "acme/shop"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -27,26 +29,26 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def api(hub):
+def api(hub: LoopbackHub) -> HfApi:
     return HfApi(endpoint=hub.url, token=WRITE)
 
 
-def commit(api, files, *, parent=None, branch="main"):
+def commit(api: HfApi, files: Mapping[str, bytes | Path], *, parent: str | None = None, branch: str = "main") -> str:
     return api.create_commit(REPO, [CommitOperationAdd(path, data) for path, data in files.items()],
                              commit_message="test", parent_commit=parent, revision=branch).oid
 
 
-def status(error):
+def status(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
     return error.value.response.status_code
 
 
-def test_an_unknown_token_is_told_so(hub):
+def test_an_unknown_token_is_told_so(hub: LoopbackHub) -> None:
     with pytest.raises(HfHubHTTPError) as error:
         HfApi(endpoint=hub.url, token=UNKNOWN).whoami()
     assert status(error) == 401
 
 
-def test_a_read_only_token_reads_and_does_not_write(hub, api):
+def test_a_read_only_token_reads_and_does_not_write(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO, private=True)
     reader = HfApi(endpoint=hub.url, token=READ)
     assert reader.list_repo_files(REPO) == [".gitattributes"]
@@ -55,7 +57,7 @@ def test_a_read_only_token_reads_and_does_not_write(hub, api):
     assert status(error) == 403
 
 
-def test_a_scoped_token_writes_to_its_repository_alone(hub, api):
+def test_a_scoped_token_writes_to_its_repository_alone(hub: LoopbackHub, api: HfApi) -> None:
     scoped = HfApi(endpoint=hub.url, token=SCOPED)
     for name in (REPO, "acme/scoped"):
         api.create_repo(name)
@@ -65,13 +67,13 @@ def test_a_scoped_token_writes_to_its_repository_alone(hub, api):
     assert status(error) == 403
 
 
-def test_a_private_repository_is_hidden_from_strangers(hub, api):
+def test_a_private_repository_is_hidden_from_strangers(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO, private=True)
     with pytest.raises(RepositoryNotFoundError):
         HfApi(endpoint=hub.url, token=False).model_info(REPO)
 
 
-def test_a_stale_parent_is_refused_and_changes_nothing(hub, api):
+def test_a_stale_parent_is_refused_and_changes_nothing(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     first = api.model_info(REPO).sha
     second = commit(api, {"a.txt": b"a"}, parent=first)
@@ -80,11 +82,11 @@ def test_a_stale_parent_is_refused_and_changes_nothing(hub, api):
     assert (status(error), hub.history(REPO)) == (412, [second, first])
 
 
-def test_of_four_writers_on_one_parent_one_wins(hub, api):
+def test_of_four_writers_on_one_parent_one_wins(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     parent = api.model_info(REPO).sha
 
-    def write(number):
+    def write(number: int) -> str | int:
         try:
             return commit(api, {f"{number}.txt": b"x"}, parent=parent)
         except HfHubHTTPError as error:
@@ -96,7 +98,7 @@ def test_of_four_writers_on_one_parent_one_wins(hub, api):
     assert len(hub.history(REPO)) == 2
 
 
-def test_an_lfs_object_that_was_never_sent_cannot_be_committed(hub, api):
+def test_an_lfs_object_that_was_never_sent_cannot_be_committed(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     lines = [{"key": "header", "value": {"summary": "x"}},
              {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": "0" * 64, "size": 3}}]
@@ -105,12 +107,12 @@ def test_an_lfs_object_that_was_never_sent_cannot_be_committed(hub, api):
     assert answer.status_code == 400
 
 
-def test_an_lfs_object_with_other_bytes_is_refused(hub):
+def test_an_lfs_object_with_other_bytes_is_refused(hub: LoopbackHub) -> None:
     assert httpx2.put(f"{hub.url}/_lfs/{'0' * 64}", content=b"other").status_code == 400
     assert not hub.blob("0" * 64).exists()
 
 
-def test_a_commit_adds_copies_and_deletes(hub, api):
+def test_a_commit_adds_copies_and_deletes(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     first = commit(api, {"a.txt": b"text", "w.safetensors": b"weights"})
     api.create_commit(REPO, [CommitOperationCopy("a.txt", "b.txt", src_revision=first),
@@ -123,13 +125,13 @@ def test_a_commit_adds_copies_and_deletes(hub, api):
     assert Path(api.hf_hub_download(REPO, "b.txt")).read_bytes() == b"text"
 
 
-def test_deleting_an_absent_file_is_an_error(hub, api):
+def test_deleting_an_absent_file_is_an_error(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     with pytest.raises(RemoteEntryNotFoundError):
         api.create_commit(REPO, [CommitOperationDelete("none.txt")], commit_message="x")
 
 
-def test_a_large_file_goes_up_in_parts_and_comes_down_whole(hub, api, tmp_path):
+def test_a_large_file_goes_up_in_parts_and_comes_down_whole(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> None:
     hub.multipart_over, hub.part_size = 1_000_000, 400_000
     data = os.urandom(1_100_000)
     (tmp_path / "w.safetensors").write_bytes(data)
@@ -139,17 +141,17 @@ def test_a_large_file_goes_up_in_parts_and_comes_down_whole(hub, api, tmp_path):
     assert Path(api.hf_hub_download(REPO, "w.safetensors", revision=oid)).read_bytes() == data
 
 
-def test_what_the_client_lists_is_what_was_committed(hub, api):
+def test_what_the_client_lists_is_what_was_committed(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     oid = commit(api, {"folder/a.txt": b"a", "w.safetensors": b"w"})
     tree = {entry.path: getattr(entry, "lfs", None) for entry in api.list_repo_tree(REPO, recursive=True)}
     assert set(tree) == {".gitattributes", "folder", "folder/a.txt", "w.safetensors"}
-    assert tree["w.safetensors"].sha256 == hub.files(REPO)["w.safetensors"]
+    assert [lfs.sha256 for lfs in tree.values() if lfs] == [hub.files(REPO)["w.safetensors"]]
     assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == hub.history(REPO)
     assert api.list_repo_commits(REPO)[0].commit_id == oid
 
 
-def test_branches_and_tags_are_made_once_and_deleted(hub, api):
+def test_branches_and_tags_are_made_once_and_deleted(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     head = api.model_info(REPO).sha
     api.create_branch(REPO, branch="release/abc")
@@ -165,14 +167,14 @@ def test_branches_and_tags_are_made_once_and_deleted(hub, api):
     assert [ref.name for ref in api.list_repo_refs(REPO).branches] == ["main"]
 
 
-def test_a_card_with_broken_metadata_is_refused(hub, api):
+def test_a_card_with_broken_metadata_is_refused(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     with pytest.raises(ValueError, match="Invalid metadata"):
         commit(api, {"README.md": b"---\na: [\n---\n"})
 
 
 @pytest.mark.parametrize("repo_type", ["dataset", "space"])
-def test_other_kinds_of_repository_are_apart(hub, api, repo_type):
+def test_other_kinds_of_repository_are_apart(hub: LoopbackHub, api: HfApi, repo_type: str) -> None:
     api.create_repo(REPO, repo_type=repo_type, space_sdk="static" if repo_type == "space" else None)
     assert api.repo_info(REPO, repo_type=repo_type).sha
     assert not api.repo_exists(REPO)
@@ -180,14 +182,14 @@ def test_other_kinds_of_repository_are_apart(hub, api, repo_type):
     assert not api.repo_exists(REPO, repo_type=repo_type)
 
 
-def test_a_fault_hits_the_requests_that_its_rule_names(hub, api):
+def test_a_fault_hits_the_requests_that_its_rule_names(hub: LoopbackHub, api: HfApi) -> None:
     hub.fault("/whoami", method="GET", nth=2, times=2, status=503, headers={"Retry-After": "1"}, body={"error": "busy"})
     seen = [httpx2.get(f"{hub.url}/api/whoami-v2", headers={"Authorization": f"Bearer {WRITE}"}) for _ in range(4)]
     assert [answer.status_code for answer in seen] == [200, 503, 503, 200]
     assert seen[1].headers["Retry-After"] == "1"
 
 
-def test_a_lost_reply_comes_after_the_work(hub, api):
+def test_a_lost_reply_comes_after_the_work(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     hub.fault("/commit/", after=True, close=True)
     with pytest.raises(httpx2.RemoteProtocolError):
@@ -195,7 +197,7 @@ def test_a_lost_reply_comes_after_the_work(hub, api):
     assert "a.txt" in hub.files(REPO)
 
 
-def test_a_reset_comes_before_the_work(hub, api):
+def test_a_reset_comes_before_the_work(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     hub.fault("/commit/", reset=True)
     with pytest.raises(httpx2.TransportError):  # which one depends on who is faster
@@ -203,7 +205,7 @@ def test_a_reset_comes_before_the_work(hub, api):
     assert len(hub.history(REPO)) == 1
 
 
-def test_an_intruder_makes_the_parent_stale(hub, api):
+def test_an_intruder_makes_the_parent_stale(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     parent = api.model_info(REPO).sha
     hub.fault("/commit/", intrude={"repo": REPO, "files": {"other.txt": "x"}})
@@ -212,22 +214,28 @@ def test_an_intruder_makes_the_parent_stale(hub, api):
     assert status(error) == 412
 
 
-def test_a_slow_body_drips(hub):
+def test_a_slow_body_drips(hub: LoopbackHub) -> None:
     hub.fault("/api/", drip=0.02)
     started = time.monotonic()
     assert httpx2.get(f"{hub.url}/api/none").status_code == 404
     assert time.monotonic() - started > 0.2
 
 
-def serve(root, *flags):
-    process = subprocess.Popen([sys.executable, "tests/loopback_hub.py", "--port", "0", "--root", str(root), *flags],
+@contextmanager
+def serving(root: Path) -> Iterator[str]:
+    """The address of a hub in a process of its own."""
+    process = subprocess.Popen([sys.executable, "tests/loopback_hub.py", "--port", "0", "--root", str(root)],
                                stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    return process, process.stdout.readline().strip()
-
-
-def test_on_its_own_it_keeps_its_content_and_takes_rules_over_http(tmp_path):
-    process, url = serve(tmp_path)
+    assert process.stdout
     try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_on_its_own_it_keeps_its_content_and_takes_rules_over_http(tmp_path: Path) -> None:
+    with serving(tmp_path) as url:
         HfApi(endpoint=url, token=WRITE).create_repo(REPO)
         httpx2.post(f"{url}/_faults", json=[{"path": "/refs", "status": 500}])
         with pytest.raises(HfHubHTTPError):
@@ -235,22 +243,15 @@ def test_on_its_own_it_keeps_its_content_and_takes_rules_over_http(tmp_path):
         assert httpx2.get(f"{url}/_log").json()[-1] == {"method": "GET", "path": f"/api/models/{REPO}/refs",
                                                         "status": 500, "bytes": 0}
         assert httpx2.delete(f"{url}/_faults").json() == []
-    finally:
-        process.kill()
-        process.communicate()
-    process, url = serve(tmp_path)
-    try:
+    with serving(tmp_path) as url:
         assert HfApi(endpoint=url, token=WRITE).list_repo_files(REPO) == [".gitattributes"]
-    finally:
-        process.kill()
-        process.communicate()
 
 
-def test_many_requests_at_once_are_all_answered(hub, api):
+def test_many_requests_at_once_are_all_answered(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     barrier = threading.Barrier(16)
 
-    def ask(_):
+    def ask(_: int) -> int:
         barrier.wait()
         return httpx2.get(f"{hub.url}/api/models/{REPO}").status_code
 

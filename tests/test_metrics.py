@@ -9,7 +9,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from src.errors import InvalidInput, InvalidParams
-from src.metrics import METRICS, RowStatistics, corpus_scores, resampled_scores, row_scores, row_statistics, signature
+from src.metrics import RowStatistics, corpus_scores, resampled_scores, row_scores, row_statistics, signature
+from src.params import METRICS
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 ANSWER = "Your order #4521 ships within 2 days. You can follow it under My Orders, page 3."

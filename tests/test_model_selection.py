@@ -29,6 +29,7 @@ EMPTY = LedgerView(())
 CHAMPION = ledger(("champion", 0.5))
 NOISE = type("Evidence", (), {"includes_zero": True})()
 SIGNAL = type("Evidence", (), {"includes_zero": False})()
+NOTHING: dict[str, float] = dict.fromkeys(METRICS, 0.0)  # weights
 REQUIRE = replace(POLICY, require_significance=True)
 
 
@@ -121,7 +122,7 @@ def test_a_gain_of_exactly_the_threshold_promotes(k: int) -> None:
 
 
 def test_a_gain_of_a_billionth_less_does_not() -> None:
-    policy = replace(POLICY, weights=dict.fromkeys(METRICS, 0.0) | {"bleu1": 1.0})
+    policy = replace(POLICY, weights=NOTHING | {"bleu1": 1.0})
     assert answer(ask(0.500999999, policy=policy))[1] is Reason.BELOW_THRESHOLD
     assert answer(ask(0.501, policy=policy))[1] is Reason.IMPROVED
 
@@ -200,7 +201,7 @@ def test_scores_are_taken_again_under_todays_weights() -> None:
     challenger = ScoredRun("c", digest_of("challenger"), CONTRACT, metrics(0.5).model_copy(update={"bleu1": 0.9}), 0)
     asked = question(challenger, [run("champion", 0.52)], CHAMPION)
     assert decide(asked).reason is Reason.IMPROVED
-    only_bleu4 = replace(POLICY, weights=dict.fromkeys(METRICS, 0.0) | {"bleu4": 1.0})
+    only_bleu4 = replace(POLICY, weights=NOTHING | {"bleu4": 1.0})
     assert decide(replace(asked, policy=only_bleu4)).reason is Reason.NOT_BEST
 
 
@@ -231,7 +232,7 @@ def test_of_equals_the_earliest_is_the_bar() -> None:
 
 def test_the_weighted_score_is_exact_and_rounded_half_even_to_a_billionth() -> None:
     assert weighted_score(metrics(0.1 + 0.2).as_dict(), WEIGHTS) == Decimal("0.300000000")
-    only = dict.fromkeys(METRICS, 0.0) | {"bleu1": 1.0}
+    only = NOTHING | {"bleu1": 1.0}
     assert weighted_score(metrics(0.1234567885).as_dict(), only) == Decimal("0.123456788")
     assert weighted_score(metrics(0.1234567895).as_dict(), only) == Decimal("0.123456790")
     assert weighted_score({**metrics(0).as_dict(), "bleu4": 1}, WEIGHTS) == Decimal("0.4")

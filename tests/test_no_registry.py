@@ -27,7 +27,7 @@ from utils.mlflow_ledger import MlflowLedger
 from utils.no_registry import NoRegistry
 
 NAME = "test-model"
-ONE = ModelIdentity(adapter_sha256=digest_of("one"), **IDENTITY)
+ONE = ModelIdentity.parse({**IDENTITY, "adapter_sha256": digest_of("one")}, where="")
 KEY = ONE.key("contract")
 
 
@@ -86,7 +86,12 @@ def test_an_upload_that_arrives_cut_short_does_not_count_as_kept(
         registry(KEY, save).register(KEY)
     monkeypatch.undo()
     kept: list[Path] = []
-    assert registry(KEY, lambda folder: kept.append(folder) or save(folder)).register(KEY) == 1
+
+    def keep(folder: Path) -> None:
+        kept.append(folder)
+        save(folder)
+
+    assert registry(KEY, keep).register(KEY) == 1
     assert len(kept) == 1
 
 

@@ -41,7 +41,7 @@ def test_nothing_is_visible_before_the_claim_and_all_of_it_after() -> None:
     line = Line(start, after=look)
     deploy(line)
     assert line.names.index("ledger.claim") < line.names.index("registry.set_champion")
-    assert (line.world.champion, line.world.previous, line.world.production) == (2, 1, {2})
+    assert (line.world.champion, line.world.previous, line.world.production) == (2, 1, frozenset({2}))
     assert (line.world.main, line.world.branches, len(line.world.tags)) == (CHALLENGER.key, frozenset(), 2)
 
 
@@ -139,17 +139,19 @@ def test_projections_that_never_agree_end_with_run_again_and_not_in_a_loop() -> 
 
 def test_a_hand_moved_alias_is_put_right_by_a_run_that_keeps() -> None:
     world = deployed(CHAMPION, LATER)
-    for edit in ({"champion": 1}, {"champion": None}, {"previous": 2}, {"production": frozenset({1, 2})},
-                 {"main": CHAMPION.key}, {"tags": frozenset()}, {"mirrored": world.mirrored[:1]}):
+    for edited in (replace(world, champion=1), replace(world, champion=None), replace(world, previous=2),
+                   replace(world, production=frozenset({1, 2})), replace(world, main=CHAMPION.key),
+                   replace(world, tags=frozenset()), replace(world, mirrored=world.mirrored[:1])):
         branches = frozenset((slot.key, slot.hub.commit) for slot in world.view.slots if slot.hub)
-        line = Line(replace(world, **edit, branches=branches))
+        line = Line(replace(edited, branches=branches))
         assert deploy(line)[0].decided().verdict is Verdict.KEEP
         check_settled(line.world)
 
 
 def test_a_tag_at_another_commit_is_reported_and_never_moved() -> None:
     world = deployed(CHAMPION)
-    line = Line(replace(world, tags=frozenset({(1, "evil")}), branches=frozenset({(CHAMPION.key, *_commits(world))})))
+    [commit] = _commits(world)
+    line = Line(replace(world, tags=frozenset({(1, "evil")}), branches=frozenset({(CHAMPION.key, commit)})))
     with pytest.raises(IntegrityError, match="tag v1 is at evil"):
         deploy(line)
     assert (1, "evil") in line.world.tags
@@ -175,7 +177,7 @@ def test_without_the_hub_slot_and_projections_do_without_it() -> None:
     world = deployed(CHAMPION, CHALLENGER, push=False)
     assert [slot.hub for slot in world.view.slots] == [None, None]
     assert (world.main, world.commits, world.mirrored) == (None, frozenset(), ())
-    assert (world.champion, world.previous, world.production) == (2, 1, {2})
+    assert (world.champion, world.previous, world.production) == (2, 1, frozenset({2}))
 
 
 def test_a_promotion_without_the_hub_leaves_main_at_the_last_one_that_had_it() -> None:

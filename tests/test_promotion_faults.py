@@ -32,6 +32,12 @@ def at(number: int, error: BaseException) -> Callable[[Line, str], None]:
     return fail
 
 
+def struck(start: World, moment: str, number: int, error: BaseException) -> Line:
+    """A line that fails at a request, before it is carried out or after."""
+    fault = at(number, error)
+    return Line(start, before=fault) if moment == "before" else Line(start, after=fault)
+
+
 def as_if_never_killed(world: World, start: World) -> bool:
     return world == deployed(CHALLENGER, world=start)
 
@@ -41,7 +47,7 @@ def as_if_never_killed(world: World, start: World) -> bool:
 def test_a_crash_at_any_request_and_one_run_more_end_like_a_run_that_never_crashed(
     start: World, number: int, moment: str
 ) -> None:
-    line = Line(start, **{moment: at(number, Crash())})
+    line = struck(start, moment, number, Crash())
     with pytest.raises(Crash):
         deploy(line)
     ended, _ = deploy(Line(line.world))
@@ -58,7 +64,7 @@ def test_a_crash_at_any_request_and_one_run_more_end_like_a_run_that_never_crash
 def test_a_service_that_fails_at_any_request_promotes_nothing_or_says_that_it_did(
     start: World, number: int, moment: str, error: PipelineError
 ) -> None:
-    line = Line(start, **{moment: at(number, error)})
+    line = struck(start, moment, number, error)
     with pytest.raises(PipelineError) as caught:
         deploy(line)
     promoted = len(line.world.slots) > len(start.slots)

@@ -213,7 +213,7 @@ def test_row_42_a_folder_that_is_not_ours_is_refused(folder: str) -> None:
 
 
 def test_row_42_a_folder_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results.os, "access", lambda _path, _mode: False)  # the tests may run as root
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # the tests may run as root
     with pytest.raises(InvalidParams, match="is not writable"):
         check_output_dir(Path("results/deployment"))
 

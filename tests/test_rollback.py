@@ -1,6 +1,7 @@
 """Which slot a rollback, a block or an adoption appends: rules one by one, then over every short history."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_going_forward_again_blocks_nothing_that_was_promoted_before() -> None:
 def test_blocking_another_version_repeats_the_champion() -> None:
     view = back(THREE, block=2)
     assert view.head
-    assert (view.head.version, view.head.hub, view.blocked_versions) == (3, THREE.slots[2].hub, {2})
+    assert (view.head.version, view.head.hub, view.blocked_versions) == (3, THREE.slots[2].hub, frozenset({2}))
     assert view.previous
     assert view.previous.version == 1
 
@@ -153,7 +154,7 @@ def test_what_stands_outside_of_a_ledger_is_taken_in_by_force_and_can_be_rolled_
     assert adoption(view, FOUND, BY) is None
     undone = back(view)
     assert undone.head
-    assert (undone.head.version, undone.blocked_versions) == (3, {9})
+    assert (undone.head.version, undone.blocked_versions) == (3, frozenset({9}))
 
 
 def test_adopting_a_version_that_the_ledger_knows_unblocks_it_and_keeps_what_belongs_to_it() -> None:
@@ -174,7 +175,7 @@ def actions() -> Iterator[Action]:
     yield lambda view: LedgerView((*view.slots, slot(view, f"m{view.next_number}", 0.5)))
     yield lambda view: LedgerView((*view.slots, slot(view, "m1", 0.5, version=1, kind="force")))
     for to, block in [(None, None), (1, None), (2, None), (None, 1), (None, 2), (1, 2)]:
-        yield lambda view, to=to, block=block: maybe(view, to, block)
+        yield partial(maybe, to=to, block=block)
 
 
 def maybe(view: LedgerView, to: int | None, block: int | None) -> LedgerView:

@@ -11,9 +11,9 @@ from sacrebleu.significance import PairedTest, Result
 from scipy.stats import ttest_rel
 
 from src.errors import InvalidInput
+from src.evidence import GainEvidence
 from src.metrics import RowStatistics, corpus_scores, resampled_scores, row_statistics
 from src.significance import (
-    GainEvidence,
     adjusted_confidence,
     least_rows,
     paired_bootstrap,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from src.metrics import METRICS, corpus_scores, row_statistics
+from src.metrics import corpus_scores, row_statistics
 from src.model_selection import weighted_score
+from src.params import METRICS
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}

@@ -83,12 +83,16 @@ def fine_tuned(root: Path) -> FineTunedModel:
         lora=LoraSettings(r=RANK, alpha=ALPHA, dropout=0.0, target_modules=TARGETS), git_commit="none")
 
 
+def conversations() -> list[list[dict[str, str]]]:
+    """A question each, with its answer."""
+    return [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": question},
+             {"role": "assistant", "content": f" Answer {number}: within {number} days. "}]
+            for number, question in enumerate(QUESTIONS, start=1)]
+
+
 def row_objects() -> list[dict[str, object]]:
     """Evaluation rows as they stand in a split's file."""
-    chats = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": question},
-              {"role": "assistant", "content": f" Answer {number}: within {number} days. "}]
-             for number, question in enumerate(QUESTIONS, start=1)]
-    return [{"id": digest_of(chat)[:16], "intent": "order", "messages": chat} for chat in chats]
+    return [{"id": digest_of(chat)[:16], "intent": "order", "messages": chat} for chat in conversations()]
 
 
 def rows() -> list[EvaluationRow]:

@@ -4,6 +4,7 @@
 """
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from utils import process
 def call(*flags: str, weights: bool = False) -> int:
     """Run the command; returns its exit code. With weights it is the true one, merging and all."""
     root, before = logging.getLogger(), sys.argv
-    handlers, disposition = root.handlers[:], process.signal.getsignal(process.signal.SIGTERM)
+    handlers, disposition = root.handlers[:], signal.getsignal(signal.SIGTERM)
     asked = deployment_script.Deployment()
     sys.argv = ["deployment_script.py", *flags]
     try:
@@ -30,7 +31,7 @@ def call(*flags: str, weights: bool = False) -> int:
     finally:
         sys.argv = before
         root.handlers[:] = handlers
-        process.signal.signal(process.signal.SIGTERM, disposition)
+        signal.signal(signal.SIGTERM, disposition)
     raise AssertionError("unreachable: a stage ends by exiting")
 
 

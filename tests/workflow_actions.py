@@ -56,9 +56,9 @@ def _upload(place: Place, given: Given) -> None:
              and not any(part.startswith(".") for part in each.parts)]
     assert files or given["if-no-files-found"] != "error", f"artifact {given['name']}: no files"
     for path in files:
-        place = target / path.relative_to(root)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+        copy = target / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _download(place: Place, given: Given) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from src.hub_records import HubRelease
 from src.manifest import manifest, tree_digest
+from tests.loopback.server import LoopbackHub
 from tests.loopback.store import WRITE
 from utils.hub_publisher import HubRepository
 from utils.hub_reader import Patience
@@ -15,7 +16,7 @@ QUICK = Patience(deadline=20, request=3, stall=3, attempts=4, backoff=0.02)
 COMMIT = r"/commit/release/"
 
 
-def release_folder(folder, weights):
+def release_folder(folder: Path, weights: bytes) -> Path:
     folder.mkdir()
     for name, data in {"model.safetensors": weights, "config.json": b"{}", "README.md": b"---\nlicense: mit\n---\nx",
                        "manifest.json": weights}.items():
@@ -23,23 +24,23 @@ def release_folder(folder, weights):
     return folder
 
 
-def repository(*, token=WRITE, repo=REPO, patience=QUICK):
+def repository(*, token: str | None = WRITE, repo: str = REPO, patience: Patience = QUICK) -> HubRepository:
     return HubRepository(repo_id=repo, token=token, private=True, patience=patience)
 
 
-def publish(folder, patience=QUICK):
+def publish(folder: Path, patience: Patience = QUICK) -> HubRelease:
     return repository(patience=patience).publish(folder, BRANCH, "release 0123456789ab")
 
 
-def put(hub, folder):
+def put(hub: LoopbackHub, folder: Path) -> HubRelease:
     """What publish leaves, without its process."""
     oid = hub.put(REPO, {path: (folder / path).read_bytes() for path in manifest(folder)}, BRANCH)
     return HubRelease(REPO, oid, tree_digest(manifest(folder)))
 
 
-def shown(hub, revision="main"):
+def shown(hub: LoopbackHub, revision: str = "main") -> dict[str, str]:
     return {path: digest for path, digest in hub.files(REPO, revision).items() if path != ".gitattributes"}
 
 
-def commits_since_main(hub):
+def commits_since_main(hub: LoopbackHub) -> list[str]:
     return [oid for oid in hub.history(REPO, BRANCH) if oid not in hub.history(REPO)]

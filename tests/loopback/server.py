@@ -121,7 +121,8 @@ class Request(BaseHTTPRequestHandler):
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         self._left = int(self.headers.get("Content-Length") or 0)
         path = unquote(self.route)
-        self._entry = entry = {"method": self.command, "path": path, "status": None, "bytes": 0}
+        entry: dict[str, Any] = {"method": self.command, "path": path, "status": None, "bytes": 0}
+        self._entry = entry
         if self.route in ("/_faults", "/_log"):
             return self._send(self._control(hub))
         hub.log.append(entry)

@@ -84,8 +84,8 @@ class Store:
 
     def size(self, sha256: str) -> int | None:
         """Of an LFS object, None where there is none."""
-        if (self.xet_sizes or {}).get(sha256) is not None:
-            return self.xet_sizes[sha256]
+        if (size := (self.xet_sizes or {}).get(sha256)) is not None:
+            return size
         return self.blob(sha256).stat().st_size if self.blob(sha256).exists() else None
 
     def store(self, data: bytes) -> str:
