@@ -124,7 +124,7 @@ def test_races_without_end_are_given_up(clone: Path) -> None:
 
 def test_a_protected_branch_is_told_with_the_remedy(clone: Path) -> None:
     hook(clone, "echo 'protected branch' >&2; exit 1")
-    with pytest.raises(git_records.GitError, match=r"git push: .*protected branch.*let github-actions push"):
+    with pytest.raises(RunAgain, match=r"git push: .*protected branch.*let github-actions push"):
         git_records.commit_records("main", "Records")
 
 

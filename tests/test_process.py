@@ -19,10 +19,12 @@ from utils.process import Arguments, deadline
 ROOT = Path(__file__).parents[1]
 LEAVES = {cls.__name__: cls.code for cls in PipelineError.__subclasses__()}
 STAGE = """
-import json, logging, os, sys, time
+import json, logging, os, signal, sys, time
 from pathlib import Path
 from src import errors
 from utils import process
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell start without it
 
 def announce(result, code, reason):
     Path("told.json").write_text(json.dumps([result, code, reason]))

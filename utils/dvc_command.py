@@ -7,16 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.errors import PipelineError
+from src.errors import RunAgain
 from utils.dvc_remote import default_remote
 
 logger = logging.getLogger(__name__)
 
 _NOBODY = ("Champion", "champion@localhost")
-
-
-class DvcError(PipelineError):
-    """DVC failed, and said why."""
 
 
 def pull() -> None:
@@ -42,7 +38,7 @@ def _with_remote(*command: str) -> None:
         return
     logger.info("dvc %s: remote %s", command[0], remote.name)
     if _dvc(*command) != 0:
-        raise DvcError(f"dvc {command[0]}: remote {remote.name} failed, as the lines above say; check it with "
+        raise RunAgain(f"dvc {command[0]}: remote {remote.name} failed, as the lines above say; check it with "
                        "`python scripts/doctor_script.py` and run it again")
 
 

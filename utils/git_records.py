@@ -8,17 +8,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from src.errors import PipelineError, RunAgain
+from src.errors import RunAgain
 
 logger = logging.getLogger(__name__)
 
 PATHS = ("dvc.lock", "results")
 BOT = ("github-actions[bot]", "41898282+github-actions[bot]@users.noreply.github.com")
 _ATTEMPTS = 5
-
-
-class GitError(PipelineError):
-    """Git refused, and said why."""
 
 
 def commit_records(branch: str, message: str) -> str | None:
@@ -67,7 +63,7 @@ def _commit_on(tip: str, message: str) -> str | None:
 
 
 def _pushed(commit: str, branch: str) -> bool:
-    """Whether origin took it; False where the branch moved on first, and GitError for any other refusal."""
+    """Whether origin took it; False where the branch moved on first, and RunAgain for any other refusal."""
     done = _run("push", "--porcelain", "origin", f"{commit}:refs/heads/{branch}")
     raced = "[rejected]" in done.stdout or "cannot lock ref" in done.stdout + done.stderr
     if done.returncode and not raced:
@@ -101,6 +97,6 @@ def _credentials() -> Mapping[str, str]:
             "GIT_CONFIG_VALUE_0": f"AUTHORIZATION: basic {login}", "GIT_TERMINAL_PROMPT": "0"}
 
 
-def _error(what: str, done: "subprocess.CompletedProcess[str]") -> GitError:
+def _error(what: str, done: "subprocess.CompletedProcess[str]") -> RunAgain:
     said = " ".join((done.stderr or done.stdout).split())
-    return GitError(f"git {what}: {said}; where the branch is protected, let github-actions push to it (docs/ci.md)")
+    return RunAgain(f"git {what}: {said}; where the branch is protected, let github-actions push to it (docs/ci.md)")
