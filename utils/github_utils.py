@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from src.errors import InvalidParams, PipelineError
+from src.errors import InvalidParams
 from utils.redaction import redacted
 
 _API = "https://api.github.com"
@@ -24,8 +24,8 @@ _REMEDIES = {
 }
 
 
-class GithubError(PipelineError):
-    """GitHub refused or did not answer."""
+class GithubError(Exception):
+    """GitHub refused or did not answer: a warning and no exit code, so it is none of src.errors."""
 
 
 @dataclass(frozen=True)
