@@ -10,11 +10,10 @@ from mlflow.entities import Run, ViewType
 
 from src.errors import InvalidInput, InvalidParams, Undecided
 from utils import json_utils
-from utils.deployment_run import EVIDENCE
+from utils.deployment_run import DECISION, EVIDENCE
 from utils.mlflow_history import PAGE
 from utils.mlflow_utils import EXCLUDED, KEY, KIND, MODEL_NAME, fetch_files, find_experiment, find_run, talking
 
-DECISION = "champion.decision"
 REASON = "champion.reason"
 
 
