@@ -1,24 +1,53 @@
 # make repro: the whole job. make test: the checks. Both set up .venv first, and skip that when it is current.
+# make serve: the release as a chat page and API; it has environments of its own, below space/.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+SERVING := space/.venv
+BUILDER := space/.venv-builder
+RELEASE ?= results/release
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test
+.PHONY: help repro test serve serving
 
 help:
 	@echo "make repro   from raw data to a promoted champion, on this machine alone"
-	@echo "make test    linters, types and tests"
+	@echo "make test    linters, types and tests, the app's in its own environment"
+	@echo "make serve   the release of make repro as a chat page and an API on port 5000"
 	@echo "make help    this text"
 
 repro: $(READY)
 	@$(RUN) dvc repro
 
-test: $(READY)
+test: $(READY) $(SERVING)/.ready
 	@$(RUN) ruff check .
 	@$(RUN) mypy
 	@$(RUN) pytest
+
+serve: $(SERVING)/.ready space/assets/identity.json
+	@HF_HUB_OFFLINE=1 $(SERVING)/bin/python space/app.py
+
+serving: $(SERVING)/.ready
+
+space/assets/identity.json: $(RELEASE)/manifest.json $(BUILDER)/.ready
+	@HF_HUB_OFFLINE=1 $(BUILDER)/bin/python space/prepare_assets.py --model $(RELEASE) \
+	  $(addprefix --questions ,$(wildcard results/data/train.jsonl))
+
+$(RELEASE)/manifest.json:
+	@echo "There is no $(RELEASE): run make repro first, or name one with make serve RELEASE=FOLDER"; exit 1
+
+$(SERVING)/.ready: space/requirements/openvino.txt
+	@echo "Setting up $(SERVING), 360 MB."
+	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	@$(SERVING)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(BUILDER)/.ready: space/requirements/builder.txt
+	@echo "Setting up $(BUILDER), 1.5 GB."
+	@test -x $(BUILDER)/bin/python || $(PYTHON) -m venv $(BUILDER)
+	@$(BUILDER)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 $(READY): requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Champion needs Python 3.11 or 3.12; give it with make PYTHON=...") if sys.version_info[:2] not in ((3, 11), (3, 12)) else None'

@@ -20,7 +20,9 @@ SCRIPT_LINES, FILE_LINES = 100, 260
 
 
 def modules(root: Path, *packages: str) -> list[Path]:
-    return sorted(path for name in packages for path in (root / name).rglob("*.py"))
+    """But for those of an environment below it, as space/ has."""
+    return sorted(path for name in packages for path in (root / name).rglob("*.py")
+                  if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def imported(path: Path, *, typing_too: bool) -> list[str]:

@@ -1,0 +1,89 @@
+"""The release that a bundle is made of: a local folder, or a repository on the Hub at a revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
+_VERSION_TAG = re.compile(r"v([1-9][0-9]*)")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
+
+
+class SourceError(Exception):
+    """There is no release there that can be served; the text says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A release on this disk and who it is; None for what nobody recorded."""
+
+    folder: Path
+    model: str
+    version: int | None
+    commit: str | None
+    model_digest: str | None
+
+
+def find(model: str, version: int | None) -> Source:
+    """A folder is taken as it is, NAME[@REVISION] is fetched from the Hub; raises SourceError."""
+    source = _local(Path(model)) if Path(model).is_dir() else _from_hub(model)
+    _check(source.folder)
+    known = source.version if version is None else version
+    return Source(source.folder, source.model, known, source.commit, source.model_digest)
+
+
+def _local(folder: Path) -> Source:
+    digest = _card_digest(folder)
+    told = folder.resolve().parent / "deployment" / "deployment_info.json"
+    deployed: dict[str, Any] = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    if not digest or deployed.get("model_digest") != digest:  # it tells of another model
+        deployed = {}
+    hub = deployed.get("hub") or {}
+    name = deployed.get("model_name") or folder.resolve().name
+    return Source(folder, name, deployed.get("version"), hub.get("commit"), digest)
+
+
+def _from_hub(model: str) -> Source:
+    import httpx2
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name, _, revision = model.partition("@")
+    api = HfApi()
+    try:
+        commit = api.model_info(name, revision=revision or None).sha
+        tags = [tag.name for tag in api.list_repo_refs(name).tags if tag.target_commit == commit]
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=_PATTERNS))
+    except (OSError, HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
+        raise SourceError(f"{model}: neither a folder nor to be had from the Hub: {error}") from error
+    versions = sorted(int(found[1]) for tag in tags if (found := _VERSION_TAG.fullmatch(tag)))
+    return Source(folder, name, versions[-1] if versions else None, commit, _card_digest(folder))
+
+
+def _card_digest(folder: Path) -> str | None:
+    card = folder / "README.md"
+    found = _DIGEST.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return found[1] if found else None
+
+
+def _check(folder: Path) -> None:
+    """Every file is what the release's manifest says, where it has one; and a chat model is all there."""
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise SourceError(f"{folder}: lacks {name}; is it a release? `make repro` makes results/release")
+    manifest = folder / "manifest.json"
+    stated: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    for name, digest in stated.items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise SourceError(f"{folder / name}: is not what manifest.json says; assemble or fetch the release again")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

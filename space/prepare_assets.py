@@ -1,0 +1,117 @@
+"""Make the bundle that the app serves: `python space/prepare_assets.py --model results/release`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from bundling import export
+from bundling.source import Source, SourceError, find, sha256
+
+logger = logging.getLogger("space")
+
+HERE = Path(__file__).parent
+_AROUND = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+           "README.md")
+_QUESTIONS = 500
+
+
+def main() -> int:
+    """Exit 0 with a bundle in place, 2 where the release cannot be had."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder of a release, or NAME[@REVISION] on the Hub")
+    parser.add_argument("--output", type=Path, default=HERE / "assets")
+    parser.add_argument("--weights", default="int8,int4", help="int8,int4 or one of them, or safetensors")
+    parser.add_argument("--questions", type=Path, help="conversations (JSON lines) that the fallback may answer from")
+    parser.add_argument("--version", type=int, help="version in the registry, where the release does not tell")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    wanted = arguments.weights.split(",")
+    if not set(wanted) <= {*export.COMPRESSED} and wanted != ["safetensors"]:
+        parser.error(f"--weights {arguments.weights}: expected int8, int4, int8,int4 or safetensors")
+    try:
+        source = find(arguments.model, arguments.version)
+        weights = prepare(source, arguments.output, wanted, arguments.questions)
+    except (SourceError, OSError) as error:
+        logger.critical("%s", error)
+        return 2
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    logger.info("%s: %s, version %s, %s, %.1f MB", arguments.output, source.model, source.version or "unknown",
+                " and ".join(weights), size / 1e6)
+    return 0
+
+
+def prepare(source: Source, output: Path, wanted: list[str], questions: Path | None) -> list[str]:
+    """Write the bundle beside its place and rename it there; returns the weights that it holds."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".bundle.", dir=output.parent))
+    try:
+        folder.chmod(0o755)
+        for name in _AROUND:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, folder / name)
+        weights = _write_weights(source.folder, folder, wanted)
+        if questions:
+            text = json.dumps(_first_turns(questions), indent=1)
+            (folder / "questions.json").write_text(text + "\n", encoding="ascii")
+        _write_identity(source, folder, weights)
+        _replace(folder, output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return weights
+
+
+def _write_weights(release: Path, folder: Path, wanted: list[str]) -> list[str]:
+    if wanted != ["safetensors"]:
+        reason = f"{', '.join(export.lacking())} missing here" if export.lacking() else ""
+        try:
+            if not reason:
+                export.compress(release, folder, wanted)
+                return wanted
+        except export.ExportError as error:
+            reason = str(error)
+            for precision in wanted:
+                shutil.rmtree(folder / precision, ignore_errors=True)
+        logger.warning("not compressed: %s. The bundle holds the released weights; serving them needs torch and "
+                       "transformers, more memory and more time", reason)
+    export.copy_weights(release, folder)
+    return ["safetensors"]
+
+
+def _first_turns(path: Path) -> list[dict[str, str]]:
+    """The shipped questions, which the page shows, then those of the conversations; each once, with its answer."""
+    shipped = json.loads((HERE / "questions.json").read_text(encoding="utf-8"))
+    found: dict[str, str] = {each["question"]: each["answer"] for each in shipped}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        messages = [each for each in json.loads(line)["messages"] if each["role"] != "system"]
+        found.setdefault(messages[0]["content"], messages[1]["content"])
+    return [{"question": question, "answer": answer} for question, answer in list(found.items())[:_QUESTIONS]]
+
+
+def _write_identity(source: Source, folder: Path, weights: list[str]) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    identity = {
+        "model": source.model, "version": source.version, "commit": source.commit,
+        "model_digest": source.model_digest, "weights": weights,
+        "sizes": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
+    }
+    (folder / "identity.json").write_text(json.dumps(identity, indent=2) + "\n", encoding="ascii")
+
+
+def _replace(folder: Path, output: Path) -> None:
+    aside = output.with_name(f".{output.name}.old.{os.getpid()}")
+    if output.exists():
+        output.rename(aside)
+    folder.rename(output)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

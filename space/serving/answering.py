@@ -1,0 +1,111 @@
+"""From a request to the pieces of its answer: prompt, limits, stop texts, and what it took."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from serving.generation import Options
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from serving.bundle import Bundle
+    from serving.generation import Engine
+    from serving.schema import ChatRequest
+    from serving.settings import Settings
+    from serving.telemetry import Telemetry
+
+
+_COLDEST = 0.01  # below that, temperature and top_p mean greedy, and probabilities overflow
+
+
+class TooLong(Exception):
+    """The conversation has more tokens than are taken."""
+
+
+@dataclass
+class Answer:
+    """An answer under way; what it took is known when its pieces are through."""
+
+    bundle: Bundle
+    engine: Engine
+    telemetry: Telemetry
+    prompt: list[int]
+    options: Options
+    stops: Sequence[str]
+    seconds: int
+    begun: float
+    finish_reason: str = "stop"
+    tokens: int = field(default=0, init=False)
+
+    @classmethod
+    def prepare(
+        cls, request: ChatRequest, bundle: Bundle, engine: Engine, settings: Settings, telemetry: Telemetry
+    ) -> Answer:
+        """Check and encode a request; raises TooLong, BadConversation."""
+        prompt = bundle.encode([{"role": each.role, "content": each.text} for each in request.messages])
+        most = min(settings.max_input_tokens, bundle.context - 1)
+        if len(prompt) > most:
+            raise TooLong(f"the conversation has {len(prompt)} tokens, {most} are taken; shorten it or begin a new one")
+        wanted = min(request.wanted_tokens or bundle.max_new_tokens, settings.max_new_tokens,
+                     bundle.context - len(prompt))
+        seed = time.monotonic_ns() % 2**31 if request.seed is None else request.seed
+        temperature = request.temperature or 0.0
+        options = Options(wanted, bundle.stop_tokens, temperature if temperature >= _COLDEST else 0.0,
+                          max(request.top_p or 1.0, _COLDEST), seed)
+        return cls(bundle, engine, telemetry, prompt, options, request.stops, settings.seconds, time.monotonic())
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """The text as it comes. Ends at a stop text, and after the time limit; stops the engine however it ends."""
+        generation = self.engine.start(self.prompt, self.options)
+        self.telemetry.tokens.labels("prompt").inc(len(self.prompt))
+        cut = _Cut(self.stops)
+        decode = self.bundle.decoder()
+        try:
+            async for tokens in generation.tokens(self.seconds):
+                self._count(len(tokens))
+                if text := cut(decode(tokens)):
+                    yield text
+                if cut.met:
+                    return
+            self.finish_reason = generation.finish_reason
+        except TimeoutError:
+            self.finish_reason = "length"
+        finally:
+            generation.stop()
+        if rest := cut.rest():
+            yield rest
+
+    def _count(self, tokens: int) -> None:
+        if not self.tokens:
+            self.telemetry.first_token.observe(time.monotonic() - self.begun)
+        self.tokens += tokens
+        self.telemetry.tokens.labels("completion").inc(tokens)
+
+
+class _Cut:
+    """Lets text through up to a stop text, and holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops, self._held, self.met = stops, "", False
+
+    def __call__(self, text: str) -> str:
+        held = self._held + text
+        found = [place for place in (held.find(stop) for stop in self._stops) if place >= 0]
+        if found:
+            self._held, self.met = "", True
+            return held[: min(found)]
+        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep:]
+        return held[: len(held) - keep]
+
+    def rest(self) -> str:
+        """What was held back and turned out to be no stop text."""
+        return "" if self.met else self._held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of the text that begins the stop text."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,151 @@
+"""A folder that can be served: who the model is, its tokenizer and chat template, its generation settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from serving.settings import IDENTITY, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_QUESTIONS = Path(__file__).parents[1] / "questions.json"
+
+
+class BadConversation(Exception):
+    """The chat template does not take these messages; the text says why."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model answers; None for what the release did not tell."""
+
+    model: str
+    version: int | None
+    commit: str | None
+    digest: str | None
+
+    @property
+    def label(self) -> str:
+        """The version as a person reads it."""
+        return f"v{self.version}" if self.version else (self.commit or self.digest or "unversioned")[:12]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is needed around the weights."""
+
+    folder: Path
+    identity: Identity
+    weights: tuple[str, ...]  # of int8, int4 and safetensors
+    tokenizer: Tokenizer
+    template: str
+    special: Mapping[str, str]  # bos_token and the like, as the template may use them
+    stop_tokens: frozenset[int]
+    max_new_tokens: int  # as evaluated
+    context: int  # tokens, question and answer together
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read a bundle, or a plain release; raises SettingError for one that lacks a file or was changed."""
+        recorded = _read(folder / IDENTITY) if (folder / IDENTITY).is_file() else {}
+        for name, size in recorded.get("sizes", {}).items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise SettingError(f"{folder / name}: is not what {IDENTITY} says; run prepare_assets.py again")
+        config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
+        stops = generation.get("eos_token_id", config.get("eos_token_id"))
+        tokenizer_config = _read(folder / "tokenizer_config.json")
+        template = folder / "chat_template.jinja"
+        text = template.read_text(encoding="utf-8") if template.is_file() else tokenizer_config.get("chat_template")
+        if not isinstance(text, str) or not (folder / "tokenizer.json").is_file():
+            raise SettingError(f"{folder}: lacks tokenizer.json or a chat template; is it a release of a chat model?")
+        return cls(
+            folder=folder,
+            identity=Identity(recorded.get("model") or folder.resolve().name, recorded.get("version"),
+                              recorded.get("commit"), recorded.get("model_digest")),
+            weights=tuple(recorded.get("weights", ["safetensors"])),
+            tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
+            template=text,
+            special={name: value["content"] if isinstance(value, dict) else value
+                     for name, value in tokenizer_config.items() if name.endswith("_token") and value},
+            stop_tokens=frozenset(stops if isinstance(stops, list) else [stops] if stops is not None else []),
+            max_new_tokens=generation.get("max_new_tokens", 256),
+            context=config.get("max_position_embeddings", 2048),
+        )
+
+    def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The tokens of a conversation, up to where the assistant speaks; raises BadConversation."""
+        clean = [{**message, "content": self._without_markers(message["content"])} for message in messages]
+        try:
+            text = self._compiled.render(messages=clean, add_generation_prompt=True, **self.special)
+        except TemplateError as error:
+            raise BadConversation(f"the model's chat template does not take these messages: {error}") from error
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    def decoder(self) -> TextStream:
+        """A fresh decoder for one answer."""
+        return TextStream(self.tokenizer)
+
+    def questions(self) -> list[dict[str, str]]:
+        """Questions with their answers: those of the bundle, else those shipped with the app."""
+        own = self.folder / "questions.json"
+        found: list[dict[str, str]] = json.loads((own if own.is_file() else _QUESTIONS).read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def _compiled(self) -> Any:
+        environment = ImmutableSandboxedEnvironment(  # as transformers renders them
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = _refuse
+        return environment.from_string(self.template)
+
+    @cached_property
+    def _markers(self) -> re.Pattern[str]:
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return re.compile("|".join(sorted(re.escape(token.content) for token in added if token.special)) or r"(?!)")
+
+    def _without_markers(self, text: str) -> str:
+        """Without the tokens that part the speakers, so that no message can speak as somebody else."""
+        while (cut := self._markers.sub("", text)) != text:
+            text = cut
+        return text
+
+
+class TextStream:
+    """Tokens to text as they come; a character of several tokens appears when its last one is there."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
+
+    def __call__(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens add."""
+        return "".join(self._pieces(tokens))
+
+    def _pieces(self, tokens: Sequence[int]) -> Iterator[str]:
+        for token in tokens:
+            yield self._stream.step(self._tokenizer, token) or ""
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path}: cannot be read: {error}; run prepare_assets.py again") from error
+    if not isinstance(found, dict):
+        raise SettingError(f"{path}: expected an object; run prepare_assets.py again")
+    return found

@@ -1,0 +1,96 @@
+"""The serving app of space/ as a process of its own, with a tiny chat model of random weights.
+
+tests/space_bundle.tar.gz holds that model as a release (tiny-chat) and as the bundle that prepare_assets.py made of it
+in the builder's environment (assets). It says letters and blanks and never ends by itself.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPACE = ROOT / "space"
+PYTHON = SPACE / ".venv/bin/python"
+CHAT = "/v1/chat/completions"
+needs_serving = pytest.mark.skipif(not PYTHON.exists(), reason="space/.venv is missing: make serving")
+
+
+def unpack(folder: Path) -> Path:
+    """The tiny model; returns its bundle."""
+    with tarfile.open(ROOT / "tests/space_bundle.tar.gz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder / "assets"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Nothing of the caller's but where programs are; on this machine alone, one thread."""
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "HOST": "127.0.0.1", "THREADS": "1",
+            "HF_HUB_OFFLINE": "1", "RATE_PER_MINUTE": "0", **changes}
+
+
+@dataclass
+class Server:
+    """A process that answers."""
+
+    process: subprocess.Popen[str]
+    client: httpx2.Client
+
+    def chat(self, content: str = "Where is my order?", **more: object) -> httpx2.Response:
+        return self.client.post(CHAT, json={"messages": [{"role": "user", "content": content}], **more})
+
+    def stream(self, **more: object) -> Any:
+        body = {"messages": [{"role": "user", "content": "Where is my order?"}], "stream": True, **more}
+        return self.client.stream("POST", CHAT, json=body)
+
+    def metric(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+
+    def wait_for(self, name: str, value: float) -> None:
+        """Until a metric has a value; fails after 5 s."""
+        until = time.monotonic() + 5
+        while (found := self.metric(name)) != value:
+            assert time.monotonic() < until, f"{name} is {found}"
+            time.sleep(0.05)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def serve(program: Path, python: Path | str = PYTHON, **changes: str) -> Iterator[Server]:
+    """Start a program on a free port, wait until it is healthy, end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([str(python), str(program)], env=environment(PORT=str(port), **changes), cwd="/",
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            until = time.monotonic() + 60
+            while not _healthy(client):
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < until, "not healthy after 60 s"
+                time.sleep(0.05)
+            yield Server(process, client)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _healthy(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -1,0 +1,141 @@
+"""Making the bundle, its settings and limits, and the fall-back engine: what needs no environment of its own."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.space_process import SPACE, environment, unpack
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(SPACE))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("serving", "bundling", "app")]:
+        del sys.modules[name]
+
+
+def prepare(release: Path | str, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SPACE / "prepare_assets.py", "--model", str(release), "--output", str(output), *more]
+    return subprocess.run([str(word) for word in command], env=environment(), capture_output=True, text=True,
+                          check=False)
+
+
+def test_what_is_no_release_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = prepare(tmp_path / "empty", tmp_path / "assets")
+    assert ended.returncode == 2
+    assert "lacks config.json" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_release_that_differs_from_its_manifest_is_refused(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    (tmp_path / "tiny-chat/manifest.json").write_text(json.dumps({"config.json": "0" * 64}))
+    ended = prepare(tmp_path / "tiny-chat", tmp_path / "new")
+    assert ended.returncode == 2
+    assert "config.json: is not what manifest.json says" in ended.stderr
+
+
+def test_where_nothing_can_compress_the_bundle_holds_the_released_weights_and_says_so(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    deployed = {"model_name": "shop", "version": 7, "model_digest": "ab" * 32, "hub": {"commit": "c" * 40}}
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment/deployment_info.json").write_text(json.dumps(deployed))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [
+        {"role": "user", "content": "Do you sell tea?"}, {"role": "assistant", "content": "We do."}]}) + "\n")
+    ended = prepare(tmp_path / "tiny-chat", tmp_path / "new", "--questions", str(tmp_path / "rows.jsonl"))
+    assert ended.returncode == 0
+    assert "not compressed: optimum.intel, nncf, openvino missing here" in ended.stderr
+    identity = json.loads((tmp_path / "new/identity.json").read_text())
+    assert identity == {**identity, "model": "shop", "version": 7, "commit": "c" * 40, "model_digest": "ab" * 32,
+                        "weights": ["safetensors"]}
+    assert (tmp_path / "new/model.safetensors").read_bytes() == (tmp_path / "tiny-chat/model.safetensors").read_bytes()
+    stored = json.loads((tmp_path / "new/questions.json").read_text())
+    assert stored[-1] == {"question": "Do you sell tea?", "answer": "We do."}
+
+
+def test_a_deployment_of_another_model_gives_no_version(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment/deployment_info.json").write_text(json.dumps({"version": 9, "model_digest": "cd" * 32}))
+    from bundling import source
+
+    assert source.find(str(tmp_path / "tiny-chat"), None).version is None
+    assert source.find(str(tmp_path / "tiny-chat"), 4).version == 4
+
+
+@pytest.mark.parametrize("wrong", [{"PORT": "http"}, {"PORT": "0"}, {"MAX_QUEUE": "-1"}, {"WEIGHTS": "int2"},
+                                   {"MODEL_DIR": "/nowhere"}], ids=str)
+def test_a_setting_that_cannot_be_is_named(wrong: dict[str, str]) -> None:
+    from serving import settings
+
+    with pytest.raises(settings.SettingError, match=next(iter(wrong))):
+        settings.find_model(settings.Settings.read(wrong))
+
+
+def test_offline_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import settings
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "APP", tmp_path)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        with pytest.raises(settings.SettingError, match="may not be downloaded"):
+            settings.find_model(settings.Settings.read({"HF_MODEL_ID": "shop/chat", name: "1"}))
+
+
+def test_a_space_a_container_and_a_laptop_are_told_apart() -> None:
+    from serving.settings import Settings, host_kind
+
+    assert host_kind({"SPACE_ID": "a/b"}, lambda _: True) == "Space"
+    assert host_kind({}, lambda path: path.name == ".dockerenv") == "container"
+    assert host_kind({}, lambda _: False) == "laptop"
+    assert (Settings.read({"SPACE_ID": "a/b"}).port, Settings.read({}).port) == (7860, 5000)
+
+
+def test_a_client_over_its_rate_waits_as_long_as_it_is_told() -> None:
+    from serving.admission import Busy, Rate
+
+    now = 0.0
+    rate = Rate(2, clock=lambda: now)
+    rate.take("a")
+    rate.take("a")
+    with pytest.raises(Busy) as refused:
+        rate.take("a")
+    rate.take("b")
+    now += refused.value.retry_after
+    rate.take("a")
+
+
+def test_released_weights_answer_through_transformers_and_stop_when_nobody_waits(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    from serving.bundle import Bundle
+    from serving.generation import Options
+    from serving.transformers_engine import TransformersEngine
+
+    bundle = Bundle.open(tmp_path / "tiny-chat")
+    engine = TransformersEngine(bundle.folder, threads=1)
+    prompt = bundle.encode([{"role": "user", "content": "Where is my order?"}])
+
+    async def answer(most: int, taken: int) -> tuple[str, str]:
+        generation = engine.start(prompt, Options(most, bundle.stop_tokens, 0.0, 1.0, 1))
+        found: list[int] = []
+        async for tokens in generation.tokens(20):
+            found += tokens
+            if len(found) == taken:
+                break
+        generation.stop()
+        return bundle.decoder()(found), generation.finish_reason
+
+    async def both() -> Any:
+        return await answer(20_000, 12), await answer(12, 20)  # the second waits for the end of the first
+
+    (cut, _), (whole, reason) = asyncio.run(both())
+    engine.close()
+    assert (cut, len(cut), reason) == (whole, 12, "length")
