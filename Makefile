@@ -23,6 +23,7 @@ repro: $(READY)
 test: $(READY) $(SERVING)/.ready
 	@$(RUN) ruff check .
 	@$(RUN) mypy
+	@$(RUN) mypy --config-file space/mypy.ini --python-executable $(SERVING)/bin/python space
 	@$(RUN) pytest
 
 serve: $(SERVING)/.ready space/assets/identity.json
@@ -37,7 +38,7 @@ space/assets/identity.json: $(RELEASE)/manifest.json $(BUILDER)/.ready
 $(RELEASE)/manifest.json:
 	@echo "There is no $(RELEASE): run make repro first, or name one with make serve RELEASE=FOLDER"; exit 1
 
-$(SERVING)/.ready: space/requirements/openvino.txt
+$(SERVING)/.ready: space/requirements/modern.lock
 	@echo "Setting up $(SERVING), 360 MB."
 	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
 	@$(SERVING)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<

@@ -1,6 +1,8 @@
 """The serving app, run as a process in its own environment."""
 
 import json
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -120,6 +122,43 @@ def test_who_leaves_while_waiting_leaves_the_queue(narrow: Server) -> None:
         narrow.wait_for("chat_waiting", 0)
     narrow.wait_for("chat_answering", 0)
     assert narrow.chat(max_tokens=1).status_code == 200
+
+
+def test_an_engine_that_is_gone_is_told_at_once_and_ever_after(bundle: Path) -> None:
+    with serve(APP, MODEL_DIR=str(bundle), MAX_NEW_TOKENS="20000") as server:
+        with server.stream() as reply:
+            lines = reply.iter_lines()
+            assert next(lines)
+            os.kill(engine_of(server), signal.SIGKILL)
+            *_, last = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
+        health, chat = server.client.get("/healthz"), server.chat()
+        assert (health.status_code, health.json()["ok"], chat.status_code) == (503, False, 503)
+        assert chat.json()["error"]["message"] == "the engine failed: the engine's process ended with -9"
+
+
+def test_the_engine_ends_with_the_app_however_that_ends(bundle: Path) -> None:
+    with serve(APP, MODEL_DIR=str(bundle), MAX_NEW_TOKENS="20000") as server, server.stream() as reply:
+        assert next(reply.iter_lines())
+        engine = engine_of(server)
+        server.process.kill()
+        until = time.monotonic() + 5
+        while is_running(engine):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def engine_of(server: Server) -> int:
+    """The one process that the app started."""
+    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    return int(" ".join(file.read_text() for file in children))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def test_an_answer_ends_at_its_time_limit_and_sigterm_lets_it_end(bundle: Path) -> None:

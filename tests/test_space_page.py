@@ -67,12 +67,42 @@ def test_in_chromium_an_error_is_told_and_the_question_kept(server: Server, tmp_
         wait_for(tab, "document.querySelectorAll('#examples button').length === 4")
         tab.evaluate("document.getElementById('question').focus(); 0")
         tab.call("Input.insertText", text="long " * 800)
-        for kind in ("keyDown", "keyUp"):
-            tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r",
-                     windowsVirtualKeyCode=13)
+        press(tab, "Enter")
         wait_for(tab, "document.getElementById('status').textContent.includes('tokens')")
         assert tab.evaluate("document.getElementById('question').value").startswith("long long")
+        assert tab.evaluate("document.getElementById('question').clientHeight") > 100
         assert tab.evaluate("document.querySelectorAll('#talk li').length") == 0
+
+
+@needs_serving
+@needs_chromium
+def test_in_chromium_the_keyboard_alone_asks_and_stops_and_a_screen_reader_is_told(server: Server, tmp_path: Path
+                                                                                   ) -> None:
+    with chromium.tab(tmp_path / "profile") as tab:
+        tab.call("Page.navigate", url=str(server.client.base_url))
+        wait_for(tab, "document.querySelectorAll('#examples button').length === 4")
+        for reached in ("skip", "main", "Where is my order?"):
+            press(tab, "Tab")
+            assert reached in tab.evaluate("(e => [e.className, e.localName, e.textContent].join())"
+                                           "(document.activeElement)")
+        assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        press(tab, "Enter")
+        wait_for(tab, f"({ANSWER}).length > 20")
+        answers = tab.call("Accessibility.getFullAXTree")["nodes"]
+        log, = (node for node in answers if node.get("role", {}).get("value") == "log")
+        assert {"name": "live", "value": {"type": "token", "value": "polite"}} in log["properties"]
+        assert tab.evaluate("document.querySelector('#talk .assistant').getAttribute('aria-busy')") == "true"
+        press(tab, "Escape")
+        wait_for(tab, "document.querySelector('#talk .assistant .note')?.textContent === 'Stopped.'")
+        press(tab, "Tab")
+        assert tab.evaluate("document.activeElement.id") == "send"
+
+
+def press(tab: chromium.Tab, key: str) -> None:
+    code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
+    for kind in ("keyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+        tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
 
 def wait_for(tab: chromium.Tab, expression: str) -> None:

@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from serving.generation import Options
+from serving.generation import EngineError, Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from serving.bundle import Bundle
-    from serving.generation import Engine
+    from serving.engine import Engine
     from serving.schema import ChatRequest
     from serving.settings import Settings
     from serving.telemetry import Telemetry
@@ -73,6 +73,9 @@ class Answer:
             self.finish_reason = generation.finish_reason
         except TimeoutError:
             self.finish_reason = "length"
+        except EngineError:
+            self.telemetry.errors.inc()
+            raise
         finally:
             generation.stop()
         if rest := cut.rest():

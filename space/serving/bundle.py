@@ -58,6 +58,7 @@ class Bundle:
     @classmethod
     def open(cls, folder: Path) -> Bundle:
         """Read a bundle, or a plain release; raises SettingError for one that lacks a file or was changed."""
+        folder = folder.resolve()
         recorded = _read(folder / IDENTITY) if (folder / IDENTITY).is_file() else {}
         for name, size in recorded.get("sizes", {}).items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
@@ -71,8 +72,8 @@ class Bundle:
             raise SettingError(f"{folder}: lacks tokenizer.json or a chat template; is it a release of a chat model?")
         return cls(
             folder=folder,
-            identity=Identity(recorded.get("model") or folder.resolve().name, recorded.get("version"),
-                              recorded.get("commit"), recorded.get("model_digest")),
+            identity=Identity(recorded["model"], recorded["version"], recorded["commit"], recorded["model_digest"])
+            if recorded else _named_by(folder),
             weights=tuple(recorded.get("weights", ["safetensors"])),
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             template=text,
@@ -135,6 +136,14 @@ class TextStream:
     def _pieces(self, tokens: Sequence[int]) -> Iterator[str]:
         for token in tokens:
             yield self._stream.step(self._tokenizer, token) or ""
+
+
+def _named_by(folder: Path) -> Identity:
+    """Who a plain release is: its folder's name, or in the Hub's cache the repository and the commit."""
+    cached = re.fullmatch(r"models--(.+)", folder.parents[1].name) if folder.parent.name == "snapshots" else None
+    if cached:
+        return Identity(cached[1].replace("--", "/"), None, folder.name, None)
+    return Identity(folder.name, None, None, None)
 
 
 def _refuse(message: str) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from serving.admission import Gate, Rate
 from serving.answering import Answer
-from serving.generation import Engine, EngineError
+from serving.generation import EngineError
 from serving.replies import HeldStream, chunk, event, refusal
 from serving.schema import AnswerMessage, ChatCompletion, ChatRequest, Choice, Usage
 from serving.telemetry import Telemetry
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from serving.bundle import Bundle
+    from serving.engine import Engine
     from serving.settings import Settings
 
 T = TypeVar("T")
-_LEFT = 0.25  # seconds between looks at whether the client is still there
+_SLOW = 5  # seconds more than an answer may take, for a client that reads slowly
 
 
 class ClientLeftError(Exception):
@@ -38,7 +39,7 @@ class Desk:
     """What the requests of one app share."""
 
     def __init__(self, bundle: Bundle, engine: Engine, settings: Settings) -> None:
-        self.bundle, self.engine, self.settings, self.telemetry = bundle, engine, settings, Telemetry()
+        self.bundle, self.engine, self.settings, self.telemetry = bundle, engine, settings, Telemetry(engine.pid)
         self.gate = Gate(concurrency=settings.concurrency, queue=settings.queue)
         self.rate = Rate(settings.rate_per_minute)
         self.telemetry.answering.set_function(lambda: self.gate.inside)
@@ -60,7 +61,7 @@ class Desk:
             await self._while_there(request, stack.enter_async_context(self.gate.enter()))
             if asked.stream:
                 usage = asked.stream_options is not None and asked.stream_options.include_usage
-                return HeldStream(self._events(answer, usage=usage), stack.pop_all())
+                return HeldStream(self._events(answer, usage=usage), stack.pop_all(), self.settings.seconds + _SLOW)
             text = await self._while_there(request, _joined(answer))
             return JSONResponse(self._completion(answer, text).model_dump())
 
@@ -79,7 +80,6 @@ class Desk:
             done = True
         except EngineError as error:  # the status is sent already
             done = True
-            self.telemetry.errors.inc()
             yield event({"error": {"message": str(error), "type": "server_error", "code": "engine_failed"}})
         finally:
             if not done:
@@ -87,18 +87,17 @@ class Desk:
 
     async def _while_there(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """The result of some work, given up when the client leaves."""
-        task = asyncio.ensure_future(work)
+        task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
         try:
-            while not task.done():
-                await asyncio.wait([task], timeout=_LEFT)
-                if not task.done() and await request.is_disconnected():
-                    self.telemetry.abandoned.inc()
-                    raise ClientLeftError
+            await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.telemetry.abandoned.inc()
+                raise ClientLeftError
             return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+            for each in (task, leaving):
+                each.cancel()
+            await asyncio.wait([task, leaving])
 
     def _completion(self, answer: Answer, text: str) -> ChatCompletion:
         finish: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
@@ -116,6 +115,11 @@ class Desk:
         identity = asdict(self.bundle.identity)
         body = {"ok": reason is None, **identity, "engine": self.engine.name}
         return JSONResponse(body if reason is None else {**body, "reason": reason}, 200 if reason is None else 503)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _joined(answer: Answer) -> str:

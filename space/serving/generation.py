@@ -1,13 +1,13 @@
-"""One answer as it is generated: tokens pass from the engine's thread to the request that waits for them."""
+"""One answer as it is generated: tokens come from the engine, and are taken by the request that waits for them."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 
 class EngineError(Exception):
@@ -19,67 +19,53 @@ class Options:
     """How to generate; a temperature of 0 is greedy."""
 
     max_new_tokens: int
-    stop_tokens: frozenset[int]
+    stop_tokens: Collection[int]
     temperature: float
     top_p: float
     seed: int
 
 
-class Engine(Protocol):
-    """What runs the weights."""
+@dataclass(frozen=True)
+class Piece:
+    """What one step gave one answer: tokens, and stop or length or what failed where it was the last step."""
 
-    name: str
-
-    def start(self, prompt: Sequence[int], options: Options) -> Generation:
-        """Begin an answer; to be called in the event loop."""
-
-    def broken(self) -> str | None:
-        """Why nothing can be generated any more."""
-
-    def close(self) -> None:
-        """Stop every answer and end the thread."""
+    number: int
+    tokens: Sequence[int] = ()
+    finish_reason: str | None = None
+    error: str | None = None
 
 
 class Generation:
-    """One answer. The engine calls put and end from its thread; stop makes it end early."""
+    """One answer, in the event loop alone. It holds at most `max_new_tokens` that nobody took yet."""
 
-    def __init__(self, prompt: Sequence[int], options: Options) -> None:
-        self.prompt, self.options = prompt, options
+    def __init__(self, options: Options, stop: Callable[[], None]) -> None:
         self.finish_reason = "stop"
-        self.stopped = False
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[list[int] | EngineError | None] = asyncio.Queue()
+        self.stop = stop  # nobody waits any more
+        self._stop_tokens = options.stop_tokens
+        self._tokens: list[int] = []
+        self._news, self._over = asyncio.Event(), False
+        self._error: str | None = None
 
-    def put(self, tokens: Sequence[int]) -> None:
-        """Hand over the next tokens, without those that end the answer."""
-        if wanted := [token for token in tokens if token not in self.options.stop_tokens]:
-            self._send(wanted)
-
-    def end(self, finish_reason: str) -> None:
-        """There is no more; stop or length."""
-        self.finish_reason = finish_reason
-        self._send(None)
-
-    def fail(self, error: EngineError) -> None:
-        """There is no more, since the engine failed."""
-        self._send(error)
-
-    def stop(self) -> None:
-        """Nobody waits any more; the engine gives its place to another answer at its next step."""
-        self.stopped = True
+    def put(self, piece: Piece) -> None:
+        """Take in what a step gave, without the tokens that end the answer."""
+        self._tokens += [token for token in piece.tokens if token not in self._stop_tokens]
+        self._over = bool(piece.finish_reason or piece.error)
+        self.finish_reason, self._error = piece.finish_reason or "stop", piece.error
+        self._news.set()
 
     async def tokens(self, seconds: float) -> AsyncIterator[list[int]]:
-        """The tokens as they come; raises EngineError, and TimeoutError once so many seconds have passed."""
-        deadline = self._loop.time() + seconds
-        while True:
-            async with asyncio.timeout_at(deadline):
-                item = await self._queue.get()
-            if item is None:
+        """All that came since the last look; raises EngineError, and TimeoutError once so many seconds have passed."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        while (left := deadline - clock()) > 0:
+            async with asyncio.timeout(left):
+                await self._news.wait()
+            self._news.clear()
+            new, self._tokens = self._tokens, []
+            if new:
+                yield new
+            if self._over and not self._tokens:
+                if self._error:
+                    raise EngineError(self._error)
                 return
-            if isinstance(item, EngineError):
-                raise item
-            yield item
-
-    def _send(self, item: list[int] | EngineError | None) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        raise TimeoutError

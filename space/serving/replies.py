@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, StreamingResponse
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from starlette.types import Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 
 def refusal(
@@ -38,17 +42,23 @@ def chunk(common: Mapping[str, Any], delta: Mapping[str, str], finish_reason: st
 
 
 class HeldStream(StreamingResponse):
-    """A stream of events that holds a place, and gives it back even when the client leaves before the first one."""
+    """A stream of events that holds a place, and gives it back even when the client leaves before the first one.
 
-    def __init__(self, events: AsyncGenerator[str], place: AsyncExitStack) -> None:
+    A client that has not read it after so many seconds is cut off.
+    """
+
+    def __init__(self, events: AsyncGenerator[str], place: AsyncExitStack, seconds: float) -> None:
         super().__init__(events, media_type="text/event-stream",
                          headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._events, self._place = events, place
+        self._events, self._place, self._seconds = events, place, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, then clean up."""
         async with self._place:
             try:
-                await super().__call__(scope, receive, send)
+                async with asyncio.timeout(self._seconds):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                logger.warning("a client did not read its answer within %d s", self._seconds)
             finally:
                 await self._events.aclose()

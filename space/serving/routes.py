@@ -17,7 +17,7 @@ from serving.admission import Busy
 from serving.answering import TooLong
 from serving.bundle import BadConversation, Bundle
 from serving.desk import ClientLeftError, Desk
-from serving.generation import Engine, EngineError
+from serving.generation import EngineError
 from serving.guard import Guard
 from serving.replies import refusal
 from serving.schema import ChatCompletion, ChatRequest, ErrorReply
@@ -25,6 +25,7 @@ from serving.schema import ChatCompletion, ChatRequest, ErrorReply
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from serving.engine import Engine
     from serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
@@ -32,7 +33,7 @@ _CHAT = "/v1/chat/completions"
 _PATHS = frozenset({"/", "/healthz", "/about", "/metrics", "/openapi.json", "/v1/models", _CHAT})
 _EXAMPLES = 4
 _REPLIES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
     **{code: {"model": ErrorReply} for code in (400, 404, 413, 429, 503)},
 }
 
@@ -44,7 +45,7 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        engine.close()
+        await engine.close()
 
     app = FastAPI(title=bundle.identity.model, version=bundle.identity.label, lifespan=lifespan,
                   docs_url=None, redoc_url=None)

@@ -27,7 +27,7 @@ class Settings:
     offline: bool  # HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE
     model_dir: Path | None  # MODEL_DIR
     hub_model: str | None  # HF_MODEL_ID, with @REVISION where one is wanted
-    weights: str  # WEIGHTS: int8 or int4
+    weights: str  # WEIGHTS: int8 or int4; empty takes what the bundle names first
     threads: int  # THREADS; 0 leaves it to the engine
     max_input_tokens: int  # MAX_INPUT_TOKENS, the conversation so far
     max_new_tokens: int  # MAX_NEW_TOKENS, one answer
@@ -41,8 +41,8 @@ class Settings:
         """The settings of an environment; raises SettingError for one that is no number, out of range or unknown."""
         kind = host_kind(environment, Path.exists)
         number = _Numbers(environment)
-        weights = environment.get("WEIGHTS", "int8")
-        if weights not in ("int8", "int4"):
+        weights = environment.get("WEIGHTS", "")
+        if weights not in ("", "int8", "int4"):
             raise SettingError(f"WEIGHTS={weights}: expected int8 or int4")
         folder = environment.get("MODEL_DIR")
         return cls(
@@ -119,4 +119,5 @@ def _download(model: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None))
     except (OSError, HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
-        raise SettingError(f"HF_MODEL_ID={model}: could not be downloaded: {error}") from error
+        raise SettingError(f"HF_MODEL_ID={model}: could not be downloaded; check name, revision, HF_TOKEN and "
+                           f"network: {error}") from error

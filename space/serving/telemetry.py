@@ -8,11 +8,12 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Telemetry:
-    """Counters of one app."""
+    """Counters of one app, whose engine is the process with this number."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: int) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        ProcessCollector(namespace="engine", pid=lambda: engine, registry=self._registry)
         self.requests = Counter("chat_requests_total", "Requests by path and status", ["path", "status"],
                                 registry=self._registry)
         self.errors = Counter("chat_errors_total", "Answers that failed in the engine", registry=self._registry)

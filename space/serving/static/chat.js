@@ -106,6 +106,7 @@ async function ask(text) {
     mine.remove();
     item.remove();
     question.value = text;
+    grow();
   }
   running = null;
   setBusy(false);

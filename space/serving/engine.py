@@ -1,0 +1,99 @@
+"""What runs the weights: a process of its own, which serving/worker.py is.
+
+A step of OpenVINO holds Python's lock from its begin to its end. In this process nobody else would be answered
+meanwhile: not for milliseconds while a token is made, and not for seconds while a long conversation is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from dataclasses import asdict
+from itertools import count
+from typing import TYPE_CHECKING
+
+from serving.generation import Generation, Options, Piece
+from serving.settings import APP, SettingError
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+_PATIENCE = 10  # seconds to end in
+
+
+class Engine:
+    """Answers from the weights of one folder."""
+
+    def __init__(self, name: str, process: Process) -> None:
+        self.name, self.pid = name, process.pid
+        self._process, self._numbers = process, count()
+        self._active: dict[int, Generation] = {}
+        self._failure: str | None = None
+        self._closing = False
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def open(cls, folder: Path, *, threads: int, concurrency: int) -> Engine:
+        """Load the weights in a folder, an absolute path; raises SettingError where they cannot be."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "serving.worker", str(folder), str(threads), str(concurrency), cwd=APP,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            start_new_session=True)  # a Ctrl+C is for this process, which lets the answers under way end
+        line = await process.stdout.readline() if process.stdout else b""
+        told = json.loads(line) if line else {"error": f"ended with {await process.wait()} while it loaded {folder}"}
+        if "error" in told:
+            raise SettingError(f"the engine: {told['error']}")
+        return cls(told["name"], process)
+
+    def start(self, prompt: Sequence[int], options: Options) -> Generation:
+        """Begin an answer."""
+        number = next(self._numbers)
+        self._active[number] = generation = Generation(options, lambda: self._stop(number))
+        if self._failure:
+            generation.put(Piece(number, error=self._failure))
+        self._tell({"start": number, "prompt": prompt, "options": asdict(options)})
+        return generation
+
+    def broken(self) -> str | None:
+        """Why nothing can be generated any more."""
+        return self._failure
+
+    async def close(self) -> None:
+        """Stop every answer and end the process."""
+        self._closing = True
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._reading, _PATIENCE)  # which ends with the process
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _stop(self, number: int) -> None:
+        if self._active.pop(number, None):
+            self._tell({"stop": number})
+
+    def _tell(self, message: dict[str, object]) -> None:
+        if self._process.stdin and not self._failure:  # it is written when the process reads, and never waited for
+            self._process.stdin.write(json.dumps(message, default=list).encode() + b"\n")
+
+    async def _read(self) -> None:
+        while self._process.stdout and (line := await self._process.stdout.readline()):
+            for told in json.loads(line):
+                self._pass_on(Piece(**told))
+        self._failure = f"the engine's process ended with {await self._process.wait()}"
+        if not self._closing:
+            logger.error("%s", self._failure)
+        for number in list(self._active):
+            self._pass_on(Piece(number, error=self._failure))
+
+    def _pass_on(self, piece: Piece) -> None:
+        over = piece.finish_reason or piece.error
+        generation = self._active.pop(piece.number, None) if over else self._active.get(piece.number)
+        if generation:  # else nobody waits any more
+            generation.put(piece)

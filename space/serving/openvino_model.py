@@ -1,0 +1,97 @@
+"""Compressed weights in OpenVINO with continuous batching: one step for the next token of all answers under way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino
+from openvino_genai import (
+    ContinuousBatchingPipeline,
+    GenerationConfig,
+    GenerationFinishReason,
+    GenerationStatus,
+    SchedulerConfig,
+)
+
+from serving.generation import EngineError, Options, Piece
+from serving.mapped import given_back
+from serving.settings import SettingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
+
+
+class OpenVinoModel:
+    """Answers from compressed weights. What fails in a step is raised: no answer can go on after that."""
+
+    def __init__(self, folder: Path, *, threads: int, concurrency: int) -> None:
+        self.name = f"OpenVINO {openvino.__version__.partition('-')[0]}, {folder.name}"
+        scheduler = SchedulerConfig()
+        scheduler.max_num_seqs = concurrency
+        # Where a processor has bf16 that is the default, and an answer then depends on those it is generated beside.
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            properties["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._pipeline = ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+        except RuntimeError as error:
+            raise SettingError(f"{folder}: OpenVINO cannot load it: {error}") from error
+        self._file = folder / "openvino_model.bin"
+        self._active: dict[int, Any] = {}  # the pipeline's handles
+
+    def warm_up(self) -> None:
+        """One token: OpenVINO lays the weights out in memory when it first answers. Unlike step, this frees the GIL."""
+        once = GenerationConfig()
+        once.max_new_tokens = 1
+        with given_back(self._file):
+            self._pipeline.generate([openvino.Tensor(np.zeros((1, 1), dtype=np.int64))], [once])
+
+    def start(self, number: int, prompt: list[int], options: Options) -> None:
+        """Begin an answer; raises EngineError for what OpenVINO does not take, which spoils no other answer."""
+        tensor = openvino.Tensor(np.array([prompt], dtype=np.int64))
+        try:
+            self._active[number] = self._pipeline.add_request(number, tensor, _config(options))
+        except RuntimeError as error:
+            raise EngineError(str(error)) from error
+
+    def stop(self, number: int) -> None:
+        """Give up an answer, if it is still under way."""
+        if handle := self._active.pop(number, None):
+            handle.cancel()
+
+    def idle(self) -> bool:
+        """Whether no answer is under way; one that was stopped takes a step more, which frees its memory."""
+        return not self._active and not self._pipeline.has_non_finished_requests()
+
+    def step(self) -> list[Piece]:
+        """The next token of every answer."""
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        pieces = [piece for number, handle in self._active.items() for piece in _pieces(number, handle)]
+        for piece in pieces:
+            if piece.finish_reason:
+                self._active.pop(piece.number, None)
+        return pieces
+
+
+def _pieces(number: int, handle: Any) -> list[Piece]:
+    if handle.can_read():
+        return [Piece(number, output.generated_ids, _REASONS.get(output.finish_reason))
+                for output in handle.read().values()]
+    # no memory was left for it
+    return [] if handle.get_status() == GenerationStatus.RUNNING else [Piece(number, finish_reason="length")]
+
+
+def _config(options: Options) -> GenerationConfig:
+    config = GenerationConfig()
+    config.max_new_tokens = options.max_new_tokens
+    config.stop_token_ids = set(options.stop_tokens)
+    if options.stop_tokens:
+        config.eos_token_id = min(options.stop_tokens)
+    if options.temperature > 0:
+        config.do_sample, config.temperature = True, options.temperature
+        config.top_p, config.rng_seed = options.top_p, options.seed
+    return config

@@ -1,0 +1,68 @@
+"""The serving app as others see it: OpenAI's own client, and a fuzzer that reads the app's schema."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.space_process import SPACE, Server, needs_serving, serve, unpack
+
+pytestmark = needs_serving
+FUZZER = Path(sys.executable).with_name("schemathesis")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    bundle = unpack(tmp_path_factory.mktemp("space"))
+    with serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_NEW_TOKENS="40") as started:
+        yield started
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.client.base_url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_openais_client_is_told_what_was_wrong(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="messages"):
+        client.chat.completions.create(model="tiny-chat", messages=[])
+    with pytest.raises(openai.NotFoundError, match="there is no model gpt"):
+        client.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "hello"}])
+
+
+def test_openais_client_chats_and_streams_the_same_answer(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny-chat"]
+    ask = client.chat.completions.create
+    whole = ask(model="tiny-chat", messages=[{"role": "user", "content": "hello"}], max_tokens=30)
+    said = whole.choices[0].message.content or ""
+    *chunks, last = ask(model="tiny-chat", messages=[{"role": "user", "content": "hello"}], max_tokens=30, stream=True,
+                        stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said
+    assert len(said) == 30
+    assert last.usage == whole.usage
+
+
+def test_openais_client_leaves_a_stream_and_its_place_is_free(server: Server, client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+            model="tiny-chat", messages=[{"role": "user", "content": "hello"}], stream=True) as stream:
+        assert next(iter(stream))
+    server.wait_for("chat_answering", 0)
+
+
+@pytest.mark.parametrize("examples", [15, pytest.param(3000, marks=pytest.mark.slow)])
+def test_what_a_fuzzer_makes_of_the_schema_is_answered_as_the_schema_says_and_never_with_5xx(
+    server: Server, examples: int, tmp_path: Path
+) -> None:
+    before = server.metric('chat_requests_total{path="/v1/chat/completions",status="200"}')
+    checks = ("not_a_server_error", "status_code_conformance", "content_type_conformance",
+              "response_schema_conformance", "unsupported_method")
+    command = [str(FUZZER), "run", f"{server.client.base_url}/openapi.json", f"--checks={','.join(checks)}",
+               f"--max-examples={examples}", "--no-color"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    assert server.metric('chat_requests_total{path="/v1/chat/completions",status="200"}') > before + 10
+    assert server.metric('chat_requests_total{path="/v1/chat/completions",status="5') == 0

@@ -1,0 +1,100 @@
+"""The serving app with a model from the Hub: downloaded where that is allowed, and refused in one line elsewhere."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.loopback_hub import LoopbackHub
+from tests.space_process import PYTHON, SPACE, environment, needs_serving, serve, unpack
+
+pytestmark = needs_serving
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """Holds the bundle, and the release it was made of."""
+    folder = tmp_path_factory.mktemp("hub")
+    bundle = unpack(folder)
+    with LoopbackHub(folder / "store") as started:
+        for name, source in (("shop/chat", bundle), ("shop/release", folder / "tiny-chat")):
+            started.put(name, {str(path.relative_to(source)): path.read_bytes()
+                               for path in source.rglob("*") if path.is_file()})
+        yield started
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: beside the app itself there may be a bundle, which goes before what is on the Hub."""
+    folder = tmp_path_factory.mktemp("app")
+    shutil.copytree(SPACE / "serving", folder / "serving")
+    for name in ("app.py", "questions.json"):
+        shutil.copy(SPACE / name, folder)
+    return folder / "app.py"
+
+
+def online(hub: LoopbackHub, home: Path, model: str) -> dict[str, str]:
+    return {"HF_MODEL_ID": model, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+
+
+def refusal(app: Path, **settings: str) -> str:
+    ended = subprocess.run([PYTHON, app], env=environment(**settings), capture_output=True, text=True, check=False,
+                           cwd="/")
+    assert ended.returncode == 2
+    *_, last = ended.stderr.splitlines()
+    assert "Traceback" not in ended.stderr
+    return last
+
+
+def test_offline_it_says_that_it_may_not_download(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
+    said = refusal(app, **{**online(hub, tmp_path, "shop/chat"), "HF_HUB_OFFLINE": "1"})
+    assert said.startswith("no bundle here, and shop/chat may not be downloaded: HF_HUB_OFFLINE")
+
+
+@pytest.mark.parametrize("model", ["shop/nothing", "shop/chat@none", "no name"])
+def test_what_is_not_on_the_hub_is_named(hub: LoopbackHub, app: Path, tmp_path: Path, model: str) -> None:
+    assert refusal(app, **online(hub, tmp_path, model)).startswith(f"HF_MODEL_ID={model}: could not be downloaded; ")
+
+
+def test_a_hub_that_does_not_answer_is_named(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
+    unreachable = {**online(hub, tmp_path, "shop/chat"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert refusal(app, **unreachable).startswith("HF_MODEL_ID=shop/chat: could not be downloaded; ")
+
+
+def test_a_plain_release_without_transformers_is_refused_with_what_to_install(
+    hub: LoopbackHub, app: Path, tmp_path: Path
+) -> None:
+    assert "install torch and transformers" in refusal(app, **online(hub, tmp_path, "shop/release"))
+
+
+def test_a_bundle_is_downloaded_at_its_revision_and_answers(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
+    commit = hub.history("shop/chat")[0]
+    hub.put("shop/chat", {"int8/openvino_model.bin": b"a later one, broken"})
+    with serve(app, **online(hub, tmp_path, f"shop/chat@{commit}")) as server:
+        assert server.client.get("/healthz").json()["model"] == "tiny-chat"
+        assert server.chat(max_tokens=5).json()["usage"]["completion_tokens"] == 5
+
+
+def test_a_plain_release_is_served_by_transformers_where_there_is_one(
+    hub: LoopbackHub, app: Path, tmp_path: Path
+) -> None:
+    # The environment of the tests has what the app needs but for this one.
+    (tmp_path / "packages").mkdir()
+    found, = PYTHON.parents[1].glob("lib/python*/site-packages/prometheus_client")
+    (tmp_path / "packages/prometheus_client").symlink_to(found)
+    settings = {**online(hub, tmp_path / "home", "shop/release"), "PYTHONPATH": str(tmp_path / "packages")}
+    with serve(app, sys.executable, **settings) as server:
+        health = server.client.get("/healthz").json()
+        assert (health["model"], health["commit"]) == ("shop/release", hub.history("shop/release")[0])
+        assert health["engine"].startswith("transformers ")
+        whole = server.chat(max_tokens=20).json()["choices"][0]["message"]["content"]
+        with server.stream() as reply:
+            pieces = reply.iter_text()
+            assert next(pieces)
+            assert server.chat(max_tokens=20).json()["choices"][0]["message"]["content"] == whole
+            server.wait_for("chat_answering", 1)
+        server.wait_for("chat_answering", 0)
