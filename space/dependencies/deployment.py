@@ -1,0 +1,138 @@
+"""Whether space/ can be deployed as it stands: requirements, imports, assets, front matter and ports.
+
+Each check yields one line for what is wrong; who words or counts them is verify_deployment.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dependencies import installed
+from dependencies.strategies import SPACE, StrategyError, applied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_LARGEST_PORT = 65535
+_JOINERS = "\u200d\ufe0f"  # make one emoji of several signs
+
+
+def requirements() -> Iterator[str]:
+    """Chains of requirements that are not met in this environment, and versions that are not the lock's."""
+    strategy = applied()
+    if strategy.complete:
+        from dependencies.chains import sentence, unmet
+
+        asked = [f"{name}=={version}" for name, version in strategy.direct.items()]
+        yield from dict.fromkeys(sentence(broken) for each in asked for broken in unmet(each))
+
+
+def imports() -> Iterator[str]:
+    """What the strategy asks for and does not import here."""
+    yield from installed.import_problems(applied())
+
+
+def environment_problems() -> Iterator[str]:
+    """What is wrong here, as pip and Python say it."""
+    yield from requirements()
+    yield from imports()
+
+
+def assets() -> Iterator[str]:
+    """Whether the bundle is there, whole, and of the kind that the strategy serves."""
+    strategy = applied()
+    if strategy.program != "app.py":
+        if (SPACE / "app.py").read_bytes() != (SPACE / strategy.program).read_bytes():
+            yield f"app.py: strategy {strategy.name} serves the fallback; cp {strategy.program} app.py"
+        return
+    folder = Path(os.environ.get("MODEL_DIR") or SPACE / "assets")
+    identity = _read(folder / "identity.json")
+    if identity is None:
+        yield f"{folder / 'identity.json'}: there is no bundle; run prepare_assets.py"
+        return
+    for name, size in identity.get("sizes", {}).items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            has = "is missing" if found is None else f"has {found} bytes"
+            yield f"{folder / name}: {has}, identity.json says {size}; run prepare_assets.py again"
+    needed = {"safetensors" if each == "safetensors" else "compressed" for each in identity.get("weights", [])}
+    needed |= {"adapter"} if (folder / "adapter_config.json").is_file() else set()
+    for kind in sorted(needed - set(strategy.works)):
+        yield f"{folder}: is {kind}, which strategy {strategy.name} does not serve; see fix_dependencies.py --list"
+
+
+def front_matter() -> Iterator[str]:
+    """What the Hub reads at the head of README.md."""
+    found = _front_matter()
+    if not found:
+        yield "README.md: has no front matter, which makes it a Space"
+        return
+    if found.get("sdk") != "docker":
+        yield f"README.md: sdk is {found.get('sdk') or 'missing'}, expected docker"
+    if not is_one_emoji(found.get("emoji", "")):
+        yield f"README.md: emoji is {found.get('emoji') or 'missing'}, expected exactly one"
+    for name in ("title", "colorFrom", "colorTo"):
+        if not found.get(name):
+            yield f"README.md: {name} is missing"
+
+
+def ports() -> Iterator[str]:
+    """README's app_port, Dockerfile's EXPOSE and PORT, and the app's own default on a Space are one number."""
+    from serving.settings import Settings
+
+    said = {"the app on a Space": str(Settings.read({"SPACE_ID": "a/b"}).port),
+            "README.md: app_port": _front_matter().get("app_port", "missing")}
+    dockerfile = _text("Dockerfile")
+    exposed = re.findall(r"^EXPOSE\s+(\S+)", dockerfile, re.MULTILINE)
+    said["Dockerfile: EXPOSE"] = " ".join(exposed) or "missing"
+    if found := re.search(r"^ENV\b.*\bPORT=(\d+)", dockerfile, re.MULTILINE):
+        said["Dockerfile: ENV PORT"] = found[1]
+    if len(set(said.values())) > 1:
+        yield "; ".join(f"{where} {port}" for where, port in said.items()) + ": these have to agree"
+    elif not 0 < int(said["the app on a Space"]) <= _LARGEST_PORT:
+        yield f"{said['the app on a Space']}: is no port"
+
+
+CHECKS: dict[str, Callable[[], Iterator[str]]] = {
+    "requirements": requirements, "imports": imports, "assets": assets, "front matter": front_matter, "ports": ports}
+
+
+def run() -> Iterator[tuple[str, list[str]]]:
+    """Each check's name and what it found wrong; a check that cannot look says why."""
+    for name, check in CHECKS.items():
+        try:
+            yield name, list(check())
+        except (StrategyError, OSError, ImportError) as error:
+            yield name, [str(error)]
+
+
+def is_one_emoji(text: str) -> bool:
+    """One sign, its parts joined or not, or the two letters of a flag."""
+    signs = [sign for sign in text if sign not in _JOINERS and unicodedata.category(sign) != "Sk"]
+    flag = len(signs) == 2 and all("\U0001f1e6" <= sign <= "\U0001f1ff" for sign in signs)
+    pictures = bool(signs) and all(unicodedata.category(sign) == "So" for sign in signs)
+    return flag or (pictures and len(signs) == 1 + text.count("\u200d"))
+
+
+def _front_matter() -> dict[str, str]:
+    """`key: value` lines between the first two ---; the Hub takes more YAML than a Space's card needs."""
+    found = re.match(r"---\n(.*?)\n---\n", _text("README.md"), re.DOTALL)
+    lines = [line.partition(":") for line in found[1].splitlines()] if found else []
+    return {key.strip(): value.strip().strip("'\"") for key, colon, value in lines if colon}
+
+
+def _text(name: str) -> str:
+    return (SPACE / name).read_text(encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

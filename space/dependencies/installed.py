@@ -1,0 +1,103 @@
+"""What is really installed, against what a strategy locks: versions, imports, torch's build, NumPy's ABI."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from dependencies.strategies import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dependencies.strategies import Strategy
+
+_GIVEN = {"pip", "setuptools", "wheel"}  # a fresh environment may have them
+_NUMPY_WARNS = "compiled using NumPy 1.x cannot be run"  # on stderr, and the import goes on
+_SECONDS = 300
+# What the compiled parts say of themselves: _get_ndarray_c_version is NPY_ABI_VERSION, 0x01000009 or 0x02000000.
+_TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))"
+_NUMPY = """import json, numpy
+try:
+    from numpy._core import _multiarray_umath as compiled
+except ImportError:
+    from numpy.core import _multiarray_umath as compiled
+print(json.dumps([numpy.__version__, compiled._get_ndarray_c_version() >> 24]))"""
+
+
+def problems(strategy: Strategy) -> Iterator[str]:
+    """One line for each difference; nothing where the environment is what the lock says."""
+    yield from _versions(strategy.complete)
+    yield from import_problems(strategy)
+    yield from _torch(strategy.complete)
+    yield from _numpy(strategy.complete)
+
+
+def _versions(locked: Mapping[str, str]) -> Iterator[str]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for each in importlib.metadata.distributions():
+        found[canonical(each.name)].append(each.version)
+    for name, version in sorted(locked.items()):
+        if name not in found:
+            yield f"{name}: the lock has {version}, and it is not installed"
+        elif set(found[name]) != {version}:
+            yield f"{name}: the lock has {version}, installed is {' and '.join(found[name])}"
+    for name in sorted(found.keys() - locked.keys() - _GIVEN):
+        yield f"{name}: installed is {found[name][0]}, and the lock has none"
+
+
+def one_line(problem: str) -> str:
+    """The first and the last line of what Python said, which are where and why."""
+    first, *rest = problem.splitlines()
+    return f"{first} ... {rest[-1]}" if rest else first
+
+
+def import_problems(strategy: Strategy) -> Iterator[str]:
+    """Of each module of what the strategy asks for: its name and how its import ends, where that is not well."""
+    modules: dict[str, list[str]] = defaultdict(list)
+    for module, names in importlib.metadata.packages_distributions().items():
+        for name in names:
+            modules[canonical(name)].append(module)
+    wanted = sorted({each for name in strategy.direct for each in modules[name] if each.isidentifier()})
+    if import_error(*wanted):  # all in one process first, which is faster
+        yield from (f"{module}: does not import: {said}" for module in wanted if (said := import_error(module)))
+
+
+def import_error(*modules: str) -> str:
+    """What Python says on importing modules in a process of their own; empty where that goes well."""
+    ended = _run("\n".join(f"import {module}" for module in modules))
+    return ended.stderr.strip() if ended.returncode or _NUMPY_WARNS in ended.stderr else ""
+
+
+def _torch(locked: Mapping[str, str]) -> Iterator[str]:
+    if "torch" not in locked:
+        return
+    version, cuda = _told(_TORCH)
+    if version != locked["torch"]:
+        yield f"torch: the lock has {locked['torch']}, the module says {version}"
+    if cuda is not None:
+        yield f"torch: is the build for CUDA {cuda}; the CPU build is wanted"
+
+
+def _numpy(locked: Mapping[str, str]) -> Iterator[str]:
+    if "numpy" not in locked:
+        return
+    version, abi = _told(_NUMPY)
+    if version != locked["numpy"]:
+        yield f"numpy: the lock has {locked['numpy']}, the module says {version}"
+    if abi is not None and str(abi) != locked["numpy"].partition(".")[0]:
+        yield f"numpy: the ABI of its compiled part is {abi}, of the lock's {locked['numpy']} it is another"
+
+
+def _told(code: str) -> tuple[object, object]:
+    ended = _run(code)
+    first, second = json.loads(ended.stdout) if ended.returncode == 0 else ("nothing: it does not import", None)
+    return first, second
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=_SECONDS)

@@ -1,0 +1,123 @@
+"""The table of strategies, and which of them the Space's requirements.txt takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+SPACE = Path(__file__).parents[1]
+REQUIREMENTS = SPACE / "requirements"
+APPLIED = SPACE / "requirements.txt"  # what the Dockerfile installs
+_BEFORE = ".requirements.txt.before"
+_TABLE = Path(__file__).parent / "strategies.toml"
+_PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
+_OTHER = re.compile(r"^-r (\S+)", re.MULTILINE)
+_NAME = re.compile(r"^# strategy: (\S+)$", re.MULTILINE)
+
+
+class StrategyError(Exception):
+    """There is no such strategy or file; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A set of requirements that serves something."""
+
+    name: str
+    summary: str
+    program: str  # what becomes app.py
+    locks: tuple[str, ...]  # files in requirements/ that are installed together
+    works: tuple[str, ...]  # of features()
+    python: tuple[str, ...]  # where it was tried
+    megabytes: int  # of the environment, measured
+
+    @property
+    def text(self) -> str:
+        """The requirements.txt that takes this strategy; its paths are relative to space/."""
+        return "\n".join([f"# strategy: {self.name}", "--require-hashes",
+                          *(f"-r {REQUIREMENTS.name}/{lock}" for lock in self.locks), ""])
+
+    @property
+    def direct(self) -> dict[str, str]:
+        """The versions that are asked for, by name."""
+        return pins(REQUIREMENTS / f"{self.name}.txt")
+
+    @property
+    def complete(self) -> dict[str, str]:
+        """The versions of all that is installed, by name."""
+        return {name: version for lock in self.locks for name, version in pins(REQUIREMENTS / lock).items()}
+
+
+def load() -> dict[str, Strategy]:
+    """The strategies by name, in the order in which to try them."""
+    with _TABLE.open("rb") as file:
+        rows = tomllib.load(file)["strategies"]
+    return {name: Strategy(name, row["summary"], row["program"], tuple(row["locks"]), tuple(row["works"]),
+                           tuple(row["python"]), row["megabytes"]) for name, row in rows.items()}
+
+
+def features() -> dict[str, str]:
+    """What a strategy may work with, each with its meaning."""
+    with _TABLE.open("rb") as file:
+        found: dict[str, str] = tomllib.load(file)["features"]
+    return found
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Version by name of a file of requirements and of those that it names with -r; raises StrategyError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StrategyError(f"{path}: cannot be read: {error.strerror}; take it from git again") from error
+    found = {name: version for other in _OTHER.findall(text) for name, version in pins(path.parent / other).items()}
+    return found | {canonical(name): version for name, version in _PIN.findall(text)}
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def applied(path: Path = APPLIED) -> Strategy:
+    """The strategy whose name stands in requirements.txt; raises StrategyError."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = _NAME.search(text)
+    if not found or found[1] not in load():
+        raise StrategyError(f"{path}: names no strategy; run fix_dependencies.py --strategy modern --apply")
+    return load()[found[1]]
+
+
+def apply(strategy: Strategy, path: Path = APPLIED) -> bool:
+    """Write requirements.txt, by one rename, and keep the one before; whether that changed anything."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    if before == strategy.text:
+        return False
+    if before is not None:
+        _write(path.with_name(_BEFORE), before)
+    _write(path, strategy.text)
+    return True
+
+
+def undo(path: Path = APPLIED) -> None:
+    """Put the requirements.txt before the last apply back; raises StrategyError where there is none."""
+    try:
+        path.with_name(_BEFORE).replace(path)
+    except FileNotFoundError as error:
+        raise StrategyError(f"{path}: there is nothing to undo") from error
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
