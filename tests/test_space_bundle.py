@@ -4,7 +4,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -113,29 +114,51 @@ def test_a_client_over_its_rate_waits_as_long_as_it_is_told() -> None:
     rate.take("a")
 
 
-def test_released_weights_answer_through_transformers_and_stop_when_nobody_waits(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_its_answer_is_cut_off_and_leaves_its_place() -> None:
+    from serving.admission import Gate
+    from serving.replies import HeldStream
+
+    gate = Gate(concurrency=1, queue=0)
+
+    async def wait_for_ever(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    async def events() -> AsyncGenerator[str, None]:
+        yield "data: hello\n\n"
+
+    async def answer() -> None:
+        place = AsyncExitStack()
+        await place.enter_async_context(gate.enter())
+        stream = HeldStream(events(), place, 0.05)
+        assert gate.inside == 1
+        await stream({"type": "http", "asgi": {"spec_version": "2.3"}}, wait_for_ever, wait_for_ever)
+
+    asyncio.run(asyncio.wait_for(answer(), 10))
+    assert gate.inside == 0
+
+
+def test_released_weights_answer_as_transformers_itself_does_several_at_once(tmp_path: Path) -> None:
     unpack(tmp_path)
+    import torch
+    from transformers import AutoModelForCausalLM
+
     from serving.bundle import Bundle
     from serving.generation import Options
-    from serving.transformers_engine import TransformersEngine
+    from serving.transformers_model import TransformersModel
 
     bundle = Bundle.open(tmp_path / "tiny-chat")
-    engine = TransformersEngine(bundle.folder, threads=1)
     prompt = bundle.encode([{"role": "user", "content": "Where is my order?"}])
-
-    async def answer(most: int, taken: int) -> tuple[str, str]:
-        generation = engine.start(prompt, Options(most, bundle.stop_tokens, 0.0, 1.0, 1))
-        found: list[int] = []
-        async for tokens in generation.tokens(20):
-            found += tokens
-            if len(found) == taken:
-                break
-        generation.stop()
-        return bundle.decoder()(found), generation.finish_reason
-
-    async def both() -> Any:
-        return await answer(20_000, 12), await answer(12, 20)  # the second waits for the end of the first
-
-    (cut, _), (whole, reason) = asyncio.run(both())
-    engine.close()
-    assert (cut, len(cut), reason) == (whole, 12, "length")
+    model = TransformersModel(bundle.folder, threads=1)
+    for number, options in enumerate((Options(12, [], 0.0, 1.0, 0), Options(20_000, [], 0.0, 1.0, 0),
+                                      Options(12, [], 2.0, 0.9, 1), Options(12, [], 2.0, 0.9, 1))):
+        model.start(number, prompt, options)
+    steps = [model.step() for _ in range(12)]
+    greedy, endless, one, again = ([piece.tokens[0] for pieces in steps for piece in pieces if piece.number == number]
+                                   for number in range(4))
+    whole = AutoModelForCausalLM.from_pretrained(bundle.folder).generate(
+        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert greedy == endless == whole[0, len(prompt):].tolist()
+    assert one == again != greedy
+    assert [piece.finish_reason for piece in steps[-1]] == ["length", None, "length", "length"]
+    model.stop(1)
+    assert model.idle()

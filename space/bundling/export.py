@@ -27,6 +27,7 @@ def lacking() -> list[str]:
 
 def compress(release: Path, bundle: Path, precisions: list[str]) -> None:
     """Write each precision into a folder of its name; raises ExportError."""
+    from nncf.errors import InvalidGroupSizeError
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     for precision in precisions:
@@ -38,8 +39,10 @@ def compress(release: Path, bundle: Path, precisions: list[str]) -> None:
                 quantization_config=OVWeightQuantizationConfig(**bits),
             )
             model.save_pretrained(bundle / precision)
-        except (RuntimeError, ValueError, KeyError, ImportError) as error:  # what exporters raise for what they lack
-            raise ExportError(f"{release}: cannot be compressed to {precision}: {error}") from error
+        # What exporters raise for what they lack, and nncf for a model narrower than a group.
+        except (RuntimeError, ValueError, KeyError, ImportError, InvalidGroupSizeError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ExportError(f"{release}: cannot be compressed to {precision}: {first}") from error
 
 
 def copy_weights(release: Path, bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -49,7 +50,6 @@ def _local(folder: Path) -> Source:
 
 
 def _from_hub(model: str) -> Source:
-    import httpx2
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -59,10 +59,15 @@ def _from_hub(model: str) -> Source:
         commit = api.model_info(name, revision=revision or None).sha
         tags = [tag.name for tag in api.list_repo_refs(name).tags if tag.target_commit == commit]
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=_PATTERNS))
-    except (OSError, HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
+    except (OSError, HfHubHTTPError, HFValidationError, _http_client().HTTPError) as error:
         raise SourceError(f"{model}: neither a folder nor to be had from the Hub: {error}") from error
     versions = sorted(int(found[1]) for tag in tags if (found := _VERSION_TAG.fullmatch(tag)))
     return Source(folder, name, versions[-1] if versions else None, commit, _card_digest(folder))
+
+
+def _http_client() -> Any:
+    """What huggingface_hub speaks with: httpx2, and httpx in the builder's environment."""
+    return importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 
 
 def _card_digest(folder: Path) -> str | None:

@@ -1,0 +1,40 @@
+"""Score a file of predictions: JSON lines with `prediction` and `reference`. One JSON object goes to stdout."""
+
+import json
+from pathlib import Path
+
+from src.records import CONFIG
+from utils import process
+
+PARSER = process.Arguments(description=__doc__)
+PARSER.add_argument("--predictions", type=Path, required=True, metavar="FILE")
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+
+
+def main() -> int:
+    """Print metrics, weighted score, rows, and how far a bundle may fall below; returns the exit code."""
+    flags = PARSER.parse_args()
+
+    from src.errors import InvalidInput
+    from src.metrics import corpus_scores, row_statistics
+    from src.model_selection import weighted_score
+    from utils import json_utils, yaml_utils
+
+    params = yaml_utils.load_params(flags.config or CONFIG)
+    texts: dict[str, list[str]] = {"prediction": [], "reference": []}
+    for number, row in enumerate(json_utils.read_lines(flags.predictions), start=1):
+        for name, found in texts.items():
+            if not isinstance(row.get(name), str):
+                raise InvalidInput(f"{flags.predictions}:{number}: {name} is missing or no text")
+            found.append(row[name])
+    if not texts["reference"]:
+        raise InvalidInput(f"{flags.predictions}: no rows to score")
+    metrics = corpus_scores(row_statistics(texts["prediction"], texts["reference"]))
+    score = weighted_score(metrics, params.deployment.weighted_scoring.weights)
+    process.say(json.dumps({"metrics": metrics, "weighted_score": float(score), "rows": len(texts["reference"]),
+                            "max_score_drop": params.space.max_score_drop}))
+    return 0
+
+
+if __name__ == "__main__":
+    process.run(main)

@@ -1,0 +1,90 @@
+"""Make the champion's release a bundle to serve, and check it: results/space/. Off unless space.enabled says so."""
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.records import CONFIG, OUTPUT_DIR
+from utils import process
+
+if TYPE_CHECKING:
+    from src.params import SpaceParams
+    from src.space_record import SpaceRecord
+
+logger = logging.getLogger("champion")
+
+OUTPUT = Path("results/space")
+RELEASE = Path("results/release")
+QUESTIONS, ROWS = Path("results/data/train.jsonl"), Path("results/data/evaluation.jsonl")
+_KEY = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
+
+PARSER = process.Arguments(description=__doc__)
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {OUTPUT}")
+
+
+def main() -> int:
+    """Write space.json, and bundle/ with its validation where there is a champion's release; returns the exit code."""
+    flags = PARSER.parse_args()
+
+    from src.space_record import SpaceRecord
+    from utils import json_utils, yaml_utils
+
+    params = yaml_utils.load_params(flags.config or CONFIG).space
+    output = flags.output_dir or OUTPUT
+    record = SpaceRecord(state="off", why="space.enabled is false in params.yaml", key=None, version=None, serves=[],
+                         made_from=None)
+    if params.enabled:
+        record = _bundle(params, output)
+    json_utils.write_object(output / "space.json", record.model_dump(mode="json"))
+    process.say(f"space: {record.state}, {record.why}")
+    return 0
+
+
+def _bundle(params: "SpaceParams", output: Path) -> "SpaceRecord":
+    from src.errors import IntegrityError
+    from src.space_record import SpaceRecord
+    from utils import json_utils, results, space_tools
+
+    champion = results.last_info(OUTPUT_DIR).get("champion") or {}
+    key, version = champion.get("key"), champion.get("version")
+    if not key or version is None or key != _released_key():
+        return SpaceRecord(state="nothing", why=f"{RELEASE} is not the champion's; a promotion here writes it", key=key,
+                           version=version, serves=[], made_from=None)
+    made_from, bundle = _made_from(key, params), output / "bundle"
+    before = output / "space.json"
+    if before.is_file() and (bundle / "validation.json").is_file():
+        last = SpaceRecord.parse(json_utils.read_object(before), where=before)
+        if last.made_from == made_from:
+            return last
+    space_tools.check_environments()
+    for weights in (params.weights, ["safetensors"]):
+        space_tools.prepare(RELEASE, bundle, weights, version=version, questions=QUESTIONS)
+        if space_tools.validate(RELEASE, bundle, rows=params.rows, max_score_drop=params.max_score_drop):
+            serves = json_utils.read_object(bundle / "validation.json")["serves"]
+            return SpaceRecord(state="made", why=f"version {version} in {bundle}, {serves[0]}", key=key,
+                               version=version, serves=serves, made_from=made_from)
+        logger.warning("%s: UNSAFE with %s", bundle, " and ".join(weights))
+    raise IntegrityError(f"{bundle}: UNSAFE even with the weights as released; {bundle}/validation.json says why")
+
+
+def _released_key() -> str | None:
+    card = RELEASE / "README.md"
+    found = _KEY.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return found[1] if found else None
+
+
+def _made_from(key: str, params: "SpaceParams") -> str:
+    """Equal where a bundle would come out the same: of this model, by these tools, checked on these rows."""
+    from src.manifest import file_sha256
+    from src.records import digest_of
+    from utils.space_tools import SOURCES, SPACE
+
+    tools = [file for name in SOURCES for file in [SPACE / name, *sorted((SPACE / name).glob("*.py"))]]
+    read = [[str(file), file_sha256(file)] for file in [*tools, ROWS] if file.is_file()]
+    return digest_of([key, params.model_dump(), read])
+
+
+if __name__ == "__main__":
+    process.run(main)

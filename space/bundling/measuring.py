@@ -1,0 +1,120 @@
+"""What models answer and take, each in a process of its own, and what the project's scorer says of the answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bundling.judging import Answers, loops
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bundling.source import Source
+
+HERE = Path(__file__).parents[1]
+STREAMS = 4  # as the app answers
+Row = dict[str, Any]
+
+
+class MeasuringError(Exception):
+    """Nothing could be measured; the text says why."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A folder of weights and the Python that can run them; weights is empty for released ones."""
+
+    python: str
+    folder: Path
+    weights: str
+
+    def ask(self, rows: Sequence[Row], scratch: Path, *, streams: int) -> tuple[list[Row], dict[str, Any]]:
+        """Answers in the order of the rows, and the probe's figures; raises MeasuringError."""
+        prompts, output = scratch / "prompts.jsonl", scratch / "answers.jsonl"
+        write_lines(prompts, [{"id": row["id"], "messages": row["messages"][:-1]} for row in rows])
+        words = [self.python, "-m", "bundling.probe", "--bundle", str(self.folder.resolve()), "--prompts", str(prompts),
+                 "--output", str(output), "--streams", str(streams)]
+        told = run([*words, *(["--weights", self.weights] if self.weights else [])], cwd=HERE)
+        return read_lines(output), json.loads(told.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The project's own, as a process."""
+
+    command: tuple[str, ...]
+
+    def score(self, predictions: Path) -> dict[str, Any]:
+        """What it says of a file of predictions; raises MeasuringError."""
+        told = run([*self.command, "--predictions", str(predictions.resolve())], cwd=HERE.parent)
+        found: dict[str, Any] = json.loads(told.splitlines()[-1])
+        return found
+
+
+def scored(rows: Sequence[Row], answers: Sequence[Row], scorer: Scorer, file: Path) -> tuple[Answers, dict[str, Any]]:
+    """Write the predictions, score them; the scorer's own words come second."""
+    write_lines(file, [{**answer, "reference": row["messages"][-1]["content"].strip()}
+                       for row, answer in zip(rows, answers, strict=True)])
+    told = scorer.score(file)
+    return Answers(
+        predictions=tuple(answer["prediction"] for answer in answers), metrics=told["metrics"],
+        weighted_score=told["weighted_score"], empty=_share([not answer["prediction"] for answer in answers]),
+        looping=_share([loops(answer["tokens"]) for answer in answers]),
+    ), told
+
+
+def evaluated(folder: Path, release: Source, rows: Sequence[Row]) -> list[Row] | None:
+    """The answers that the evaluation stage just wrote, where they are this model's to these rows under its limit."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        known = {line["id"]: line for line in read_lines(folder / "predictions.jsonl")}
+        settings = json.loads((release.folder / "generation_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    limit = report["contract"]["generation"]["max_new_tokens"]
+    if report["model_digest"] != release.model_digest or limit != settings.get("max_new_tokens"):
+        return None
+    if any(row["id"] not in known or not _same(row, known[row["id"]]) for row in rows):
+        return None
+    return [_as_answer(known[row["id"]]) for row in rows]
+
+
+def _as_answer(line: Row) -> Row:
+    """As the probe writes it: without the token that ended it."""
+    tokens = line["tokens"] if line["truncated"] else line["tokens"][:-1]
+    return {"id": line["id"], "prediction": line["prediction"], "tokens": tokens, "truncated": line["truncated"]}
+
+
+def _same(row: Row, line: Row) -> bool:
+    *prompt, answer = row["messages"]
+    return [line["messages"], line["reference"]] == [prompt, answer["content"].strip()]
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags)
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """As JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+
+
+def run(command: Sequence[str], *, cwd: Path) -> str:
+    """What a command prints; raises MeasuringError with its last line where it fails."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise MeasuringError(f"{command[0]}: {error.strerror}; make serving, or name another Python") from error
+    if done.returncode or not done.stdout.strip():
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise MeasuringError(f"{' '.join(command[:3])} ended with {done.returncode}: {last}")
+    return done.stdout

@@ -1,0 +1,182 @@
+"""Check that a bundle answers as well as the release it was made of: `python space/validate_bundle.py`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bundling.judging import IDENTITY, VALIDATION, Answers, Verdict, identity_problems, judge
+from bundling.measuring import STREAMS, MeasuringError, Row, Scorer, Side, evaluated, read_lines, scored
+from bundling.source import Source, SourceError, find, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger("space")
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+UNSAFE = 5
+_PRECEDENCE = ("int4", "int8", "safetensors")  # the smallest first
+
+PARSER = argparse.ArgumentParser(description=__doc__)
+PARSER.add_argument("--bundle", type=Path, default=HERE / "assets")
+PARSER.add_argument("--model", default=str(ROOT / "results/release"), help="the release: a folder, or NAME[@REVISION]")
+PARSER.add_argument("--evaluation-rows", type=Path, default=ROOT / "results/data/evaluation.jsonl")
+PARSER.add_argument("--evaluation", type=Path, default=ROOT / "results/evaluations",
+                    help="answers of the pipeline's evaluation, taken where they are of this model")
+PARSER.add_argument("--rows", type=int, default=0, help="the first so many rows; 0: all")
+PARSER.add_argument("--timed-rows", type=int, default=16, help="rows that are answered one by one, for the times")
+PARSER.add_argument("--max-score-drop", type=float, help="default: space.max_score_drop of params.yaml")
+PARSER.add_argument("--serving-python", default=str(HERE / ".venv/bin/python"), help="runs compressed weights")
+PARSER.add_argument("--released-python", help="has torch and transformers; default: this one, or the builder's")
+PARSER.add_argument("--scorer", help="scores a file of predictions; default: the project's scripts/score_script.py")
+PARSER.add_argument("--output", type=Path, help=f"default: {VALIDATION} in the bundle")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side of the comparison."""
+
+    answers: Answers
+    figures: dict[str, Any]
+    source: str  # where the answers are from
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is compared, and with what."""
+
+    release: Source
+    bundle: Path
+    rows: Sequence[Row]
+    timed: int
+    scorer: Scorer
+    scratch: Path
+
+    def measure(self, side: Side, known: list[Row] | None = None) -> tuple[Measured, dict[str, Any]]:
+        """Answer all rows, unless the answers are known, score them, and time some of them one by one."""
+        answers = known if known is not None else side.ask(self.rows, self.scratch, streams=STREAMS)[0]
+        _, figures = side.ask(self.rows[:self.timed], self.scratch, streams=1)
+        found, told = scored(self.rows, answers, self.scorer, self.scratch / "predictions.jsonl")
+        return Measured(found, figures, "generated" if known is None else "evaluation"), told
+
+
+def main() -> int:
+    """Exit 0 where some weights of the bundle are SAFE, 5 where none are, 2 where that could not be found out."""
+    flags = PARSER.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        with tempfile.TemporaryDirectory(prefix="validate-bundle-") as scratch:
+            record = validate(flags, Path(scratch))
+        write(flags.output or flags.bundle / VALIDATION, record)
+        if not record["identity_problems"]:
+            serve_only(flags.bundle, record["serves"])
+    except (MeasuringError, SourceError, OSError, ValueError, KeyError) as error:
+        logger.critical("%s: %s", type(error).__name__, error)
+        return 2
+    sys.stdout.write(table(record))
+    return 0 if record["verdict"] == "SAFE" else UNSAFE
+
+
+def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Everything that was found, as validation.json holds it."""
+    release = find(flags.model, None)
+    rows = read_lines(flags.evaluation_rows)[:flags.rows or None]
+    kinds = [kind for kind in _PRECEDENCE if (flags.bundle / kind).is_dir()] or ["safetensors"]
+    problems = identity_problems(flags.bundle, release)
+    scorer = Scorer(tuple(shlex.split(flags.scorer)) if flags.scorer else _project_scorer())
+    task = Task(release, flags.bundle, rows, flags.timed_rows, scorer, scratch)
+    with_torch = flags.released_python or _with_torch()
+    known = evaluated(flags.evaluation, release, rows)
+    logger.info("released: %s", "answers of the evaluation" if known else f"answering {len(rows)} rows")
+    released, told = task.measure(Side(with_torch, release.folder, ""), known)
+    largest = told["max_score_drop"] if flags.max_score_drop is None else flags.max_score_drop
+    found = {}
+    for kind in kinds:
+        logger.info("%s: answering %d rows", kind, len(rows))
+        side = (Side(with_torch, flags.bundle, "") if kind == "safetensors" else
+                Side(flags.serving_python, flags.bundle, kind))
+        measured, _ = task.measure(side)
+        verdict = judge(released.answers, measured.answers, largest)
+        found[kind] = _as_record(measured, released, Verdict((*problems, *verdict.reasons)))
+    serves = [kind for kind in kinds if found[kind]["verdict"] == "SAFE"]
+    return {
+        "verdict": "SAFE" if serves else "UNSAFE", "serves": serves, "model": release.model,
+        "model_digest": release.model_digest, "identity_problems": problems, "max_score_drop": largest,
+        "rows": len(rows), "rows_sha256": sha256(flags.evaluation_rows),
+        "timed_rows": min(flags.timed_rows, len(rows)), "streams": STREAMS,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released, None),
+        "weights": found,
+    }
+
+
+def _as_record(measured: Measured, released: Measured, verdict: Verdict | None) -> dict[str, Any]:
+    answers = asdict(measured.answers)
+    pairs = zip(answers.pop("predictions"), released.answers.predictions, strict=True)
+    judged = {"verdict": verdict.word, "reasons": list(verdict.reasons)} if verdict else {}
+    return {**judged, **answers, "same_answers": sum(a == b for a, b in pairs), "source": measured.source,
+            "figures": measured.figures}
+
+
+def _with_torch() -> str:
+    if all(importlib.util.find_spec(name) for name in ("torch", "transformers", "jinja2", "tokenizers")):
+        return sys.executable
+    return str(HERE / ".venv-builder/bin/python")
+
+
+def _project_scorer() -> tuple[str, ...]:
+    own = importlib.util.find_spec("sacrebleu") is not None
+    python = sys.executable if own else str(ROOT / ".venv/bin/python")
+    return (python, "-m", "scripts.score_script")
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Beside its place, then renamed: there is never half a file."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).chmod(0o644)
+    Path(name).replace(path)
+
+
+def serve_only(bundle: Path, weights: Sequence[str]) -> None:
+    """The app serves the first of these unless told otherwise, and none that is not among them."""
+    identity = json.loads((bundle / IDENTITY).read_text(encoding="utf-8"))
+    write(bundle / IDENTITY, {**identity, "weights": list(weights)})
+
+
+def table(record: dict[str, Any]) -> str:
+    """Both sides, a line each, and the verdict."""
+    head = ("", "score", "same", "empty", "looping", "load s", "first ms", "tokens/s", "MiB", "")
+    lines = [head, _line("released", record["released"], record["rows"]),
+             *(_line(kind, each, record["rows"]) for kind, each in record["weights"].items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.rjust(width) if place else cell.ljust(width)
+                      for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+    text += [f"{kind}: {reason}" for kind, each in record["weights"].items() for reason in each["reasons"]]
+    served = f"{record['serves'][0]} is served" if record["serves"] else "nothing may be served"
+    return "\n".join([*text, f"{record['verdict']}: {served}"]) + "\n"
+
+
+def _line(name: str, side: dict[str, Any], rows: int) -> tuple[str, ...]:
+    figures = side["figures"]
+    return (name, f"{side['weighted_score']:.4f}", f"{side['same_answers']}/{rows}", f"{side['empty']:.1%}",
+            f"{side['looping']:.1%}", f"{figures['load_seconds']:.2f}", f"{1000 * figures['first_token_seconds']:.1f}",
+            f"{figures['tokens_per_second']:.1f}", f"{figures['peak_mib']:.0f}", side.get("verdict", ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The scorer of a file of predictions agrees with the evaluation."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import score_script
+from src.errors import InvalidInput
+from src.metrics import corpus_scores, row_statistics
+from tests.space_process import ROOT
+
+PREDICTIONS, REFERENCES = ["a b c d e", "we ship abroad on Mondays"], ["a b c d e f", "we ship on Mondays"]
+
+
+def score(folder: Path, lines: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "predictions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(sys, "argv", ["score_script.py", "--predictions", str(path), "--config",
+                                      str(ROOT / "params.yaml")])
+    assert score_script.main() == 0
+
+
+@pytest.mark.parametrize(("lines", "said"), [
+    ([], "no rows to score"), ([{"prediction": "a"}], "predictions.jsonl:1: reference is missing or no text"),
+    ([{"prediction": "a", "reference": "b"}, {"prediction": 3, "reference": "b"}],
+     "predictions.jsonl:2: prediction is missing or no text"),
+])
+def test_what_cannot_be_scored_is_named(
+    lines: list[dict[str, object]], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        score(tmp_path, lines, monkeypatch)
+
+
+def test_the_figures_are_those_of_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score(tmp_path, [{"id": "x", "prediction": prediction, "reference": reference}
+                     for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True)], monkeypatch)
+    told = json.loads(capsys.readouterr().out)
+    expected = corpus_scores(row_statistics(PREDICTIONS, REFERENCES))
+    assert told["metrics"] == expected
+    weights = (0.10, 0.15, 0.25, 0.40, 0.10)
+    assert told["weighted_score"] == pytest.approx(sum(w * m for w, m in zip(weights, expected.values(), strict=True)))
+    assert (told["rows"], told["max_score_drop"]) == (2, 0.01)

@@ -1,0 +1,250 @@
+"""A bundle is SAFE only where it answers as well as its release; the release may come from the Hub."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.loopback_hub import LoopbackHub
+from tests.space_process import PYTHON, ROOT, SPACE, environment, needs_serving, unpack
+
+BUILDER = SPACE / ".venv-builder/bin/python"
+DIGEST = "ab" * 32
+QUESTIONS = ("Where is my order?", "May I pay later?")
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(SPACE))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("serving", "bundling")]:
+        del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class World:
+    """The tiny release, its bundle in int8, and rows to answer; an answer ends after 24 tokens."""
+
+    root: Path
+
+    @property
+    def release(self) -> Path:
+        return self.root / "tiny-chat"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "assets"
+
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.bundle / "identity.json").read_text())
+        return found
+
+    def problems(self) -> list[str]:
+        from bundling.judging import identity_problems
+        from bundling.source import find
+
+        found: list[str] = identity_problems(self.bundle, find(str(self.release), None))
+        return found
+
+    def validate(self, *more: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, str(SPACE / "validate_bundle.py"), "--bundle", str(self.bundle), "--model",
+                   str(self.release), "--evaluation-rows", str(self.root / "rows.jsonl"), "--evaluation",
+                   str(self.root / "evaluations"), "--timed-rows", "1", *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+
+    def evaluate(self, *answers: str, digest: str = DIGEST) -> None:
+        """Records of an evaluation stage that got these answers."""
+        folder = self.root / "evaluations"
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps(
+            {"model_digest": digest, "contract": {"generation": {"max_new_tokens": 24}}}))
+        lines = [{"id": row["id"], "messages": row["messages"][:-1], "reference": row["messages"][-1]["content"],
+                  "prediction": text, "tokens": [5, 6, 2], "truncated": False}
+                 for row, text in zip(rows(), answers, strict=True)]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def rows() -> list[dict[str, Any]]:
+    return [{"id": str(n), "messages": [{"role": "user", "content": question},
+                                        {"role": "assistant", "content": f"You will find it on page {n}."}]}
+            for n, question in enumerate(QUESTIONS)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    unpack(tmp_path)
+    for folder in (world.release, world.bundle):
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "max_new_tokens": 24}))
+        (folder / "README.md").write_text(f"| model digest | `{DIGEST}` |\n")
+    files = {name: (world.bundle / name).read_bytes() for name in world.identity()["sha256"]}
+    identity = {**world.identity(), "model_digest": DIGEST, "sizes": {name: len(data) for name, data in files.items()},
+                "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+    (world.bundle / "identity.json").write_text(json.dumps(identity))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return world
+
+
+def test_a_changed_a_missing_and_an_unlisted_file_are_named(world: World) -> None:
+    assert world.problems() == []
+    (world.bundle / "int8/openvino_model.bin").write_bytes(b"other")
+    (world.bundle / "tokenizer.json").unlink()
+    (world.bundle / "more.txt").write_text("x")
+    assert world.problems() == ["tokenizer.json is missing", "more.txt is not listed",
+                                "int8/openvino_model.bin was changed"]
+
+
+def test_a_bundle_of_another_release_is_found_by_digest_and_by_its_files(world: World) -> None:
+    (world.release / "README.md").write_text(f"| model digest | `{'cd' * 32}` |\n")
+    (world.release / "chat_template.jinja").write_text("other")
+    assert world.problems() == [f"it is of the model {'ab' * 6}, not {'cd' * 6}", "README.md is not the release's",
+                                "chat_template.jinja is not the release's"]
+
+
+def test_a_release_that_does_not_state_its_digest_cannot_be_matched(world: World) -> None:
+    for folder in (world.release, world.bundle):
+        (folder / "README.md").write_text("no digest\n")
+    assert "the release does not state its model digest" in world.problems()
+
+
+def test_a_bundle_without_an_identity_is_nobodys(world: World) -> None:
+    (world.bundle / "identity.json").write_text("[]")
+    assert len(world.problems()) == 1
+
+
+@pytest.mark.parametrize(("score", "empty", "looping", "said"), [
+    (0.29, 0.0, 0.1, []),  # exactly the largest drop, which floats would not keep
+    (0.35, 0.0, 0.0, []),
+    (0.289999999, 0.0, 0.1, ["the score falls by 0.0100, more than 0.01"]),
+    (0.3, 0.01, 0.1, ["1.0% of the answers are empty, 0.0% of the released model's"]),
+    (0.3, 0.0, 0.2, ["20.0% of the answers are looping, 10.0% of the released model's"]),
+])
+def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
+    score: float, empty: float, looping: float, said: list[str]
+) -> None:
+    from bundling.judging import Answers, judge
+
+    released = Answers((), {}, 0.3, 0.0, 0.1)
+    verdict = judge(released, Answers((), {}, score, empty, looping), 0.01)
+    assert (list(verdict.reasons), verdict.word) == (said, "UNSAFE" if said else "SAFE")
+
+
+@pytest.mark.parametrize(("tokens", "looping"), [
+    ([7] * 24, True), ([7] * 23, False), ([1, 2, 3, *[4, 5] * 12], True), (list(range(30)) * 3, True),
+    (list(range(30)) * 2, False), (list(range(100)), False), ([*[4, 5] * 12, 9], False), ([], False),
+])
+def test_an_answer_loops_where_it_ends_in_one_run_three_times_over(tokens: list[int], looping: bool) -> None:
+    from bundling.judging import loops
+
+    assert loops(tokens) == looping
+
+
+def test_answers_of_the_evaluation_are_taken_only_for_this_model_these_rows_and_this_limit(world: World) -> None:
+    from bundling.measuring import evaluated
+    from bundling.source import find
+
+    release = find(str(world.release), None)
+    assert evaluated(world.root / "evaluations", release, rows()) is None
+    world.evaluate("one", "two")
+    found = evaluated(world.root / "evaluations", release, rows())
+    assert found is not None
+    assert [(line["prediction"], line["tokens"]) for line in found] == [("one", [5, 6]), ("two", [5, 6])]
+    changed = rows()
+    changed[0]["messages"][1]["content"] = "other"
+    assert evaluated(world.root / "evaluations", release, changed) is None
+    settings = json.loads((world.release / "generation_config.json").read_text())
+    (world.release / "generation_config.json").write_text(json.dumps({**settings, "max_new_tokens": 25}))
+    assert evaluated(world.root / "evaluations", release, rows()) is None
+    shutil.rmtree(world.root / "evaluations")
+    world.evaluate("one", "two", digest="cd" * 32)
+    assert evaluated(world.root / "evaluations", release, rows()) is None
+
+
+def test_a_scorer_that_fails_is_no_verdict(world: World) -> None:
+    from bundling.measuring import MeasuringError, Scorer
+
+    with pytest.raises(MeasuringError, match=r"ended with 3: .*prediction is missing"):
+        Scorer((sys.executable, "-m", "scripts.score_script")).score(world.root / "rows.jsonl")
+    ended = world.validate("--evaluation-rows", "/nowhere")
+    assert ended.returncode == 2
+    assert not (world.bundle / "validation.json").exists()
+
+
+@needs_serving
+def test_a_bundle_that_answers_worse_is_unsafe_and_the_app_serves_none_of_it(world: World) -> None:
+    world.evaluate(*(row["messages"][-1]["content"] for row in rows()))
+    ended = world.validate()
+    assert ended.returncode == 5, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "UNSAFE: nothing may be served"
+    record = json.loads((world.bundle / "validation.json").read_text())
+    assert record["released"]["source"] == "evaluation"
+    assert record["released"]["weighted_score"] == pytest.approx(1)
+    assert record["weights"]["int8"]["reasons"][0] == "the score falls by 1.0000, more than 0.01"
+    started = subprocess.run([str(PYTHON), str(SPACE / "app.py")], env=environment(MODEL_DIR=str(world.bundle)),
+                             capture_output=True, text=True, check=False, timeout=60)
+    assert started.returncode == 2
+    assert "none of its weights is SAFE" in started.stderr
+
+
+@needs_serving
+def test_a_bundle_that_answers_as_well_is_safe_and_everything_measured_is_recorded(world: World) -> None:
+    ended = world.validate("--max-score-drop", "1")
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((world.bundle / "validation.json").read_text())
+    assert (record["verdict"], record["serves"], record["rows"]) == ("SAFE", ["int8"], 2)
+    assert record["released"]["source"] == "generated"
+    for side in (record["released"], record["weights"]["int8"]):
+        assert set(side["metrics"]) == {"bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision"}
+        assert side["figures"]["tokens"] == 24
+        assert min(side["figures"][name] for name in ("load_seconds", "first_token_seconds", "tokens_per_second")) > 0
+        assert side["figures"]["peak_mib"] > 20
+    assert world.identity()["weights"] == ["int8"]
+    assert world.problems() == []
+
+
+@pytest.mark.parametrize("python", [
+    sys.executable,
+    pytest.param(str(BUILDER), marks=pytest.mark.skipif(not BUILDER.exists(), reason=f"{BUILDER} is missing")),
+], ids=["project", "builder"])
+def test_a_release_on_the_hub_is_fetched_at_its_revision_and_its_tag_gives_the_version(
+    python: str, world: World, tmp_path: Path
+) -> None:
+    with LoopbackHub(tmp_path / "hub") as hub:
+        commit = hub.put("shop/chat", {path.name: path.read_bytes() for path in world.release.iterdir()})
+        hub.put("shop/chat", {"config.json": b"{}"})  # later, and not what is asked for
+        hub.repos["models/shop/chat"]["tags"]["v3"] = commit
+        for model, code in ((f"shop/chat@{commit}", 0), ("shop/chat@nowhere", 2), ("shop/none", 2)):
+            command = [python, str(SPACE / "prepare_assets.py"), "--model", model, "--output", str(tmp_path / "made"),
+                       "--weights", "safetensors"]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment(
+                HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1"))
+            assert ended.returncode == code, ended.stderr
+    assert "neither a folder nor to be had from the Hub" in ended.stderr
+    identity = json.loads((tmp_path / "made/identity.json").read_text())
+    assert (identity["model"], identity["version"], identity["commit"]) == ("shop/chat", 3, commit)
+    assert identity["model_digest"] == DIGEST
+    assert (tmp_path / "made/model.safetensors").read_bytes() == (world.release / "model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(not BUILDER.exists(), reason=f"{BUILDER} is missing: make space/.venv-builder/.ready")
+@pytest.mark.slow
+def test_the_builder_compresses_the_release_and_falls_back_where_it_is_too_narrow(world: World, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    command = [str(BUILDER), str(SPACE / "prepare_assets.py"), "--model", str(world.release), "--output", str(made)]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
+    assert "cannot be compressed to int4" in ended.stderr
+    assert json.loads((made / "identity.json").read_text())["weights"] == ["safetensors"]
+    assert not (made / "int8").exists()
+    subprocess.run([*command, "--weights", "int8"], check=True, capture_output=True, env=environment())
+    assert json.loads((made / "identity.json").read_text())["weights"] == ["int8"]
+    shutil.rmtree(world.bundle)
+    made.rename(world.bundle)
+    assert world.problems() == []
