@@ -66,7 +66,8 @@ def create(hub: LoopbackHub, request: Request) -> Any:
             raise Stop(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {namespace!r}")
         if f"{kind}/{name}" in hub.repos:
             raise Stop(409, "You already created this repo", url=url)
-        hub.create(kind, name, private=wanted.get("visibility") == "private")
+        more = hub.spaces.made(wanted.get("sdk")) if kind == "spaces" else {}
+        hub.create(kind, name, private=wanted.get("visibility") == "private", **more)
     return {"url": url, "name": name}
 
 
@@ -89,7 +90,7 @@ def info(hub: LoopbackHub, request: Request, kind: str, name: str, revision: str
     siblings = [{"rfilename": path, **({"size": file["size"], "blobId": file["oid"], "lfs": _lfs(file, "sha256")}
                                        if blobs else {})} for path, file in sorted(commit["files"].items())]
     return {"id": name, "sha": oid, "private": repo["private"], "gated": False, "tags": [], "siblings": siblings,
-            "lastModified": _date(commit)}
+            "lastModified": _date(commit), **(hub.spaces.told(name, repo) if kind == "spaces" else {})}
 
 
 @route("GET", REPO + "/auth-check(?P<write>/write)?")

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from . import writing, xet  # noqa: F401 - register their endpoints
 from .reading import find
+from .spaces import Spaces
 from .store import Reply, Stop, Store
 
 BLOCK = 1 << 20
@@ -25,9 +26,9 @@ BLOCK = 1 << 20
 class Fault:
     """One rule: the nth to (nth+times-1)th request that matches is hit, with this probability.
 
-    Before it is processed (or `after`): wait `delay` seconds, commit `intrude` as somebody else ({"repo", "branch",
-    "files": {path: text}}), then answer `status`, or `reset` (RST) or `close` (FIN) the connection. With none of
-    these three the true answer goes out, its body at `drip` seconds a byte.
+    Before it is processed (or `after`): wait `delay` seconds, commit `intrude` as somebody else ({"repo", "kind",
+    "branch", "files": {path: text}}), then answer `status`, or `reset` (RST) or `close` (FIN) the connection. With
+    none of these three the true answer goes out, its body at `drip` seconds a byte.
     """
 
     path: str
@@ -65,6 +66,7 @@ class LoopbackHub(Store):
         self.multipart_over, self.part_size = 32_000_000, 16_000_000
         self.faults: list[Fault] = []
         self.log: list[dict[str, Any]] = []
+        self.spaces = Spaces(self)
         self._server = _Server(("127.0.0.1", port), Request)
         self._server.hub = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -79,6 +81,7 @@ class LoopbackHub(Store):
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self.spaces.end()
 
     def fault(self, path: str, **rule: Any) -> Fault:
         self.faults.append(Fault(path, **rule))
@@ -165,7 +168,7 @@ class Request(BaseHTTPRequestHandler):
         time.sleep(rule.delay)
         if rule.intrude:
             files = {path: text.encode() for path, text in rule.intrude["files"].items()}
-            hub.put(rule.intrude["repo"], files, rule.intrude.get("branch", "main"))
+            hub.put(rule.intrude["repo"], files, rule.intrude.get("branch", "main"), rule.intrude.get("kind", "models"))
         if rule.reset or rule.close:
             self._drop(reset=rule.reset)
         return Reply(rule.body, rule.status, rule.headers) if rule.status else reply

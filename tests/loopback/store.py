@@ -104,8 +104,8 @@ class Store:
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         return {"sha256": sha256, "size": size, "lfs": lfs, "oid": oid}
 
-    def create(self, kind: str, name: str, *, private: bool) -> dict[str, Any]:
-        repo = {"name": name, "private": private, "commits": {}, "branches": {}, "tags": {}}
+    def create(self, kind: str, name: str, *, private: bool, **more: Any) -> dict[str, Any]:
+        repo = {"name": name, "private": private, "commits": {}, "branches": {}, "tags": {}, **more}
         self.repos[f"{kind}/{name}"] = repo
         files = {".gitattributes": self.entry(".gitattributes", self.store(ATTRIBUTES), len(ATTRIBUTES))}
         self.commit(repo, "main", files, "initial commit")

@@ -114,6 +114,8 @@ def commit(hub: LoopbackHub, request: Request, kind: str, name: str, branch: str
         for operation in operations:
             _apply(hub, files, operation["key"], operation["value"])
         oid = hub.commit(repo, branch, files, header["value"]["summary"])
+    if branch == "main" and repo.get("sdk") == "docker":
+        hub.spaces.build(name)
     return {"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"}
 
 

@@ -1,0 +1,87 @@
+"""Before anything is pushed: the folder, its requirements, the bundle, and whether it is the champion's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from dependencies import strategies
+from deploying.errors import BadInput, Unsound
+from deploying.hub import fetched, persist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from huggingface_hub import HfApi
+
+    from deploying.bundle import Identity
+
+logger = logging.getLogger("space")
+
+_STRATEGY = re.compile(r"^# strategy: (\S+)", re.MULTILINE)
+_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
+
+
+def folder(root: Path, bundle: Path) -> None:
+    """Raise BadInput for what verify_deployment.py finds wrong, with the strategy that may help."""
+    code, found = run(root, "verify_deployment.py", MODEL_DIR=str(bundle))
+    if code:
+        for line in found.splitlines():
+            logger.error("%s", line)
+        raise BadInput(f"verify_deployment.py finds {root} unfit, see above; {advice(root)}")
+
+
+def advice(root: Path, log: str | None = None) -> str:
+    """The strategy that fix_dependencies.py recommends, for a build's log or for this environment."""
+    said = run(root, "fix_dependencies.py", "--recommend", *([] if log is None else ["--log", "-"]), said=log)[1]
+    return f"fix_dependencies.py recommends {(said.splitlines() or ['nothing'])[-1]}"
+
+
+def resolve(root: Path, strategy: str, ask: Callable[[str], None]) -> None:
+    """Take over a strategy's requirements, once they have been tried; raises BadInput where they do not work."""
+    if strategy == chosen(root):
+        logger.info("strategy %s is in place", strategy)
+        return
+    for flag, doing in (("--test", f"install strategy {strategy} into a scratch environment"),
+                        ("--apply", f"write requirements.txt for strategy {strategy}")):
+        ask(doing)
+        code, said = run(root, "fix_dependencies.py", "--strategy", strategy, flag)
+        logger.info("%s", said.strip())
+        if code:
+            raise BadInput(f"fix_dependencies.py --strategy {strategy} {flag} exits {code}; take another strategy")
+
+
+def chosen(root: Path) -> str:
+    """The strategy whose requirements the image installs."""
+    found = _STRATEGY.search((root / "requirements.txt").read_text(encoding="utf-8"))
+    if not found:
+        raise BadInput(f"{root / 'requirements.txt'}: names no strategy; run fix_dependencies.py --apply")
+    return found[1]
+
+
+def serves_fallback(strategy: str) -> bool:
+    """Whether the strategy's program is the fallback."""
+    return strategies.load()[strategy].program != "app.py"
+
+
+def champion(api: HfApi, name: str, identity: Identity) -> None:
+    """Raise Unsound unless the bundle's model is the one that main of this model repository shows."""
+    found = _DIGEST.search(persist(lambda: fetched(api, name, "README.md", "main", "model"), name))
+    if not found:
+        raise Unsound(f"{name}: its card states no model digest; is it where the champion is published?")
+    if found[1] != identity.digest:
+        raise Unsound(f"{name}: the champion's digest is {found[1][:12]}, the bundle's "
+                      f"{(identity.digest or 'unknown')[:12]}; run prepare_assets.py --model {name}")
+
+
+def run(root: Path, program: str, *flags: str, said: str | None = None, **more: str) -> tuple[int, str]:
+    """Exit code and output of one of this folder's programs, which get no token."""
+    environment = {name: value for name, value in os.environ.items() if "TOKEN" not in name} | more
+    done = subprocess.run([sys.executable, str(root / program), *flags], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, env=environment, input=said or "", check=False)
+    return done.returncode, done.stdout

@@ -1,0 +1,106 @@
+"""The Hub's client: its time limits, and its errors as one line each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
+
+from deploying.errors import Busy, DeployError, HubFailed, Usage, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+logger = logging.getLogger("space")
+
+T = TypeVar("T")
+_SECONDS = 60.0  # one wait for the network; the client itself sets no limit
+_ATTEMPTS = 5
+_TRANSIENT = {408, 409, 412, 425, 429}
+_UNPAID = ("Docker Spaces on free hardware need a paid plan (PRO, Team or Enterprise). Instead: --space of an "
+           "organisation that has one; `docker build space` and any host of containers; Procfile and "
+           "requirements.txt on a host of apps; `make serve` on a machine of your own")
+_REMEDIES = {
+    401: "HF_TOKEN is wrong, has expired, or may not see it; make a new one",
+    402: _UNPAID,
+    403: "HF_TOKEN may not do this; give it write access there",
+    404: "correct the name, or give HF_TOKEN access to it",
+}
+
+
+def connect() -> HfApi:
+    """The client, with the token of HF_TOKEN; raises Usage without one."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise Usage("HF_TOKEN: not set; make a token with write access and export it")
+    set_client_factory(_client)
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None, token=token)
+
+
+def fetched(api: HfApi, name: str, path: str, revision: str, kind: str) -> str:
+    """A text file of a repository; raises what the client raises."""
+    url = hf_hub_url(name, path, repo_type=kind, revision=revision, endpoint=api.endpoint)
+    response = get_session().get(url, headers={"Authorization": f"Bearer {api.token}"})
+    hf_raise_for_status(response)
+    return response.text
+
+
+def persist(action: Callable[[], T], subject: str) -> T:
+    """Do the whole of an action again while the Hub is busy; raises HubFailed, or Busy where it stays so.
+
+    The action looks first and does what is missing: so a lost reply is no harm.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            with talking(subject):
+                return action()
+        except Busy as error:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            logger.warning("%s; again in %d s", error, 2**attempt)
+            time.sleep(2**attempt)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+@contextmanager
+def talking(subject: str) -> Iterator[None]:
+    """Turn what the client raises into HubFailed, or Busy where it may pass."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _explained(error, subject) from error
+    except OfflineModeIsEnabled as error:
+        raise Usage("HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
+    except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise Usage(f"{subject}: {clean(str(error))}; correct --space or HF_ENDPOINT") from error
+    except (httpx2.HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError) as error:
+        raise Busy(f"{subject}: {clean(f'{type(error).__name__}: {error}')}; no answer of the Hub") from error
+    except (ValueError, RuntimeError) as error:  # what the client itself finds wrong, a README's metadata say
+        raise HubFailed(f"{subject}: {clean(str(error))}") from error
+
+
+def _explained(error: HfHubHTTPError, subject: str) -> DeployError:
+    status = error.response.status_code
+    line = f"{subject}: {status} {clean(error.server_message or error.response.reason_phrase)[:300].rstrip('.')}"
+    if status in _TRANSIENT or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
+        return Busy(line)
+    return HubFailed(f"{line}; {_REMEDIES.get(status, 'correct it and run it again')}")
+
+
+def _client() -> httpx2.Client:
+    made = default_client_factory()
+    made.event_hooks["request"].append(_bound)
+    return made
+
+
+def _bound(request: httpx2.Request) -> None:
+    own = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {kind: own.get(kind) or _SECONDS for kind in ("connect", "read", "write", "pool")}

@@ -1,0 +1,235 @@
+"""One Space on the Hub: its tree, its variables, its runtime. Every change looks first and does what is missing."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+
+from deploying import tree
+from deploying.errors import Busy, HubFailed, Later
+from deploying.hub import fetched, persist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from huggingface_hub import HfApi
+
+    _Committer = Callable[["Head", list[Any]], str]
+
+logger = logging.getLogger("space")
+
+TITLE = "Champion: "  # our commits' titles begin with it
+_LIVE = "live-"  # tags a commit that was seen answering: what a rollback may go back to
+_ATTRIBUTES = ".gitattributes"  # the Hub keeps it for itself
+_ON_THE_WAY = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
+_ASLEEP = {"PAUSED", "STOPPED", "SLEEPING"}
+_GRACE = 20.0  # seconds after which an error is taken for this commit's own
+_LINES = 500
+_KIND = "space"
+RUNNING = "RUNNING"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A commit: path to git's id, or to the sha256 of a file that is stored by LFS."""
+
+    oid: str
+    files: Mapping[str, str]
+    address: str  # where the Space answers
+    private: bool
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the Space is: its stage, the commit that runs (None where the Hub does not tell), the Hub's reason."""
+
+    stage: str
+    sha: str | None
+    reason: str
+
+
+class Space:
+    """Raises HubFailed where the Hub fails or refuses, Later where it stays busy or somebody else pushes too.
+
+    `ask` is told each change before it is made, and raises where it is not wanted.
+    """
+
+    def __init__(self, api: HfApi, name: str, ask: Callable[[str], None]) -> None:
+        self.api, self.name, self.ask = api, name, ask
+
+    def head(self, revision: str = "main") -> Head | None:
+        """The commit that stands there; None where there is no such Space."""
+        return persist(lambda: self._head(revision), self.name)
+
+    def create(self, *, private: bool) -> None:
+        """Make the Space, where it is absent."""
+        if self.head() is None:
+            self.ask(f"create the {'private' if private else 'public'} Space {self.name}")
+            persist(lambda: self._head("main") or self.api.create_repo(
+                self.name, repo_type=_KIND, space_sdk="docker", private=private), self.name)
+
+    def push(self, files: Mapping[str, Path], title: str) -> str:
+        """Turn main into exactly these files by one commit; no commit where it is so. Returns the commit's id."""
+        wanted, commit = tree.contents(files), self._committer(title)
+        return persist(lambda: self._push(files, wanted, commit), self.name)
+
+    def amend(self, path: str, change: Callable[[str], str], title: str) -> str:
+        """Change one text file by one commit; returns its id. Raises HubFailed where there is none."""
+        commit = self._committer(title)
+        return persist(lambda: self._amend(path, change, commit), self.name)
+
+    def restore(self, oid: str, title: str) -> str:
+        """Give main the tree of an earlier commit by one more commit; returns its id."""
+        commit = self._committer(title)
+        return persist(lambda: self._restore(oid, commit), self.name)
+
+    def read(self, path: str, revision: str) -> str | None:
+        """A text file of a commit; None where it has none."""
+        return persist(lambda: self._read(path, revision), self.name)
+
+    def set_variables(self, text: str | None, before: str | None) -> None:
+        """Give the Space what a tree's variables.json sets, and take away what only the one before set.
+
+        Others are left as they are. Each change starts the Space anew.
+        """
+        wanted, stale = _variables(text), _variables(before)
+        there = persist(lambda: self.api.get_space_variables(self.name), self.name)
+        for key, value in wanted.items():
+            if key not in there or there[key].value != value:
+                self.ask(f"set {key}={value} on {self.name}")
+                persist(functools.partial(self.api.add_space_variable, self.name, key, value), self.name)
+        for key in sorted(stale.keys() & there.keys() - wanted.keys()):
+            self.ask(f"take {key} from {self.name}")
+            persist(functools.partial(self.api.delete_space_variable, self.name, key), self.name)
+
+    def mark_live(self, oid: str) -> None:
+        """Remember on the Hub that this commit was seen answering."""
+        if oid not in self._live():
+            persist(lambda: self.api.create_tag(self.name, tag=_LIVE + oid[:12], revision=oid, repo_type=_KIND,
+                                                exist_ok=True), self.name)
+
+    def last_live(self, *, but: str) -> str | None:
+        """The newest commit on main that was seen answering, other than this one; None where there is none."""
+        live = self._live()
+        history = persist(lambda: self.api.list_repo_commits(self.name, repo_type=_KIND), self.name)
+        return next((commit.commit_id for commit in history if commit.commit_id in live - {but}), None)
+
+    def runtime(self) -> Runtime:
+        """How it is now."""
+        found = persist(lambda: self.api.get_space_runtime(self.name), self.name)
+        return Runtime(str(getattr(found.stage, "value", found.stage)), found.raw.get("sha"),
+                       str(found.raw.get("errorMessage") or ""))
+
+    def log(self, *, build: bool) -> list[str]:
+        """The last lines of the build's log, or of the app's."""
+        return persist(lambda: [*deque(self.api.fetch_space_logs(self.name, build=build), _LINES)], self.name)
+
+    def restart(self, *, from_scratch: bool) -> None:
+        """Start it again, with from_scratch every layer built anew."""
+        self.ask(f"{'build' if from_scratch else 'start'} {self.name} anew")
+        persist(lambda: self.api.restart_space(self.name, factory_reboot=from_scratch), self.name)
+
+    def wait(self, oid: str, seconds: float, heard: Callable[[str], None], *, again: bool = False) -> Runtime:
+        """Until this commit runs or has failed (again: anew), or the time is up; `heard` is told each stage."""
+        began, pause, stages = time.monotonic(), 0.5, [""]
+        while True:
+            runtime, waited = self.runtime(), time.monotonic() - began
+            if runtime.stage != stages[-1]:
+                heard(runtime.stage)
+                stages.append(runtime.stage)
+                if runtime.stage in _ASLEEP:
+                    self.restart(from_scratch=False)
+            ours = runtime.sha in (None, oid)
+            known = waited > _GRACE or (ours and bool(_ON_THE_WAY & {*stages})) or (runtime.sha == oid and not again)
+            if waited > seconds or self._is_over(runtime, oid, known=known):
+                return runtime
+            time.sleep(pause)
+            pause = min(pause * 1.3, 10)
+
+    def _is_over(self, runtime: Runtime, oid: str, *, known: bool) -> bool:
+        """Whether the stage is about this commit: for a while the Hub still tells of the one before."""
+        if runtime.stage == RUNNING:
+            return runtime.sha in (None, oid)
+        return known and runtime.stage not in _ON_THE_WAY | _ASLEEP
+
+    def _head(self, revision: str) -> Head | None:
+        try:
+            info = self.api.space_info(self.name, revision=revision, files_metadata=True)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code != 404:  # 401: it may be there, hidden from this token
+                raise
+            return None
+        files = {each.rfilename: each.lfs.sha256 if each.lfs else str(each.blob_id)
+                 for each in info.siblings or [] if each.rfilename != _ATTRIBUTES}
+        host = re.sub(r"[^a-z0-9]+", "-", self.name.lower())
+        return Head(str(info.sha), files, (info.host or f"https://{host}.hf.space").rstrip("/"), bool(info.private))
+
+    def _now(self) -> Head:
+        if head := self._head("main"):
+            return head
+        raise Busy(f"{self.name}: was made and does not show yet")
+
+    def _push(self, files: Mapping[str, Path], wanted: Mapping[str, tree.Content], commit: _Committer) -> str:
+        head = self._now()
+        changed = [name for name, content in wanted.items()
+                   if head.files.get(name) not in (content.git, content.sha256)]
+        stale = sorted(head.files.keys() - wanted.keys())
+        return commit(head, [*(CommitOperationAdd(name, files[name]) for name in changed),
+                             *map(CommitOperationDelete, stale)])
+
+    def _amend(self, path: str, change: Callable[[str], str], commit: _Committer) -> str:
+        head = self._now()
+        text = self._read(path, head.oid)
+        if text is None:
+            raise HubFailed(f"{self.name}: there is no {path}; deploy it first")
+        return commit(head, [CommitOperationAdd(path, change(text).encode())])
+
+    def _restore(self, oid: str, commit: _Committer) -> str:
+        head, target = self._now(), self._head(oid)
+        if target is None:
+            raise HubFailed(f"{self.name}: commit {oid} is gone; push a tree that works")
+        changed = [name for name, content in target.files.items() if head.files.get(name) != content]
+        stale = sorted(head.files.keys() - target.files.keys())
+        return commit(head, [*(CommitOperationCopy(name, name, src_revision=oid) for name in changed),
+                             *map(CommitOperationDelete, stale)])
+
+    def _committer(self, title: str) -> _Committer:
+        """Commits on top of one head alone: one that has moved since the first attempt holds somebody else's commit."""
+        bases: set[str] = set()
+
+        def commit(head: Head, operations: list[Any]) -> str:
+            if not operations:
+                return head.oid
+            bases.add(head.oid)
+            if len(bases) > 1:
+                raise Later(f"{self.name}: somebody else pushed {head.oid[:12]} meanwhile; look at it, run it again")
+            self.ask(f"commit to {self.name}: {title} ({len(operations)} files)")
+            made = self.api.create_commit(self.name, operations, commit_message=TITLE + title, repo_type=_KIND,
+                                          parent_commit=head.oid)
+            return str(made.oid)
+
+        return commit
+
+    def _read(self, path: str, revision: str) -> str | None:
+        try:
+            return fetched(self.api, self.name, path, revision, _KIND)
+        except RemoteEntryNotFoundError:
+            return None
+
+    def _live(self) -> set[str]:
+        refs = persist(lambda: self.api.list_repo_refs(self.name, repo_type=_KIND), self.name)
+        return {tag.target_commit for tag in refs.tags if tag.name.startswith(_LIVE)}
+
+
+def _variables(text: str | None) -> dict[str, str]:
+    return {key: str(value) for key, value in json.loads(text or "{}").items()}

@@ -1,0 +1,89 @@
+"""Change the image's build key, so that every step that runs something is done anew by the next build.
+
+    python space/force_cache_bust.py [--commit] [--push --space OWNER/NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+HERE = Path(__file__).parent
+_KEY = re.compile(r"^ARG BUILD_KEY=.*$", re.MULTILINE)
+
+logger = logging.getLogger("space")
+
+
+def main() -> int:
+    """Exit 0 with the new key on stdout, 2 where there is none to change or git refuses, 6 where the Hub does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commit", action="store_true", help="commit the Dockerfile, and nothing else, with git")
+    parser.add_argument("--push", action="store_true", help="change it on the Space too, by one commit")
+    parser.add_argument("--space", metavar="OWNER/NAME")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.push and not arguments.space:
+        parser.error("--push needs --space OWNER/NAME")
+    key = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    try:
+        _change(HERE / "Dockerfile", key)
+        if arguments.commit:
+            _commit(f"Build the Space's image anew: {key}")
+        if arguments.push:
+            _push(arguments.space, key)
+    except Refused as error:
+        logger.critical("%s", error)
+        return error.code
+    sys.stdout.write(f"{key}\n")
+    return 0
+
+
+class Refused(Exception):
+    """It could not be changed; the text says why."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def changed(text: str, key: str) -> str:
+    """A Dockerfile with another key; raises Refused where it has none."""
+    if not _KEY.search(text):
+        raise Refused("Dockerfile: has no line ARG BUILD_KEY=; put one before the first FROM")
+    return _KEY.sub(f"ARG BUILD_KEY={key}", text, count=1)
+
+
+def _change(path: Path, key: str) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(changed(path.read_text(encoding="utf-8"), key), encoding="utf-8")
+    new.replace(path)
+
+
+def _commit(title: str) -> None:
+    done = subprocess.run(["git", "-C", str(HERE), "commit", "--quiet", "-m", title, "--", "Dockerfile"],
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refused(f"git commit: {(done.stderr or done.stdout).strip()}")
+
+
+def _push(name: str, key: str) -> None:
+    from deploying.errors import DeployError
+    from deploying.hub import connect
+    from deploying.space import Space
+
+    try:
+        space = Space(connect(), name, logger.info)
+        oid = space.amend("Dockerfile", lambda text: changed(text, key), f"build key {key}")
+    except DeployError as error:
+        raise Refused(str(error), error.code) from error
+    logger.info("%s: %s", name, oid)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
