@@ -7,11 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scripts.standing import Standing, origin
-from scripts.wiring import registry_of
+from scripts.wiring import prune, registry_of
 from src.appending import append, reconcile
 from src.drift import highest_release, versions
 from src.errors import IntegrityError, Refused, RunAgain
-from src.ledger import HubRef, LedgerView, parse_slots
+from src.ledger import HubRef, LedgerView, Slot, parse_slots
 from src.manifest import manifest, tree_digest
 from src.promotion import Step
 from src.records import ModelIdentity, canonical_json, digest_of
@@ -32,6 +32,7 @@ def repair(stands: Standing) -> None:
     """Restore a lost ledger from the mirror, and make registry, Hub, mirror and record follow its head."""
     _restore(stands, trusting=False)
     view = reconcile(stands.services, Journal("repair").note, Step.PREFLIGHT)
+    prune(stands.params, stands.ledger, stands.registry)
     stands.record(view, None, "repaired")
 
 
@@ -39,7 +40,14 @@ def adopt(stands: Standing, reason: str | None, save_flavour: Save) -> None:
     """Take the champion that the registry shows, else the release on the Hub, into the ledger as its head."""
     found = _outside(stands, _restore(stands, trusting=True), save_flavour)
     by = origin(reason, "adopted: it stood outside of the ledger")
-    view, slot = append(stands.services, Journal("adopt").note, lambda now: adoption(now, found, by))
+
+    def wanted(now: LedgerView) -> Slot | None:
+        slot = adoption(now, found, by)
+        if slot is not None:
+            stands.require_weights(now, slot.version)
+        return slot
+
+    view, slot = append(stands.services, Journal("adopt").note, wanted)
     stands.record(view, slot, "adopted")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.evidence import PREDICTIONS, gain_evidence, logged_predictions, read_predictions
-from scripts.wiring import Setting, registry_of
+from scripts.wiring import Setting, prune, registry_of
 from src import replay
 from src.deployment_record import RESULTS, comparison, info, summary
 from src.errors import Undecided
@@ -89,6 +89,10 @@ class Deployer:
             facts["deployment_run"] = "none: dry run" if self._setting.dry_run else self._run.id()
             self._write(facts, compared)
         process.say(summary(facts, compared, str(output)))
+
+    def prune(self) -> None:
+        """Delete the weights of old versions, as far as deployment.keep_versions asks for it."""
+        prune(self._setting.params, self.ledger, self.registry)
 
     def code(self, decision: Decision) -> int:
         """The exit code that a decision leads to."""

@@ -52,6 +52,7 @@ class Deployment:
             journal = Journal(setting.request.key)
             ended = promote(deployer.ports(), journal.note, Progress(Step.PREFLIGHT))
             decision = ended.decided()
+            deployer.prune()
         result, code, reason = deployer.result(decision)
         process.promote_line(result, code, reason)
         return code

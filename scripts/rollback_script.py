@@ -42,7 +42,7 @@ def main() -> int:
     def wanted(view: LedgerView) -> Slot | None:
         slot = None if only_finish else rollback(view, by, to=to, block=flags.block)
         if slot is not None:
-            _check_there(stands, slot)
+            _check_there(stands, view, slot)
         return slot
 
     if flags.dry_run:
@@ -56,13 +56,15 @@ def main() -> int:
     return 0
 
 
-def _check_there(stands: Standing, slot: Slot) -> None:
+def _check_there(stands: Standing, view: LedgerView, slot: Slot) -> None:
     from src.errors import Refused
 
     keys = stands.registry.keys()
     if keys is not None and keys.get(slot.version) != slot.key:
         raise Refused(f"version {slot.version}: the registry does not hold it any more; give another one with --to, "
                       "or restore MLflow's database")
+    if slot.version != _version(view):
+        stands.require_weights(view, slot.version)
 
 
 def _summary(stands: Standing, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:

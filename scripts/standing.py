@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from scripts.wiring import registry_of
-from src import rollback
+from src import pruning, rollback
 from src.drift import HubSeen, Seen
 from src.ledger import LedgerView, Slot
 from src.params import Params
@@ -49,8 +49,14 @@ class Standing:
         holders = self.registry.holders()
         nobody = Holders(champion=None, previous=None, production=frozenset())
         expected = self.registry.expected(view.head, view.previous) if view.head else nobody
-        return Seen(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
+        pruned = frozenset(self.registry.pruned()) if isinstance(self.registry, MlflowRegistry) else frozenset()
+        return Seen(view=view, holders=holders, expected=expected, keys=self.registry.keys(), pruned=pruned,
                     hub=self._hub_seen(view), info=results.last_info(OUTPUT_DIR))
+
+    def require_weights(self, view: LedgerView, version: int) -> None:
+        """Raise Refused where a version's weights were pruned, or may be at any time."""
+        if isinstance(self.registry, MlflowRegistry):
+            pruning.require_weights(view, version, self.registry, self.params.deployment.keep_versions)
 
     def record(self, view: LedgerView, slot: Slot | None, result: str) -> None:
         """Tell deployment_info.json who the champion is now; a tree without results/deployment is left alone."""

@@ -10,7 +10,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from src import pruning
 from src.deployment_record import Request
+from src.errors import Undecided
 from src.model_selection import Policy
 from src.params import DeploymentParams, HuggingFaceParams, Params
 from src.ports import Hub
@@ -76,7 +78,20 @@ def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, s
     """The Model Registry, or what stands in for it where deployment.registry is none."""
     if params.deployment.registry == "none":
         return NoRegistry(client, params.mlflow.experiment_name, ledger, save=save, run_id=run_id, tags=tags)
-    return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags)
+    return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags,
+                          spent=lambda: pruning.prunable(ledger.view(), params.deployment.keep_versions))
+
+
+def prune(params: Params, ledger: MlflowLedger, registry: MlflowRegistry | NoRegistry) -> None:
+    """Delete the weights beyond deployment.keep_versions; what fails is left to the next deployment."""
+    if isinstance(registry, MlflowRegistry) and params.deployment.keep_versions:
+        try:
+            done = pruning.prune(ledger, registry, params.deployment.keep_versions)
+        except Undecided as error:
+            logger.warning("old weights are not all pruned, the next deployment goes on: %s", error)
+            return
+        if done:
+            logger.info("pruned the weights of versions %s", ", ".join(map(str, done)))
 
 
 def _hub(params: HuggingFaceParams) -> Hub:

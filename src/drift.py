@@ -28,13 +28,15 @@ class HubSeen:
 class Seen:
     """What stands outside. keys: promotion key of each registered version, None without a registry.
 
-    expected is what the holders must be; hub is None when nothing is pushed, info the last deployment_info.json.
+    expected is what the holders must be; pruned are versions whose weights were taken away, as it was asked for; hub
+    is None when nothing is pushed, info the last deployment_info.json.
     """
 
     view: LedgerView
     holders: Holders
     expected: Holders
     keys: Mapping[int, str | None] | None
+    pruned: frozenset[int]
     hub: HubSeen | None
     info: Mapping[str, Any]
 

@@ -1,12 +1,13 @@
 """Base and adapter loaded, checked and merged: safetensors only, no custom code, nothing half-loaded."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -70,11 +71,26 @@ def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:
     """
     wrapped, tokenizer = load_with_adapter(base, adapter, dtype)
     try:
-        merged = wrapped.merge_and_unload(safe_merge=True)
+        _merge_in_place(wrapped)
     except ValueError as error:
         raise IntegrityError(f"{adapter}: does not merge: {_first_line(error)}; {_TRAIN_AGAIN}") from error
+    merged: Model = wrapped.unload()
     _require_finite(merged.state_dict(), f"{base} merged with {adapter} in {dtype}")
     return merged.eval(), tokenizer
+
+
+def _merge_in_place(wrapped: PeftModel) -> None:
+    """What `merge_and_unload(safe_merge=True)` computes, in the memory of one model.
+
+    PEFT puts a new tensor in a weight's place, and the file that the old one is mapped from stays in memory to the
+    last. The mapping is private: written back into it, a merged page replaces the page that was read.
+    """
+    for layer in wrapped.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight = layer.get_base_layer().weight
+            place = weight.data
+            layer.merge(safe_merge=True)
+            weight.data = place.copy_(weight.data)
 
 
 def load_with_adapter(base: Path, adapter: Path, dtype: str) -> tuple[PeftModel, Tokenizer]:
@@ -103,14 +119,16 @@ def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def logits_difference(first: Model, second: Model, sequences: Sequence[Sequence[int]]) -> float:
-    """How far two models' logits are apart over token sequences: the largest |a - b| / |a|, norms over a sequence."""
-    worst = 0.0
-    with torch.inference_mode():
-        for sequence in sequences:
-            a, b = (_logits(model, sequence) for model in (first, second))
-            worst = max(worst, (torch.linalg.norm(a - b) / torch.linalg.norm(a)).item())
-    return worst
+def logits(model: Model, sequences: Iterable[Sequence[int]], *, last: int) -> Iterator[torch.Tensor]:
+    """A model's logits for the last so many tokens of each sequence, (tokens, vocabulary) in the model's precision."""
+    for sequence in sequences:
+        yield _logits(model, sequence)[-last:].clone()
+
+
+def logits_difference(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> float:
+    """How far two models' logits are apart: the largest |a - b| / |a| of a sequence, NaN if one of them is."""
+    pairs = ((a.float(), b.float()) for a, b in zip(first, second, strict=True))
+    return torch.stack([torch.linalg.norm(a - b) / torch.linalg.norm(a) for a, b in pairs]).max().item()
 
 
 def preference_gap(model: Model, tokens: Sequence[int], candidate: int) -> float:
@@ -118,15 +136,15 @@ def preference_gap(model: Model, tokens: Sequence[int], candidate: int) -> float
 
     0 is the first choice itself; the spread is the standard deviation over the vocabulary.
     """
-    with torch.inference_mode():
-        last = _logits(model, tokens)[-1]
+    last = _logits(model, tokens)[-1].float()
     return ((last.max() - last[candidate]) / last.std()).item()
 
 
+@torch.inference_mode()
 def _logits(model: Model, tokens: Sequence[int]) -> torch.Tensor:
     inputs = torch.tensor([list(tokens)], device=model.device)
-    logits: torch.Tensor = model(input_ids=inputs).logits[0]
-    return logits.float().cpu()
+    found: torch.Tensor = model(input_ids=inputs).logits[0]
+    return found.cpu()
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -171,7 +189,8 @@ def _check_tokenizer(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
 
 
 def _require_finite(weights: Mapping[str, torch.Tensor], what: str) -> None:
-    bad = sorted(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all()))
+    # Least and largest value are NaN where any value is; torch.isfinite of a whole tensor would copy it.
+    bad = sorted(name for name, tensor in weights.items() if not bool(torch.stack(tensor.aminmax()).isfinite().all()))
     if bad:
         raise IntegrityError(f"{what}: NaN or infinity in {_some(bad)}; {_TRAIN_AGAIN}")
 

@@ -1,5 +1,6 @@
 """What the promotion protocol works on, as Protocols: utils implement them, and so do the fakes of its tests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +46,19 @@ class Registry(Protocol):
 
     def expected(self, head: Slot, previous: Slot | None) -> Holders:
         """What holders() gives once it shows this head (a server without stages shows none)."""
+
+
+class Weights(Protocol):
+    """The files of registered versions, apart from their records."""
+
+    def pruned(self) -> Mapping[int, bool]:
+        """Versions that are marked as pruned: whether all their weights are gone, or only some."""
+
+    def mark_pruned(self, version: int, *, done: bool) -> None:
+        """Mark a version; never taken back."""
+
+    def delete_weights(self, version: int) -> None:
+        """Delete what is left of a version's files."""
 
 
 class Hub(Protocol):

@@ -54,6 +54,7 @@ def facts(model_name: str, seen: Seen, findings: Sequence[Finding], decided: Seq
         "champion": _slot(view.head),
         "previous": _slot(view.previous),
         "blocked_versions": sorted(view.blocked_versions),
+        "pruned_versions": sorted(seen.pruned),
         "ledger": {"slots": len(view.slots), "chain": "whole", "head_sha256": view.head_sha256},
         "registry": {"champion": seen.holders.champion, "previous": seen.holders.previous,
                      "production": sorted(seen.holders.production)} if seen.keys is not None else "none",
@@ -73,6 +74,8 @@ def text(told: Mapping[str, Any]) -> str:
     lines = [_opening(told["model_name"], champion)]
     lines += _line("previous", versions([told["previous"]["version"] if told["previous"] else None], nothing="none"))
     lines += _line("blocked", versions(told["blocked_versions"], nothing="none"))
+    if told["pruned_versions"]:
+        lines += _line("pruned", versions(told["pruned_versions"]))
     lines += _line("ledger", f"{told['ledger']['slots']} slots, chain whole")
     if registry == "none":
         lines += _line("registry", "none")

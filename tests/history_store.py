@@ -8,7 +8,7 @@ import yaml
 
 from scripts.deployer import Deployer
 from scripts.deployment_script import PARSER
-from scripts.wiring import challenger_setting
+from scripts.wiring import challenger_setting, prune, registry_of
 from src.evaluation_record import numbers
 from src.manifest import manifest, tree_digest
 from src.metrics import corpus_scores, row_statistics
@@ -28,7 +28,6 @@ from src.records import (
     digest_of,
 )
 from utils import evaluation_run, json_utils, mlflow_utils
-from utils.mlflow_registry import MlflowRegistry
 from utils.results import LogBuffer, check_output_dir
 
 BASE = BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="b" * 64)
@@ -113,10 +112,13 @@ def deploy(config: Path, *flags: str) -> Decision:
     if asked.dry_run:
         return deployer.decide(deployer.ledger.view())
     ports = deployer.ports()
-    registry = MlflowRegistry(deployer._setting.client, deployer._setting.request.model_name, save=_save,
-                              run_id=deployer._run.id, tags=deployer._tags)
+    params = deployer._setting.params
+    registry = registry_of(params, deployer._setting.client, deployer.ledger, save=_save, run_id=deployer._run.id,
+                           tags=deployer._tags)
     ported = replace(ports, registry=registry, assemble=lambda _: None)
-    return promote(ported, lambda _: None, Progress()).decided()
+    decision = promote(ported, lambda _: None, Progress()).decided()
+    prune(params, deployer.ledger, registry)
+    return decision
 
 
 def _save(folder: Path) -> None:

@@ -20,10 +20,10 @@ STATE = HubState(head="m" * 40, tree=hub_ref("c").tree, branches={"main": "m" * 
 LINES = [each.text() for each in THREE.slots]
 HUB = HubSeen(repo="shop/bot", state=STATE, holds_release=False, mirror=LINES)
 HOLDERS = Holders(champion=3, previous=2, production=frozenset({3}))
-QUIET = Seen(view=THREE, holders=HOLDERS, expected=HOLDERS, keys=KEYS, hub=HUB,
+QUIET = Seen(view=THREE, holders=HOLDERS, expected=HOLDERS, keys=KEYS, hub=HUB, pruned=frozenset(),
              info={"result": "promoted", "champion": {"version": 3}})
 NOBODY = Holders(champion=None, previous=None, production=frozenset())
-EMPTY = Seen(view=LedgerView(()), holders=NOBODY, expected=NOBODY, keys={}, hub=None, info={})
+EMPTY = Seen(view=LedgerView(()), holders=NOBODY, expected=NOBODY, keys={}, hub=None, info={}, pruned=frozenset())
 
 
 def holders(**changes: Any) -> Seen:
@@ -100,7 +100,7 @@ def test_an_old_version_and_its_tag_may_go_without_drift() -> None:
 def test_a_champion_that_this_hub_repository_cannot_show_is_drift(view: LedgerView, line: str) -> None:
     shown = Holders(champion=4, previous=3, production=frozenset({4}))
     seen = Seen(view=view, holders=shown, expected=shown, keys={**KEYS, 4: view.slots[3].key}, info={},
-                hub=replace(HUB, mirror=[each.text() for each in view.slots]))
+                pruned=frozenset(), hub=replace(HUB, mirror=[each.text() for each in view.slots]))
     assert [found.line().partition("; the next")[0].partition("; correct")[0] for found in drift(seen)] == [line]
 
 

@@ -196,6 +196,11 @@ def test_a_base_with_pickled_weights_alone_is_refused(root: Path) -> None:
         check_base(root / BASE)
 
 
+def apart(first: merging.Model, second: merging.Model, texts: list[list[int]]) -> float:
+    """How far their logits are, over whole texts."""
+    return merging.logits_difference(*(merging.logits(model, texts, last=1000) for model in (first, second)))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3), ("bfloat16", 4e-2)])
 def test_merged_and_unmerged_logits_agree(root: Path, dtype: str, tolerance: float) -> None:
     merged, tokenizer = merge(root, dtype)
@@ -203,8 +208,8 @@ def test_merged_and_unmerged_logits_agree(root: Path, dtype: str, tolerance: flo
     base, _ = merging.load(root / BASE, dtype)
     texts = [list(range(3, 60)), tokenizer("Where is my order?")["input_ids"]]
     assert merged.dtype == getattr(torch, dtype)
-    assert merging.logits_difference(unmerged, merged, texts) < tolerance
-    assert merging.logits_difference(unmerged, base, texts) > 10 * tolerance
+    assert apart(unmerged, merged, texts) < tolerance
+    assert apart(unmerged, base, texts) > 10 * tolerance
 
 
 def test_an_adapter_on_a_tied_model_merges_where_it_leaves_the_embeddings_alone(tmp_path: Path) -> None:
@@ -212,7 +217,24 @@ def test_an_adapter_on_a_tied_model_merges_where_it_leaves_the_embeddings_alone(
     tiny_model.write_adapter(tmp_path / "base", tmp_path / "adapter")
     merged, _ = merging.merge(tmp_path / "base", tmp_path / "adapter", "float32")
     unmerged, _ = merging.load_with_adapter(tmp_path / "base", tmp_path / "adapter", "float32")
-    assert merging.logits_difference(unmerged, merged, [list(range(3, 60))]) < 1e-5
+    assert apart(unmerged, merged, [list(range(3, 60))]) < 1e-5
+
+
+def test_logits_that_are_not_numbers_are_never_taken_for_equal() -> None:
+    good, bad = torch.ones(2, 3), torch.full((2, 3), float("nan"))
+    assert merging.logits_difference([good, good], [good, good]) == 0
+    for first, second in (([good, bad], [good, good]), ([bad, good], [bad, good])):
+        assert merging.logits_difference(first, second) != merging.logits_difference(first, second)  # NaN
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_merge_is_pefts_own_bit_for_bit_though_it_needs_the_memory_of_one_model(root: Path, dtype: str) -> None:
+    wrapped, _ = merging.load_with_adapter(root / BASE, root / ADAPTER, dtype)
+    theirs, ours = wrapped.merge_and_unload(safe_merge=True).state_dict(), merge(root, dtype)[0].state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    base = merging.load(root / BASE, dtype)[0].state_dict()
+    assert sum(not torch.equal(ours[name], base[name]) for name in base) == 2 * len(tiny_model.TARGETS)
 
 
 def test_merging_twice_gives_the_same_bits(root: Path) -> None:

@@ -42,7 +42,7 @@ def scored(models: Path, dtype: str = "float32", count: int = 6) -> list[Predict
     model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
     evaluation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS[dtype])
     rows = tiny_model.rows()[:count]
-    answers = evaluation.answer(model, tokenizer, [row.prompt() for row in rows], batch_size=2)
+    answers = evaluation.answer(model, tokenizer, [row.prompt() for row in rows], tokens_per_batch=200)
     texts = [answer.text for answer in answers]
     return as_predictions(rows, answers, row_statistics(texts, [row.reference() for row in rows]))
 

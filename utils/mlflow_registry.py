@@ -17,12 +17,13 @@ from src.ledger import Slot
 from src.ports import Holders
 from src.records import ModelIdentity
 from utils.mlflow_utils import KEY, sent_once, talking, unanswered
-from utils.model_artifact import ARTIFACT, keep_model, plain
+from utils.model_artifact import ARTIFACT, delete_model, keep_model, plain
 
 logger = logging.getLogger(__name__)
 
 IDENTITY = "champion.identity"
 DUPLICATE = "champion.duplicate_of"
+FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
 _PRODUCTION, _ARCHIVED = "Production", "Archived"
 _ATTEMPTS = 3
 
@@ -31,20 +32,22 @@ class MlflowRegistry:
     """Implements src.promotion.Registry.
 
     save writes the model in MLflow's transformers flavour to a folder, run_id gives the deployment run that keeps
-    it, tags what a new version is tagged with.
+    it, tags what a new version is tagged with, spent the versions whose weights may be pruned at any time.
     """
 
     def __init__(self, client: MlflowClient, name: str, *, save: Callable[[Path], None],
-                 run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> None:
+                 run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]],
+                 spent: Callable[[], frozenset[int]] = frozenset) -> None:
         self._client = client
         self._name = name
         self._save = save
         self._run_id = run_id
         self._tags = tags
+        self._spent = spent
         self._has_stages = True
 
     def register(self, key: str) -> int:
-        """The lowest version that carries this key; uploaded and created if there is none.
+        """The lowest version that carries this key and keeps its weights; uploaded and created if there is none.
 
         Of two made at once, or by a server that was slower than its time limit, the higher is tagged as a duplicate.
         Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
@@ -77,6 +80,20 @@ class MlflowRegistry:
         with talking():
             for name, value in tags.items():
                 self._client.set_model_version_tag(self._name, str(version), name, value)
+
+    def pruned(self) -> dict[int, bool]:
+        """Versions that are marked as pruned: whether it was done, or only begun."""
+        return {int(v.version): v.tags[FILES] == "pruned" for v in self._versions("") if FILES in v.tags}
+
+    def mark_pruned(self, version: int, *, done: bool) -> None:
+        """Tag a version whose weights go, and once they are gone; alias, tags and source stay as they are."""
+        self.tag(version, {FILES: "pruned" if done else "pruning"})
+
+    def delete_weights(self, version: int) -> None:
+        """Delete the model that a version's run keeps; raises Undecided when the store fails or keeps it."""
+        with talking():
+            run_id = self._client.get_model_version(self._name, str(version)).run_id
+        delete_model(self._client, run_id)
 
     def use_up(self, number: int) -> None:
         """Use up version numbers through this one: a registry that was lost had given them away already."""
@@ -146,7 +163,9 @@ class MlflowRegistry:
                     raise
 
     def _carrying(self, key: str) -> list[int]:
-        return sorted(int(v.version) for v in self._versions(f" and tags.`{KEY}` = '{key}'"))
+        found, spent = list(self._versions(f" and tags.`{KEY}` = '{key}'")), self._spent()
+        gone = {v.run_id for v in found if FILES in v.tags or int(v.version) in spent}  # a duplicate shares its files
+        return sorted(int(v.version) for v in found if v.run_id not in gone)
 
     def _versions(self, clause: str) -> Iterable[ModelVersion]:
         token: str | None = None

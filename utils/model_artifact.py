@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from src.errors import IntegrityError
+from src.errors import IntegrityError, Undecided
 from utils.mlflow_utils import list_files, talking, time_for
 
 ARTIFACT = "model"
@@ -25,6 +26,15 @@ def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) 
         with talking(), time_for(max(sent.values())):
             client.log_artifacts(run_id, str(model), ARTIFACT)
         _check_upload(client, run_id, sent)
+
+
+def delete_model(client: MlflowClient, run_id: str) -> None:
+    """Delete the model that a run keeps, where it is there; raises Undecided when the store fails or keeps it."""
+    with talking():
+        home = client.get_run(run_id).info.artifact_uri
+        get_artifact_repository(home, tracking_uri=client.tracking_uri).delete_artifacts(ARTIFACT)
+    if list_files(client, run_id, ARTIFACT):
+        raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; set deployment.keep_versions: 0")
 
 
 def plain(flavour: Path) -> Path:

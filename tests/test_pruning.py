@@ -1,0 +1,152 @@
+"""Which weights may go: never champion's and previous's, over made-up ledgers and in every order of requests."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import combinations_with_replacement
+
+from src import pruning
+from src.errors import Refused
+from src.ledger import LedgerView, Slot
+from src.rollback import Origin, default_target, rollback
+from tests.promotion_fakes import Challenger
+
+BY = Origin("me", "test", "0" * 40, None, "2026-11-21T00:00:00+00:00")
+
+
+def promoted(view: LedgerView, version: int) -> LedgerView:
+    """The ledger after the promotion of a version."""
+    model = Challenger(f"model-{version}", 0.5)
+    return LedgerView((*view.slots, Slot(
+        number=view.next_number, kind="promote", key=model.key, model_digest=model.digest, version=version,
+        score="0.5", metrics=model.run.metrics, contract=None, evaluation_run=None, hub=None, blocks=[], unblocks=[],
+        previous_sha256=view.head_sha256, actor=BY.actor, reason=BY.reason, git_commit=BY.git_commit, ci_url=None,
+        time=BY.time)))
+
+
+def ledger_of(*versions: int) -> LedgerView:
+    view = LedgerView(())
+    for version in versions:
+        view = promoted(view, version)
+    return view
+
+
+def back(view: LedgerView, to: int | None) -> LedgerView:
+    slot = rollback(view, BY, to=to, block=None)
+    return LedgerView((*view.slots, slot)) if slot else view
+
+
+def random_ledger(rng: random.Random) -> LedgerView:
+    view = promoted(LedgerView(()), 1)
+    for _ in range(rng.randrange(12)):
+        known = sorted({slot.version for slot in view.slots})
+        view = back(view, rng.choice(known)) if rng.random() < 0.4 else promoted(view, known[-1] + 1)
+    return view
+
+
+def test_neither_champion_nor_previous_nor_where_a_rollback_goes_is_ever_prunable() -> None:
+    rng, pruned = random.Random(7), 0
+    for _ in range(2000):
+        view = random_ledger(rng)
+        for keep in (1, 2, 3):
+            going = pruning.prunable(view, keep)
+            pruned += len(going)
+            assert view.head
+            assert view.head.version not in going
+            if view.previous:
+                assert default_target(view).version not in going
+                assert view.previous.version not in going
+            assert len({slot.version for slot in view.slots} - going) <= max(keep, 1) + 1
+        assert not pruning.prunable(view, 0)
+    assert pruned > 1000
+
+
+def test_blocked_versions_count_as_the_others_do() -> None:
+    assert pruning.kept(back(ledger_of(1, 2, 3, 4, 5), 2), 3) == {2, 5, 4, 1}
+
+
+def test_what_was_adopted_is_not_champions_to_delete() -> None:
+    view = ledger_of(1, 2, 3, 4)
+    adopted = LedgerView((view.slots[0].model_copy(update={"metrics": None}), *view.slots[1:]))
+    assert pruning.prunable(view, 2) == {1, 2}
+    assert pruning.prunable(adopted, 2) == {2}
+
+
+@dataclass
+class Outside:
+    """Ledger and weights in memory; before each request `meanwhile` lets others act."""
+
+    current: LedgerView
+    meanwhile: Callable[[int], None] = lambda _: None
+    marks: dict[int, bool] = field(default_factory=dict)
+    deleted: set[int] = field(default_factory=set)
+    requests: int = 0
+
+    def _request(self) -> None:
+        self.requests += 1
+        self.meanwhile(self.requests)
+
+    def view(self) -> LedgerView:
+        self._request()
+        return self.current
+
+    def probe(self) -> None: ...
+
+    def claim(self, slot: Slot) -> bool:
+        if slot.number != self.current.next_number:
+            return False
+        self.current = LedgerView((*self.current.slots, slot))
+        return True
+
+    def pruned(self) -> dict[int, bool]:
+        self._request()
+        return dict(self.marks)
+
+    def mark_pruned(self, version: int, *, done: bool) -> None:
+        self._request()
+        self.marks[version] = done
+
+    def delete_weights(self, version: int) -> None:
+        self._request()
+        self.deleted.add(version)
+
+
+def going_back(outside: Outside, to: int | None, keep: int) -> Iterator[None]:
+    """A rollback in its three requests: read the ledger, look for marks, claim."""
+    view = outside.current
+    slot = rollback(view, BY, to=to, block=None)
+    yield
+    if slot is None:
+        return
+    seen = replace(outside, meanwhile=lambda _: None)
+    try:
+        pruning.require_weights(view, slot.version, seen, keep)
+    except Refused:
+        return
+    yield
+    outside.claim(slot)
+
+
+def test_of_a_deletion_and_rollbacks_in_any_order_the_champion_keeps_its_weights() -> None:
+    """Two rollbacks, of which the second goes to the version that was prunable before the first."""
+    ends = set()
+    for places in combinations_with_replacement(range(1, 8), 6):
+        outside = Outside(ledger_of(1, 2, 3))
+        moves = [going_back(outside, None, 2), going_back(outside, 1, 2)]
+        steps = [moves[number // 3] for number in range(6)]
+
+        def meanwhile(request: int, *, places: tuple[int, ...] = places, steps: list[Iterator[None]] = steps,
+                      outside: Outside = outside) -> None:
+            for place, step in zip(places, steps, strict=True):
+                if place == request:
+                    next(step, None)
+                    assert outside.current.head
+                    assert outside.current.head.version not in outside.deleted
+
+        outside.meanwhile = meanwhile
+        pruning.prune(outside, outside, 2)
+        meanwhile(7)
+        assert outside.current.head
+        assert outside.current.head.version not in outside.deleted
+        ends.add((outside.current.head.version, tuple(outside.deleted)))
+    assert ends >= {(1, ()), (2, (1,))}  # both happened: the rollback came first, and the deletion did
