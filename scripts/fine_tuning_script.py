@@ -1,11 +1,12 @@
 """Fine-tune a LoRA adapter on the base model: the challenger."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION
-from utils import process
+from utils import process, ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 def main() -> int:
     """Train, and write the adapter, where it is, and the loss curve; returns the exit code."""
     flags = PARSER.parse_args()
+    ranks.set_up()
 
     import mlflow
 
@@ -43,13 +45,17 @@ def main() -> int:
     lora = LoraSettings(**params.fine_tuning.lora.model_dump())
     checkpoints = CHECKPOINTS / fine_tuning.fingerprint(params.fine_tuning, base=base, train=data.train,
                                                         validation=data.validation)
+    train_it = partial(fine_tuning.fine_tune, train, validation, params.fine_tuning, base=Path(base.path),
+                       base_name=base.path if base.revision == "none" else base.name, checkpoints=checkpoints,
+                       adapter=ADAPTER)
+    if not ranks.is_first():
+        train_it()
+        return 0
     git = git_utils.identity()
     tags = fine_tuning_run.tags(params.deployment.model_registry_name, git, base, data)
     with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags) as run_id:
         shutil.rmtree(ADAPTER, ignore_errors=True)
-        curve = fine_tuning.fine_tune(train, validation, params.fine_tuning, base=Path(base.path),
-                                      base_name=base.path if base.revision == "none" else base.name,
-                                      checkpoints=checkpoints, adapter=ADAPTER)
+        curve = train_it()
         json_utils.write_text(LOSS, _table(curve))
         model = FineTunedModel(
             run_id=run_id, tracking_uri=mlflow.get_tracking_uri(), adapter_path=ADAPTER.as_posix(),

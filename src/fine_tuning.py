@@ -1,10 +1,13 @@
 """LoRA on a chat model: the loss on the answers only, the best epoch by validation loss, resumable after a kill."""
 
+import inspect
 import json
 import logging
+import math
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +15,7 @@ from typing import Any, Literal
 import peft
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -26,19 +29,21 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from src import chat_encoding, merging
+from src import batches, chat_encoding, lora, memory
 from src.adapter import CONFIG_FILE, WEIGHTS_FILE
-from src.errors import InvalidParams
-from src.manifest import file_sha256, manifest, tree_digest
+from src.checkpoints import Marks, resumable
+from src.errors import InvalidParams, RunAgain
+from src.manifest import file_sha256
 from src.params import FineTuningParams
 from src.records import BaseModelRef, DatasetRef, digest_of
+from src.shared_trainer import SharedTrainer
 
 logger = logging.getLogger(__name__)
 
-_STATE = "trainer_state.json"
-_COMPLETE = ".sha256"
+_LAUNCHER_SPEAKS = 60  # seconds; it ends the processes that are left, and says which one failed
 
 
 @dataclass(frozen=True)
@@ -64,29 +69,26 @@ def fine_tune(
 
     A checkpoint of each epoch is kept in `checkpoints`, a folder of these inputs alone (`fingerprint`), from which a
     killed run goes on to the bytes that it would have reached; the caller removes it. base_name is what the adapter's
-    configuration states. Raises InvalidInput where no row fits, InvalidParams for unknown target modules.
+    configuration states. Where a launcher started several processes all of them call this, and the first writes. Raises
+    InvalidInput where no row fits, InvalidParams for unknown target modules or a step that cannot be shared out, and
+    RunAgain where another process is lost.
     """
     transformers_logging.set_verbosity_error()
-    transformers.set_seed(params.seed)
-    model, tokenizer = merging.load(base, precision(params))
-    merging.fit_threads(model)
-    stops, limit = _stops(model, tokenizer), _limit(model, params)
-    train_set = chat_encoding.encode_all(train, tokenizer, stops=stops, limit=limit, what="train")
-    validation_set = chat_encoding.encode_all(validation, tokenizer, stops=stops, limit=limit, what="validation")
-    tokenizer.padding_side = "right"  # positions are counted from the left
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    trainer = Trainer(
-        model=_with_lora(model, params),
-        args=_arguments(params, checkpoints),
-        train_dataset=train_set,
-        eval_dataset=validation_set,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=chat_encoding.IGNORED),
-        callbacks=[_Reporter(), _Checkpoints()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=resumable(checkpoints))
-    _write_adapter(Path(trainer.state.best_model_checkpoint), adapter, base_name)
+    splits, alone = {"train": train, "validation": validation}, _processes().num_processes == 1
+
+    def attempt(batch_size: int) -> Trainer:
+        transformers.set_seed(params.seed)
+        trainer = _trainer(splits, params, base, checkpoints, batch_size)
+        if alone:
+            _train(trainer, checkpoints)
+        return trainer
+
+    size = _share(params)
+    trainer = memory.with_batches_that_fit(attempt, size) if params.find_batch_size else attempt(size)
+    if not alone:  # one that lacks memory half-way cannot try again without the others
+        _train(trainer, checkpoints)
+    if _processes().is_main_process:
+        _write_adapter(Path(trainer.state.best_model_checkpoint), adapter, base_name)
     return _curve(trainer.state.log_history)
 
 
@@ -95,7 +97,7 @@ def fingerprint(params: FineTuningParams, *, base: BaseModelRef, train: DatasetR
     return digest_of([
         params.model_dump(mode="json"), base.sha256, train.sha256, validation.sha256, precision(params),
         torch.cuda.is_available(), torch.__version__, transformers.__version__, peft.__version__,
-        file_sha256(Path(__file__)), file_sha256(Path(chat_encoding.__file__)),
+        *(file_sha256(Path(file)) for file in (__file__, batches.__file__, chat_encoding.__file__, lora.__file__)),
     ])
 
 
@@ -107,25 +109,48 @@ def precision(params: FineTuningParams) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if native else "float32"
 
 
-def resumable(checkpoints: Path) -> str | None:
-    """The newest checkpoint that is whole, as is the best one that it builds on; others are removed."""
-    whole = {path for path in checkpoints.glob("checkpoint-*") if path.is_dir() and _is_whole(path)}
-    for path in set(checkpoints.glob("checkpoint-*")) - whole - {_mark(path) for path in whole}:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in sorted(whole, key=lambda path: -int(path.name.rpartition("-")[2])):
-        best = json.loads((path / _STATE).read_bytes())["best_model_checkpoint"]
-        if Path(best) in whole:
-            logger.info("resuming from %s", path)
-            return str(path)
-    return None
+def _processes() -> PartialState:
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
-class _Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint as whole, once it is: the digest of its files beside it."""
+def _share(params: FineTuningParams) -> int:
+    """The most conversations of a step that one process takes at a time; a step's size is that of params."""
+    step, count = params.batch_size * params.gradient_accumulation_steps, _processes().num_processes
+    if step % count:
+        raise InvalidParams(f"fine_tuning: a step of {step} conversations (batch_size x gradient_accumulation_steps) "
+                            f"cannot be shared by {count} processes; change one of them")
+    return math.gcd(params.batch_size, step // count)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        _mark(folder).write_text(tree_digest(manifest(folder)), encoding="ascii")
+
+def _train(trainer: Trainer, checkpoints: Path) -> None:
+    with _processes().main_process_first():  # it removes broken ones
+        resumed = resumable(checkpoints)
+    try:
+        trainer.train(resume_from_checkpoint=resumed)
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # gloo has no class for it
+            raise
+        time.sleep(_LAUNCHER_SPEAKS)
+        raise RunAgain("another process of the training is lost; run it again, it goes on from its last "
+                       "checkpoint") from None
+
+
+def _trainer(splits: Mapping[str, Sequence[chat_encoding.Conversation]], params: FineTuningParams, base: Path,
+             checkpoints: Path, batch_size: int) -> Trainer:
+    """All that a training needs, with so many conversations at a time; more accumulation keeps the step's size."""
+    model, tokenizer = lora.load(base, params, precision(params))
+    stops, limit = _stops(model, tokenizer), _limit(model, params)
+    sets = {what: chat_encoding.encode_all(rows, tokenizer, stops=stops, limit=limit, what=what)
+            for what, rows in splits.items()}
+    arguments, collator = _arguments(params, checkpoints, batch_size), _collator(model, tokenizer, params)
+    wrapped = lora.wrap(model, params).to(arguments.device)
+    arguments.activation_checkpointing = memory.checkpointing(
+        wrapped, collator, sets["train"], params, batch_size=batch_size, precision=precision(params))
+    trainer = SharedTrainer(model=wrapped, args=arguments, train_dataset=sets["train"], eval_dataset=sets["validation"],
+                       data_collator=collator, callbacks=[_Reporter(), Marks()])
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
@@ -134,7 +159,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl,
                        **_: object) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step",
-                         disable=not sys.stderr.isatty())
+                         disable=not (sys.stderr.isatty() and state.is_world_process_zero))
 
     def on_step_end(self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl,
                     **_: object) -> None:
@@ -152,6 +177,19 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self._bar.close()
 
 
+def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: FineTuningParams) -> memory.Collator:
+    if params.batches == "padded":
+        padded: memory.Collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=chat_encoding.IGNORED)
+        return padded
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise InvalidParams(f"fine_tuning.batches: {type(model).__name__} cannot take conversations laid end to end; "
+                            "choose padded")
+    if model.device.type == "cuda" and is_flash_attn_2_available() and precision(params) == "bfloat16":
+        model.set_attn_implementation("flash_attention_2")  # reads the borders of one long row off its positions
+        return batches.EndToEnd(row_tokens=sys.maxsize, pad=tokenizer.pad_token_id)
+    return batches.EndToEnd(row_tokens=_limit(model, params), pad=tokenizer.pad_token_id)
+
+
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     stated = model.generation_config.eos_token_id
     return {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}
@@ -163,29 +201,14 @@ def _limit(model: PreTrainedModel, params: FineTuningParams) -> int:
     return min(params.max_length, context or params.max_length)
 
 
-def _with_lora(model: PreTrainedModel, params: FineTuningParams) -> peft.PeftModel:
-    lora = params.lora
-    names = [f".{name}" for name, _ in model.named_modules()]
-    unknown = [target for target in lora.target_modules if not any(name.endswith(f".{target}") for name in names)]
-    if unknown:
-        raise InvalidParams(f"fine_tuning.lora.target_modules: the base has no module {', '.join(unknown)}; "
-                            "name linear layers of the base")
-    wrapped = get_peft_model(model, LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=sorted(lora.target_modules),
-    ))
-    trainable, total = wrapped.get_nb_trainable_parameters()
-    logger.info("LoRA trains %d of %d parameters (%.2f %%)", trainable, total, 100 * trainable / total)
-    return wrapped
-
-
-def _arguments(params: FineTuningParams, checkpoints: Path) -> TrainingArguments:
+def _arguments(params: FineTuningParams, checkpoints: Path, batch_size: int) -> TrainingArguments:
+    step = params.batch_size * params.gradient_accumulation_steps
     return TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=params.epochs,
-        per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=params.batch_size,
-        gradient_accumulation_steps=params.gradient_accumulation_steps,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=step // (batch_size * _processes().num_processes),
         learning_rate=params.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
@@ -193,7 +216,9 @@ def _arguments(params: FineTuningParams, checkpoints: Path) -> TrainingArguments
         bf16=precision(params) == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         seed=params.seed,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if params.batches == "padded" else "random",
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=params.compile,
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -205,6 +230,7 @@ def _arguments(params: FineTuningParams, checkpoints: Path) -> TrainingArguments
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
     )
 
 
@@ -221,12 +247,3 @@ def _curve(history: Sequence[dict[str, float]]) -> list[Epoch]:
     losses = [entry["loss"] for entry in history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     return [Epoch(number, *pair) for number, pair in enumerate(zip(losses, validation, strict=True), start=1)]
-
-
-def _mark(checkpoint: Path) -> Path:
-    return checkpoint.with_name(checkpoint.name + _COMPLETE)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    mark = _mark(checkpoint)
-    return mark.is_file() and mark.read_text(encoding="ascii") == tree_digest(manifest(checkpoint))

@@ -11,7 +11,9 @@ import yaml
 PACKAGES = ("src", "utils", "scripts")
 SERVICES = {"mlflow", "huggingface_hub", "dagshub", "dvc"}
 HEAVY = {"torch", "transformers", "peft"}
-TRAINERS = {"src/base_model.py", "src/fine_tuning.py", "src/evaluation.py", "src/merging.py"}
+TRAINERS = {"src/base_model.py", "src/batches.py", "src/checkpoints.py", "src/evaluation.py", "src/fine_tuning.py",
+            "src/generation.py", "src/launching.py", "src/lora.py", "src/memory.py", "src/merging.py",
+            "src/shared_trainer.py"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 # The modules of src that hold types, small values and their checks, and nothing that computes a result.
 TYPES = {"errors", "evidence", "hub_records", "ledger", "manifest", "model_card", "model_selection", "params", "ports",

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
-from src import fine_tuning, merging
+from src import checkpoints, fine_tuning, merging
 from src.chat_encoding import IGNORED, encode_all
 from src.errors import InvalidParams
 from src.manifest import manifest, tree_digest
@@ -26,7 +26,8 @@ TARGETS = ["v_proj", "down_proj", "q_proj"]
 PARAMS = FineTuningParams(
     lora=LoraParams(r=4, alpha=8, dropout=0.1, target_modules=TARGETS), epochs=4, batch_size=4,
     gradient_accumulation_steps=1, learning_rate=0.01, warmup_ratio=0.1, weight_decay=0.0, max_length=128,
-    precision="float32", seed=5,
+    precision="float32", batches="padded", find_batch_size=False, gradient_checkpointing="never", quantization="none",
+    compile=False, seed=5,
 )
 TOPICS = ("order", "refund", "parcel", "invoice", "voucher")
 CHATS = [[{"role": "user", "content": f"Where is {'my ' * (number % 7)}{topic} {number}?"},
@@ -143,14 +144,16 @@ def half(self, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, folder)
 Trainer._save_rng_state = half
-test_fine_tuning.Run(Path(sys.argv[1]), Path(sys.argv[2])).start()
+test_fine_tuning.Run(Path(sys.argv[1]), Path(sys.argv[2]), batches=sys.argv[3]).start()
 """
 
 
-def test_a_killed_run_goes_on_to_the_bytes_of_one_that_was_not(finished: Run, base: Path, tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, tmp_path, base], check=False,
-                            cwd=Path(__file__).parents[1])
-    run = Run(tmp_path, base)
+@pytest.mark.parametrize("batches", ["padded", "end_to_end"])
+def test_a_killed_run_goes_on_to_the_bytes_of_one_that_was_not(base: Path, tmp_path: Path, batches: str) -> None:
+    finished, run = (Run(tmp_path / name, base, batches=batches) for name in ("finished", "killed"))
+    finished.start()
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, tmp_path / "killed", base, batches],
+                            check=False, cwd=Path(__file__).parents[1])
     left = {path.name for path in run.checkpoints.glob("checkpoint-*[0-9]")}
     assert killed.returncode == -signal.SIGKILL
     assert "checkpoint-21" in left
@@ -175,15 +178,15 @@ def test_the_newest_whole_checkpoint_is_resumed_from_and_broken_ones_go(tmp_path
         write_checkpoint(tmp_path, step, best=7)
     write_checkpoint(tmp_path, 21, best=7, whole=False)
     (write_checkpoint(tmp_path, 28, best=7) / "trainer_state.json").write_text("{}")
-    assert fine_tuning.resumable(tmp_path) == str(tmp_path / "checkpoint-14")
+    assert checkpoints.resumable(tmp_path) == str(tmp_path / "checkpoint-14")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-14", "checkpoint-14.sha256", "checkpoint-7", "checkpoint-7.sha256"]
 
 
 def test_a_checkpoint_whose_best_one_is_lost_is_not_resumed_from(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 14, best=7)
-    assert fine_tuning.resumable(tmp_path) is None
-    assert fine_tuning.resumable(tmp_path / "none") is None
+    assert checkpoints.resumable(tmp_path) is None
+    assert checkpoints.resumable(tmp_path / "none") is None
 
 
 def changes() -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from typing import NoReturn
 import dotenv
 
 from src.errors import IntegrityError, InvalidParams, PipelineError, Undecided
+from utils import ranks
 from utils.redaction import Formatter, redacted, show_exception
 
 logger = logging.getLogger("champion")
 
 INTERRUPTED = 130
 TERMINATED = 143
+_FIRST_SPEAKS = 5  # seconds
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 Announce = Callable[[str, int, str], None]
 
@@ -87,18 +90,34 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
     try:
         return stage()
     except PipelineError as error:
+        _let_the_first_speak()
         return _failed(error.result, error.code, str(error), announce)
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED, "interrupted from the keyboard; run it again", announce)
     except _Terminated:
-        return _failed("terminated", TERMINATED, "terminated by a signal; run it again", announce)
+        return _ended(announce)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             return _failed("failed", IntegrityError.code, f"{error.filename or 'disk'}: {error.strerror}; make room "
                            "(`df .`, `df /tmp`) and run it again", announce)
+        _let_the_first_speak()
         logger.debug("traceback", exc_info=True)
         sys.excepthook(*sys.exc_info())
         return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
+
+
+def _ended(announce: Announce) -> int:
+    """A launcher that ends a process says why by itself."""
+    if ranks.launched():
+        return TERMINATED
+    return _failed("terminated", TERMINATED, "terminated by a signal; run it again", announce)
+
+
+def _let_the_first_speak() -> None:
+    """What befalls every process of a stage is said by the first; the launcher ends the others while they wait."""
+    if not ranks.is_first():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_FIRST_SPEAKS)
 
 
 def _failed(result: str, code: int, reason: str, announce: Announce) -> int:

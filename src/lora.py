@@ -1,0 +1,67 @@
+"""The model that is trained: a base, in 4 bits where asked, and a LoRA adapter on it."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from src import merging
+from src.errors import InvalidParams
+from src.params import FineTuningParams
+
+logger = logging.getLogger(__name__)
+
+
+def load(base: Path, params: FineTuningParams,
+         precision: Literal["float32", "bfloat16"]) -> tuple[merging.Model, merging.Tokenizer]:
+    """The base in a folder and its tokenizer, which pads on the right: positions are counted from the left.
+
+    Raises InvalidParams for 4 bits without bitsandbytes or CUDA, and as merging.load does.
+    """
+    model, tokenizer = (_in_4_bits if params.quantization == "4bit" else merging.load)(base, precision)
+    merging.fit_threads(model)
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return model, tokenizer
+
+
+def wrap(model: merging.Model, params: FineTuningParams) -> PeftModel:
+    """The model with a fresh adapter, by torch's seed; raises InvalidParams for target modules that it lacks."""
+    lora = params.lora
+    names = [f".{name}" for name, _ in model.named_modules()]
+    unknown = [target for target in lora.target_modules if not any(name.endswith(f".{target}") for name in names)]
+    if unknown:
+        raise InvalidParams(f"fine_tuning.lora.target_modules: the base has no module {', '.join(unknown)}; "
+                            "name linear layers of the base")
+    wrapped = get_peft_model(model, LoraConfig(
+        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=sorted(lora.target_modules),
+    ))
+    trainable, total = wrapped.get_nb_trainable_parameters()
+    logger.info("LoRA trains %d of %d parameters (%.2f %%)", trainable, total, 100 * trainable / total)
+    return wrapped
+
+
+def _in_4_bits(folder: Path, dtype: str) -> tuple[merging.Model, merging.Tokenizer]:
+    """Linear layers as NF4 with double quantisation, on the GPU: QLoRA, https://arxiv.org/abs/2305.14314."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        lacking = "bitsandbytes (`pip install bitsandbytes`)" if torch.cuda.is_available() else "a CUDA device"
+        raise InvalidParams(f"fine_tuning.quantization: 4bit needs {lacking}; install it or choose none")
+    computed = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=computed,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=computed),
+        device_map={"": torch.cuda.current_device()},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
