@@ -28,6 +28,7 @@ from typing import Any
 
 import sqlalchemy
 
+from benchmarks import measure as shared
 from src.ledger import LedgerView
 from src.model_selection import Bars, Policy, Question, ScoredRun, bars
 from src.params import Params
@@ -151,8 +152,8 @@ def print_queries(store: Filled) -> None:
     print(f"      {1000 * (time.monotonic() - start):7.0f} ms in all")
 
 
-def measure(name: str, runs: int, rounds: int) -> tuple[float, float]:
-    """Median and least seconds of a decision over a fresh history of so many runs."""
+def measure(name: str, runs: int, rounds: int) -> list[float]:
+    """Seconds of decisions over a fresh history of so many runs."""
     with tempfile.TemporaryDirectory(prefix="champion-history-") as folder, chdir(folder):
         root = Path(folder)
         with STORES[name](root, f"sqlite:///{root}/mlflow.db") as uri:
@@ -164,7 +165,7 @@ def measure(name: str, runs: int, rounds: int) -> tuple[float, float]:
             print(f"{name:10} {runs:6} runs, {len(store.ledger.slots):3} promotions: {wall:6.2f} s "
                   f"({least:.2f} to {most:.2f}; processor {cpu:.2f} s)", flush=True)
             print_queries(store)
-    return wall, least
+    return [seconds for seconds, _ in times]
 
 
 def main() -> None:
@@ -173,15 +174,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, nargs="+", default=[100, 1000, 10_000, 50_000])
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
     parser.add_argument("--rounds", type=int, default=5)
+    shared.add_flags(parser)
     asked = parser.parse_args()
-    ratios = []
+    rows, ratios = [], []
     for name in asked.stores:
         times = [measure(name, runs, asked.rounds) for runs in asked.runs]
-        median, least = (long / short for long, short in zip(times[-1], times[0], strict=True))
-        ratios.append(median)
-        print(f"{name}: {asked.runs[-1]} runs take {median:.2f} times as long as {asked.runs[0]} (fastest rounds: "
-              f"{least:.2f})", flush=True)
-    print(f"ratio {max(ratios):.2f} x")
+        rows += [shared.row(f"{name}, {runs} runs, s", found) for runs, found in zip(asked.runs, times, strict=True)]
+        ratios.append(shared.ratio(f"{name}: {asked.runs[-1]} runs to {asked.runs[0]}", times[-1], times[0]))
+        print(f"{name}: {asked.runs[-1]} runs take {ratios[-1].value:.2f} times as long as {asked.runs[0]} (fastest "
+              f"rounds: {min(times[-1]) / min(times[0]):.2f})", flush=True)
+    shared.finish("history", rows + sorted(ratios, key=lambda ratio: ratio.value), asked.json)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Reads what `make repro` left in results/: the adapter is merged into its base and the split read as the evaluation
 stage does it, and the answers are as long as `evaluation.max_new_tokens` allows. Only the decoding differs: tokens are
-drawn from the model's whole distribution, no top-k and no top-p. The seed and the batch size fix the answers. A line
+drawn from the model's whole distribution, no top-k and no top-p. The seed and the batches fix the answers. A line
 is {"id": ..., "reference": "...", "samples": ["...", ...]}.
 """
 
@@ -27,7 +27,7 @@ PARSER.add_argument("--config", type=Path, default=CONFIG, metavar="FILE")
 PARSER.add_argument("--samples", type=int, default=20, help="answers to each row, default 20")
 PARSER.add_argument("--rows", type=int, help="the first so many rows of the split, default all of it")
 PARSER.add_argument("--temperature", type=float, default=1.0, help="default 1.0, the model's own distribution")
-PARSER.add_argument("--batch-size", type=int, default=64)
+PARSER.add_argument("--tokens-per-batch", type=int, default=16384, help="prompts and room for answers")
 PARSER.add_argument("--seed", type=int, default=20)
 
 
@@ -42,7 +42,7 @@ def main() -> int:
                  temperature=flags.temperature)
     torch.manual_seed(flags.seed)
     prompts = [row.prompt() for row in rows for _ in range(flags.samples)]
-    answers = evaluation.answer(candidate.model, candidate.tokenizer, prompts, batch_size=flags.batch_size)
+    answers = evaluation.answer(candidate.model, candidate.tokenizer, prompts, tokens_per_batch=flags.tokens_per_batch)
     texts = by_row([answer.text for answer in answers], len(rows))
     json_utils.write_lines(flags.output, [{"id": row.id, "reference": row.reference(), "samples": samples}
                                           for row, samples in zip(rows, texts, strict=True)])

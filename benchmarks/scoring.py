@@ -1,6 +1,6 @@
 """Time and memory of scoring 27,000 answers: src.metrics against sacrebleu four times and rouge-score once.
 
-    python benchmarks/scoring.py [--data FILE.csv] [--pairs 27000] [--rounds 3]
+    python -m benchmarks.scoring [--data FILE.csv] [--pairs 27000] [--rounds 3]
 
 Each side runs in a process of its own, in turns; only scoring is timed, in seconds of processor time (both sides keep
 to one thread, and other work on the machine does not count), not imports or reading. The text: references
@@ -22,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TypedDict
+
+from benchmarks import measure as shared
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision")
@@ -114,7 +116,7 @@ def _peak_mib() -> float:
 
 def measure(side: str, corpus: Path) -> Measured:
     """One side in a fresh process."""
-    command = [sys.executable, __file__, "--side", side, "--corpus", str(corpus)]
+    command = [sys.executable, "-m", "benchmarks.scoring", "--side", side, "--corpus", str(corpus)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     output = subprocess.run(command, cwd=ROOT, check=True, env=one_thread, capture_output=True, text=True).stdout
     result: Measured = json.loads(output)
@@ -123,8 +125,8 @@ def measure(side: str, corpus: Path) -> Measured:
     return result
 
 
-def compare(corpus: Path, rounds: int) -> float:
-    """Both sides in turns; prints the spread and returns the ratio of the median times."""
+def compare(corpus: Path, rounds: int) -> list[shared.Row]:
+    """Both sides in turns; prints the spread and returns the rows of the table, the ratio of the median times last."""
     results: dict[str, list[Measured]] = {"libraries": [], "champion": []}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", flush=True)
@@ -140,7 +142,9 @@ def compare(corpus: Path, rounds: int) -> float:
     print(f"ratio by round: {min(ratios):.1f} to {max(ratios):.1f} x")
     if apart > 1e-9:
         raise SystemExit("the scores differ from the libraries' by more than 1e-9")
-    return statistics.median(theirs) / statistics.median(ours)
+    peaks = {side: [result["peak"] * 2**20 / shared.MB for result in results[side]] for side in results}
+    return [shared.row("libraries, s", theirs, peaks["libraries"]), shared.row("champion, s", ours, peaks["champion"]),
+            shared.ratio("libraries to champion", theirs, ours)]
 
 
 def _spread(values: list[float]) -> str:
@@ -157,6 +161,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data/customer_support.csv", help="CSV with `response`")
     parser.add_argument("--pairs", type=int, default=27_000)
     parser.add_argument("--rounds", type=int, default=3)
+    shared.add_flags(parser)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -171,11 +176,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.json"
         corpus.write_text(json.dumps([predictions, references]), encoding="utf-8")
-        ratio = compare(corpus, arguments.rounds)
+        rows = compare(corpus, arguments.rounds)
         resampled = measure("resampling", corpus)
     seconds = resampled["scores"]["seconds"]
     print(f"apart: paired bootstrap of {RESAMPLES} resamples {seconds:.2f} s, peak {resampled['peak']:.0f} MiB")
-    print(f"ratio {ratio:.1f} x")
+    shared.finish("scoring", rows, arguments.json)
 
 
 if __name__ == "__main__":
