@@ -1,6 +1,7 @@
 """What an evaluation is put together from: the split, the model, the score, and where all of it is written."""
 
 import logging
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import evaluate
 from mlflow import MlflowClient
 
-from src import evaluation, merging
+from src import evaluation, merging, sharing
 from src.adapter import check_sources
 from src.data_prep import normalise
 from src.errors import IntegrityError, Undecided
@@ -32,10 +33,12 @@ from src.records import (
 )
 from utils import json_utils, mlflow_registry, no_registry
 from utils.mlflow_ledger import MlflowLedger
+from utils.partial_answers import PartialAnswers
 
 logger = logging.getLogger("champion")
 
 METRIC = Path(__file__).parents[1] / "src" / "weighted_score.py"
+PARTIAL = Path("results/checkpoints")
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate's answers and their score under the weights of today."""
+    """A candidate's answers and their score under the weights of today; partial: to be removed once they stand."""
 
     identity: ModelIdentity
     predictions: Sequence[Prediction]
     metrics: Metrics
     weighted_score: float
     weights: Mapping[str, float]
+    partial: PartialAnswers
 
     def report(self, *, run_id: str, tracking_uri: str, contract: ScoreContract, split: DatasetRef,
                overlap: int) -> EvaluationReport:
@@ -101,7 +105,10 @@ def challenger(params: ModelParams) -> Candidate:
 
 
 def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
-    """The model at the head of the ledger, from the registry; raises Undecided where none was promoted yet."""
+    """The model at the head of the ledger, from the registry; raises Undecided where none was promoted yet.
+
+    Where several processes evaluate, the first fetches it for all, to a folder that they must see.
+    """
     name = params.deployment.model_registry_name
     head = MlflowLedger(client, name, params.mlflow.experiment_name).view().head
     if head is None:
@@ -114,22 +121,53 @@ def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
         raise IntegrityError(f"{name} version {head.version}: is not the model that the ledger promoted; "
                              "run `python scripts/status_script.py`")
     logger.info("fetched the champion, %s version %d", name, head.version)
-    return Candidate(*merging.load(local, identity.dtype), identity)
+    return _load([(local, identity)])
 
 
-def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params) -> Scored:
-    """Generate an answer to every row and take its score by the metric in src/weighted_score.py."""
-    started, weights = time.monotonic(), params.deployment.weighted_scoring.weights
-    evaluation.set_greedy(candidate.model, candidate.tokenizer, max_new_tokens=params.evaluation.max_new_tokens)
-    answers = evaluation.answer(candidate.model, candidate.tokenizer, [row.prompt() for row in rows],
-                                batch_size=params.evaluation.batch_size)
-    logger.info("generated %d answers in %.0f s", len(answers), time.monotonic() - started)
+def _load(fetched: Sequence[tuple[Path, ModelIdentity]]) -> Candidate:
+    """What the first process fetched, in all of them."""
+    [(folder, identity)] = sharing.gather(fetched)
+    return Candidate(*merging.load(folder, identity.dtype), identity)
+
+
+def assist(rows: Sequence[EvaluationRow], params: Params, contract: ScoreContract, *, of_champion: bool) -> None:
+    """The part of every process but the first: its share of the answers.
+
+    It leaves nothing that a signal must not cut off, and so ends even where it waits outside of Python.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    candidate = _load([]) if of_champion else challenger(params.model)
+    _answers(candidate, rows, params.evaluation, contract)
+
+
+def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, contract: ScoreContract) -> Scored:
+    """Generate an answer to every row and take its score by the metric in src/weighted_score.py.
+
+    Answers that an evaluation of the same fingerprint left when it was killed are not generated again.
+    """
+    weights = params.deployment.weighted_scoring.weights
+    answers, partial = _answers(candidate, rows, params.evaluation, contract)
     texts, references = [answer.text for answer in answers], [row.reference() for row in rows]
     metric = evaluate.load(str(METRIC), keep_in_memory=True)
     found = metric.compute(predictions=texts, references=references, weights=weights)
     predictions = as_predictions(rows, answers, row_statistics(texts, references))
     return Scored(candidate.identity, predictions, metrics=Metrics(**{m: float(found[m]) for m in weights}),
-                  weighted_score=float(found["weighted_score"]), weights=weights)
+                  weighted_score=float(found["weighted_score"]), weights=weights, partial=partial)
+
+
+def _answers(candidate: Candidate, rows: Sequence[EvaluationRow], params: EvaluationParams,
+             contract: ScoreContract) -> tuple[list[evaluation.Answer], PartialAnswers]:
+    started, model, tokenizer = time.monotonic(), candidate.model, candidate.tokenizer
+    evaluation.set_greedy(model, tokenizer, max_new_tokens=params.max_new_tokens)
+    prompts = [evaluation.prompt_tokens(tokenizer, row.prompt()) for row in rows]
+    batches = evaluation.plan([len(prompt) for prompt in prompts], tokens_per_batch=params.tokens_per_batch,
+                              max_new_tokens=params.max_new_tokens)
+    fingerprint = evaluation.fingerprint(model, candidate.identity.digest(), contract.digest(),
+                                         tokens_per_batch=params.tokens_per_batch)
+    partial = PartialAnswers(PARTIAL, fingerprint, process=sharing.state().process_index)
+    found = evaluation.run(model, prompts, batches, done=partial.read(), keep=partial.add)
+    logger.info("generated %d answers in %.0f s", len(found), time.monotonic() - started)
+    return evaluation.gather(found, model, tokenizer), partial
 
 
 def write(folder: Path, report: EvaluationReport, predictions: Sequence[Prediction]) -> list[Path]:

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from src.errors import InvalidInput
 from src.manifest import manifest, tree_digest
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,16 @@ class Marks(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _mark(folder).write_text(tree_digest(manifest(folder)), encoding="ascii")
+
+
+def resumable_by_all(checkpoints: Path) -> str | None:
+    """What `resumable` finds, in every process; raises InvalidInput where machines find different ones."""
+    with PartialState().main_process_first():  # it removes broken ones
+        found = resumable(checkpoints)
+    if len(set(gather_object([found]))) > 1:
+        raise InvalidInput(f"{checkpoints}: the machines hold different checkpoints; share the folder among them, or "
+                           "remove it on each")
+    return found
 
 
 def resumable(checkpoints: Path) -> str | None:

@@ -1,18 +1,24 @@
-"""Batched greedy generation: what a merged model answers, as it is scored and as the release answers."""
+"""What a merged model answers, as it is scored and as the release answers: batches planned, run and gathered."""
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import transformers
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from src import generation, sharing
 from src.errors import InvalidInput
+from src.manifest import file_sha256
 from src.merging import fit_threads
+from src.predictions import AnsweredBatch
+from src.records import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,43 +66,89 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> l
     return list(encoded["input_ids"])
 
 
-def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conversation], *, batch_size: int
-) -> list[Answer]:
-    """The model's answers under its own generation settings (`set_greedy`), in the order of the prompts."""
-    fit_threads(model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conversation], *,
+           tokens_per_batch: int) -> list[Answer]:
+    """The model's answers under its own generation settings (`set_greedy`), in the order of the prompts.
+
+    Raises as `src.generation.answer` does.
+    """
     encoded = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
-    _warn_of_long_prompts(model, encoded)
-    # Longest first: similar lengths share a batch, and a batch that does not fit fails at once.
-    order = sorted(range(len(encoded)), key=lambda place: (-len(encoded[place]), place))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    answers: dict[int, Answer] = {}
-    with _progress(len(prompts)) as advance:
-        for batch in batches:
-            found = _answer_batch(model, tokenizer, [encoded[place] for place in batch])
-            answers |= zip(batch, found, strict=True)
-            advance(len(batch))
-    return [answers[place] for place in range(len(prompts))]
+    batches = plan([len(prompt) for prompt in encoded], tokens_per_batch=tokens_per_batch,
+                   max_new_tokens=model.generation_config.max_new_tokens)
+    return gather(run(model, encoded, batches, done=[], keep=lambda _batch: None), model, tokenizer)
 
 
-def _answer_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[list[int]]) -> list[Answer]:
-    """Padded on the left, so that each answer continues its prompt's last token."""
-    settings, width = model.generation_config, max(map(len, batch))
-    lacking = [width - len(prompt) for prompt in batch]
-    tokens = [[settings.pad_token_id] * gap + prompt for gap, prompt in zip(lacking, batch, strict=True)]
-    mask = [[0] * gap + [1] * (width - gap) for gap in lacking]
-    inputs = torch.tensor(tokens, device=model.device)
-    with torch.inference_mode():
-        output = model.generate(input_ids=inputs, attention_mask=torch.tensor(mask, device=model.device))
-    return [_as_answer(tokenizer, row, set(settings.eos_token_id)) for row in output[:, width:].tolist()]
+def plan(widths: Sequence[int], *, tokens_per_batch: int, max_new_tokens: int) -> list[list[int]]:
+    """Prompts of these widths in batches: the places of each, decided by nothing but the arguments.
+
+    Rows times (widest prompt + max_new_tokens) stays within tokens_per_batch, but for a prompt that is beyond it
+    alone. Longest first: similar lengths share a batch, and a batch that does not fit the memory fails at once.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(widths)), key=lambda place: (-widths[place], place)):
+        if batches and (widths[batches[-1][0]] + max_new_tokens) * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
-def _as_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: set[int]) -> Answer:
-    end = next((place for place, token in enumerate(tokens) if token in stops), None)
-    kept = tokens if end is None else tokens[: end + 1]
-    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Answer(text=text.strip(), tokens=kept, truncated=end is None)
+def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_per_batch: int) -> str:
+    """Sha256 (hex) of all that decides the answers' tokens, from the digests of a model and of a score contract.
+
+    Answers of another fingerprint are never gone on from. The device and its threads are in it, for they round; in
+    float32 the threads are not, so that more or fewer processes may go on.
+    """
+    _place(model)
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
+    threads = 0 if model.dtype == torch.float32 else torch.get_num_threads()
+    return digest_of([identity, contract, tokens_per_batch, device, threads,
+                      torch.__version__, transformers.__version__,
+                      *(file_sha256(Path(str(module))) for module in (__file__, generation.__file__))])
+
+
+def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[list[int]], *,
+        done: Sequence[AnsweredBatch], keep: Callable[[AnsweredBatch], object]) -> dict[int, list[int]]:
+    """New tokens by place, of all batches; those that are among `done` are not generated again.
+
+    `keep` is given each other one once it is whole. Where a launcher started several processes all of them call this
+    with the same prompts and batches, share them out, and each returns all. The same batches give the same tokens,
+    whichever were done: a size that memory forced upon a batch is kept with it, and holds for those after it. Raises
+    as `src.generation.answer` and `src.sharing.gather` do.
+    """
+    _place(model)
+    _warn_of_long_prompts(model, prompts)
+    answered = {tuple(batch.places): batch for batch in sharing.gather(done)}
+    if answered:
+        logger.info("going on: %d of %d batches were answered before", len(answered), len(batches))
+    size = min([len(max(batches, key=len, default=[0])), *(batch.size for batch in answered.values())])
+    share, own = sharing.own([places for places in batches if tuple(places) not in answered]), []
+    with _progress(sum(map(len, share))) as advance:
+        for places in share:
+            tokens, size = generation.answer(model, [prompts[place] for place in places], size=size)
+            own.append(AnsweredBatch(places=places, size=size, tokens=tokens))
+            keep(own[-1])
+            advance(len(places))
+    answered |= {tuple(batch.places): batch for batch in sharing.gather(own)}
+    return {place: tokens for places in batches
+            for place, tokens in zip(places, answered[tuple(places)].tokens, strict=True)}
+
+
+def gather(found: Mapping[int, list[int]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    """Answers in the order of their places, from the new tokens of each."""
+    stops = set(model.generation_config.eos_token_id)
+    return [as_answer(tokenizer, found[place], stops) for place in range(len(found))]
+
+
+def as_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: set[int]) -> Answer:
+    """The text of new tokens, stripped and without special tokens."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Answer(text=text.strip(), tokens=tokens, truncated=tokens[-1] not in stops)
+
+
+def _place(model: PreTrainedModel) -> None:
+    model.to(sharing.state().device)
+    fit_threads(model)
 
 
 def _warn_of_long_prompts(model: PreTrainedModel, encoded: Sequence[list[int]]) -> None:
@@ -110,8 +162,11 @@ def _warn_of_long_prompts(model: PreTrainedModel, encoded: Sequence[list[int]]) 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal; elsewhere a log line every half minute, so that long runs show that they live."""
-    if sys.stderr.isatty():
+    """A bar on a terminal; elsewhere a log line every half minute, so that long runs show that they live.
+
+    Of several processes the first shows its own share.
+    """
+    if sys.stderr.isatty() and sharing.state().is_main_process:
         with tqdm(total=total, desc="generating", unit="answer") as bar:
             yield bar.update
         return

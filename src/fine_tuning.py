@@ -32,14 +32,13 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from src import batches, chat_encoding, lora, memory
+from src import batches, chat_encoding, lora, memory, shared_trainer
 from src.adapter import CONFIG_FILE, WEIGHTS_FILE
-from src.checkpoints import Marks, resumable
+from src.checkpoints import Marks, resumable_by_all
 from src.errors import InvalidParams, RunAgain
 from src.manifest import file_sha256
 from src.params import FineTuningParams
 from src.records import BaseModelRef, DatasetRef, digest_of
-from src.shared_trainer import SharedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,8 @@ def fingerprint(params: FineTuningParams, *, base: BaseModelRef, train: DatasetR
     return digest_of([
         params.model_dump(mode="json"), base.sha256, train.sha256, validation.sha256, precision(params),
         torch.cuda.is_available(), torch.__version__, transformers.__version__, peft.__version__,
-        *(file_sha256(Path(file)) for file in (__file__, batches.__file__, chat_encoding.__file__, lora.__file__)),
+        *(file_sha256(Path(str(module.__file__))) for module in (sys.modules[__name__], batches, chat_encoding, lora,
+                                                                 shared_trainer)),
     ])
 
 
@@ -123,10 +123,8 @@ def _share(params: FineTuningParams) -> int:
 
 
 def _train(trainer: Trainer, checkpoints: Path) -> None:
-    with _processes().main_process_first():  # it removes broken ones
-        resumed = resumable(checkpoints)
     try:
-        trainer.train(resume_from_checkpoint=resumed)
+        trainer.train(resume_from_checkpoint=resumable_by_all(checkpoints))
     except RuntimeError as error:
         if "by peer" not in str(error):  # gloo has no class for it
             raise
@@ -146,8 +144,9 @@ def _trainer(splits: Mapping[str, Sequence[chat_encoding.Conversation]], params:
     wrapped = lora.wrap(model, params).to(arguments.device)
     arguments.activation_checkpointing = memory.checkpointing(
         wrapped, collator, sets["train"], params, batch_size=batch_size, precision=precision(params))
-    trainer = SharedTrainer(model=wrapped, args=arguments, train_dataset=sets["train"], eval_dataset=sets["validation"],
-                       data_collator=collator, callbacks=[_Reporter(), Marks()])
+    trainer = shared_trainer.SharedTrainer(
+        model=wrapped, args=arguments, train_dataset=sets["train"], eval_dataset=sets["validation"],
+        data_collator=collator, callbacks=[_Reporter(), Marks()])
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -72,7 +72,8 @@ def checkpointing(model: PeftModel, collator: Collator, examples: Sequence[Examp
 def free(device: torch.device) -> int:
     """Bytes that a GPU, or this process's share of the machine's memory, can still give."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     processes: int = PartialState().num_processes
     return int(get_max_memory()["cpu"]) // processes
 

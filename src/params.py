@@ -86,13 +86,18 @@ class FineTuningParams(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     max_length: Annotated[int, Field(ge=16)]
     precision: Literal["auto", "bfloat16", "float32"]
+    batches: Literal["padded", "end_to_end"]
+    find_batch_size: bool
+    gradient_checkpointing: Literal["auto", "always", "never"]
+    quantization: Literal["none", "4bit"]
+    compile: bool
     seed: int
 
 
 class EvaluationParams(Section):
-    """Greedy generation; max_rows 0 means every row of the split."""
+    """Greedy generation; tokens_per_batch counts prompts and room for answers, max_rows 0 means the whole split."""
 
-    batch_size: Count
+    tokens_per_batch: Count
     max_new_tokens: Count
     max_rows: Annotated[int, Field(ge=0)]
 
@@ -155,6 +160,7 @@ class DeploymentParams(Section):
     force_requires_reason: bool
     promoting_branches: list[Text]
     verified_rows: Count
+    keep_versions: Annotated[int, Field(ge=0)]
     huggingface: HuggingFaceParams
     weighted_scoring: WeightedScoringParams
 
@@ -167,16 +173,27 @@ class MlflowParams(Section):
     deadline_seconds: Count
 
 
+class SpaceParams(Section):
+    """The bundle that is served; rows 0 means every row of the evaluation split."""
+
+    enabled: bool
+    weights: Annotated[list[Literal["int8", "int4", "safetensors"]], Field(min_length=1)]
+    max_score_drop: Unit
+    rows: Annotated[int, Field(ge=0)]
+
+
 class Params(Section):
     """All of params.yaml, its profile applied."""
 
     profile: Text
+    launcher: Text
     data: DataParams
     model: ModelParams
     fine_tuning: FineTuningParams
     evaluation: EvaluationParams
     deployment: DeploymentParams
     mlflow: MlflowParams
+    space: SpaceParams
 
 
 def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
@@ -193,6 +210,8 @@ def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
         if not isinstance(name, str) or name not in profiles:
             known = ", ".join([BASE_PROFILE, *profiles])
             raise InvalidParams(f"params.yaml: profile: {name!r} is unknown; choose one of {known}")
+        if "launcher" in (profiles[name] or ()):
+            raise InvalidParams(f"params.yaml: profiles.{name}.launcher: dvc.yaml reads no profile; set launcher")
         values = overlay(values, profiles[name], where=f"profiles.{name}")
     params = validate(Params, values, where="params.yaml")  # on its own: a flag does not excuse a wrong file
     if not overrides:

@@ -51,6 +51,9 @@ class Registry(Protocol):
 class Weights(Protocol):
     """The files of registered versions, apart from their records."""
 
+    def keys(self) -> Mapping[int, str | None]:
+        """Every version that is there, and the promotion key that it carries."""
+
     def pruned(self) -> Mapping[int, bool]:
         """Versions that are marked as pruned: whether all their weights are gone, or only some."""
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from src.errors import InvalidInput
 from src.metrics import METRIC_VERSION, RowStatistics, signature
@@ -61,6 +61,20 @@ class Prediction(Record):
     def prompt(self) -> list[dict[str, str]]:
         """The messages that were answered."""
         return [message.model_dump() for message in self.messages]
+
+
+class AnsweredBatch(Record):
+    """New tokens of the prompts at some places; size: how many of them memory allowed to be generated together."""
+
+    places: list[int]
+    size: Annotated[int, Field(ge=1)]
+    tokens: list[Annotated[list[int], Field(min_length=1)]]
+
+    @model_validator(mode="after")
+    def _answers_every_place(self) -> Self:
+        if len(self.tokens) != len(self.places):
+            raise ValueError(f"{len(self.tokens)} answers for {len(self.places)} prompts")
+        return self
 
 
 def parse_rows(objects: Iterable[Mapping[str, Any]], *, where: Path, max_rows: int) -> list[EvaluationRow]:

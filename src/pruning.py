@@ -25,11 +25,12 @@ def prunable(view: LedgerView, keep: int) -> frozenset[int]:
 def prune(ledger: Ledger, weights: Weights, keep: int) -> list[int]:
     """Delete the weights that may go, and return whose they were; anybody may repeat it at any time.
 
-    Raises Undecided when a service fails; what is left is done by the next call.
+    Raises Undecided when a service fails; what is left is done by the next call. A version that somebody deleted is
+    passed over.
     """
     done = []
-    marks = weights.pruned()
-    for version in sorted(prunable(ledger.view(), keep)):
+    marks, there = weights.pruned(), weights.keys()
+    for version in sorted(prunable(ledger.view(), keep) & there.keys()):
         if not marks.get(version):
             weights.mark_pruned(version, done=False)
             if version in prunable(ledger.view(), keep):
@@ -44,7 +45,8 @@ def require_weights(view: LedgerView, version: int, weights: Weights, keep: int)
     marked = weights.pruned()
     if version not in marked and version not in prunable(view, keep):
         return
-    there = kept(view, keep) - set(marked) - {view.head.version if view.head else None}
+    champions = {slot.version for slot in view.slots if slot.version != (view.head and view.head.version)}
+    there = (champions & weights.keys().keys()) - marked.keys() - prunable(view, keep)
     nearest = min(there, key=lambda other: abs(other - version), default=None)
     advice = f"the nearest that is kept is version {nearest}" if nearest else "no other version's are kept"
     raise Refused(f"version {version}: its weights were pruned (deployment.keep_versions: {keep}); {advice}, and "

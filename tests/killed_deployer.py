@@ -101,7 +101,7 @@ def _evaluate_tiny() -> NoReturn:
     json_utils.write_object(Path("results/base_model.json"), tiny_model.base_ref(Path()).model_dump())
     json_utils.write_object(Path("results/fine_tuned_model_location.json"), tiny_model.fine_tuned(Path()).model_dump())
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["evaluation"].update(max_new_tokens=12, batch_size=4)
+    params["evaluation"].update(max_new_tokens=12, tokens_per_batch=300)
     Path("params.yaml").write_text(yaml.safe_dump(params))
     process.run(evaluation_script.main)
 

@@ -1,17 +1,16 @@
+import copy
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import GenerationConfig
 
-from src import evaluation, merging
+from src import evaluation, generation, merging
 from src.errors import InvalidInput
-from src.predictions import parse_rows, score_contract, spread
-from src.records import digest_of
+from src.predictions import AnsweredBatch
 from tests import tiny_model
-
-SPLIT = Path("evaluation.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[merging.Model, mer
 @pytest.fixture
 def greedy(loaded: tuple[merging.Model, merging.Tokenizer]) -> tuple[merging.Model, merging.Tokenizer]:
     model, tokenizer = loaded
-    model.generation_config.eos_token_id = 2
+    model.generation_config = GenerationConfig(eos_token_id=2)
     evaluation.set_greedy(model, tokenizer, max_new_tokens=12)
     return loaded
 
@@ -33,97 +32,127 @@ def prompts() -> list[list[dict[str, str]]]:
     return [row.prompt() for row in tiny_model.rows()]
 
 
-# --- rows and contract
-
-BAD_ROWS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
-    "none": (lambda rows: rows.clear(), "no rows to evaluate"),
-    "given_twice": (lambda rows: rows.append(rows[0]), "is given twice"),
-    "foreign_id": (lambda rows: rows[1].update(id="0" * 16), "evaluation.jsonl:2: id 0000000000000000 is not the hash"),
-    "no_answer": (lambda rows: rows[2]["messages"].pop(), "evaluation.jsonl:3: does not end with an assistant's"),
-    "one_message": (lambda rows: rows[0].update(messages=rows[0]["messages"][:1]), "evaluation.jsonl:1: messages"),
-    "no_id": (lambda rows: rows[0].pop("id"), "evaluation.jsonl:1: id: required key is missing"),
-}
+def single(model: merging.Model, tokenizer: merging.Tokenizer) -> list[evaluation.Answer]:
+    """Each prompt on its own, by the library alone."""
+    stops, answers = set(model.generation_config.eos_token_id), []
+    for prompt in prompts():
+        tokens = evaluation.prompt_tokens(tokenizer, prompt)
+        [found] = model.generate(torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens), dtype=torch.long))
+        answers.append(evaluation.as_answer(tokenizer, found[len(tokens):].tolist(), stops))
+    return answers
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_split_that_cannot_be_scored_is_refused(
-    spoil: Callable[[list[dict[str, Any]]], object], message: str
-) -> None:
-    objects = tiny_model.row_objects()
-    spoil(objects)
-    with pytest.raises(InvalidInput) as caught:
-        parse_rows(objects, where=SPLIT, max_rows=0)
-    assert message in str(caught.value)
-
-
-def test_an_answer_of_blanks_alone_is_no_reference() -> None:
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
-    with pytest.raises(InvalidInput, match="does not end with an assistant's answer"):
-        parse_rows([{"id": digest_of(chat)[:16], "intent": None, "messages": chat}], where=SPLIT, max_rows=0)
-
-
-def test_the_first_rows_are_scored_where_a_maximum_is_set() -> None:
-    assert [row.id for row in parse_rows(tiny_model.row_objects(), where=SPLIT, max_rows=2)] == [
-        row.id for row in tiny_model.rows()[:2]]
-
-
-def test_the_contract_covers_prompts_order_decoding_and_nothing_else() -> None:
-    rows = tiny_model.rows()
-    contract = score_contract(rows, max_new_tokens=12)
-    chat = tiny_model.row_objects()[0]["messages"]
-    assert isinstance(chat, list)
-    system = [{"role": "system", "content": "Be kind."}, *chat[1:]]
-    other = parse_rows([{"id": digest_of(system)[:16], "intent": "order", "messages": system}], where=SPLIT, max_rows=0)
-    changed = [[*other, *rows[1:]], rows[::-1], rows[:-1]]
-    digests = {score_contract(each, max_new_tokens=12).digest() for each in changed}
-    digests.add(score_contract(rows, max_new_tokens=13).digest())
-    assert len(digests | {contract.digest()}) == 5
-    assert score_contract([row.model_copy(update={"intent": None}) for row in rows], max_new_tokens=12) == contract
-
-
-# --- answers
-
-
+@pytest.mark.parametrize("tokens", [1, 200, 300, 100_000])
 def test_batched_answers_are_those_of_single_prompts_in_the_order_of_the_rows(
+    tokens: int, greedy: tuple[merging.Model, merging.Tokenizer]
+) -> None:
+    expected = single(*greedy)
+    assert evaluation.answer(*greedy, prompts(), tokens_per_batch=tokens) == expected
+    assert len({answer.text for answer in expected}) == len(expected)
+
+
+def test_answers_that_end_leave_the_batch_and_the_others_stay_as_they_are(
     greedy: tuple[merging.Model, merging.Tokenizer]
 ) -> None:
-    single = [evaluation.answer(*greedy, [prompt], batch_size=1)[0] for prompt in prompts()]
-    assert evaluation.answer(*greedy, prompts(), batch_size=4) == single
-    assert evaluation.answer(*greedy, prompts(), batch_size=99) == single
-    assert len({answer.text for answer in single}) == len(single)
+    model, _ = greedy
+    model.generation_config.max_new_tokens = 40
+    # Each prompt stops where its own answer brings one of these first: at six different lengths.
+    tokens = [answer.tokens for answer in single(*greedy)]
+    model.generation_config.eos_token_id = sorted({2, *(row[4 + 5 * place] for place, row in enumerate(tokens))})
+    expected, rows = single(*greedy), []
+    seen = model.forward
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        rows.append(named["input_ids"].shape[0])
+        return seen(*arguments, **named)
+
+    model.forward = forward
+    try:
+        assert evaluation.answer(*greedy, prompts(), tokens_per_batch=100_000) == expected
+    finally:
+        del model.forward
+    lengths = [len(answer.tokens) for answer in expected]
+    assert len(set(lengths)) > 2
+    assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
+
+
+def test_a_batch_holds_what_the_token_budget_allows_and_similar_prompts() -> None:
+    assert evaluation.plan([5, 30, 10, 30, 9], tokens_per_batch=80, max_new_tokens=10) == [[1, 3], [2, 4, 0]]
+    assert evaluation.plan([70, 5, 100], tokens_per_batch=80, max_new_tokens=10) == [[2], [0], [1]]
+    assert evaluation.plan([], tokens_per_batch=80, max_new_tokens=10) == []
+
+
+def test_batches_that_were_answered_are_not_generated_again(greedy: tuple[merging.Model, merging.Tokenizer]) -> None:
+    model, tokenizer = greedy
+    encoded = [evaluation.prompt_tokens(tokenizer, prompt) for prompt in prompts()]
+    batches = evaluation.plan([len(prompt) for prompt in encoded], tokens_per_batch=150, max_new_tokens=12)
+    kept: list[AnsweredBatch] = []
+    whole = evaluation.run(model, encoded, batches, done=[], keep=kept.append)
+    assert [batch.places for batch in kept] == batches
+    again: list[AnsweredBatch] = []
+    assert evaluation.run(model, encoded, batches, done=kept[1:], keep=again.append) == whole
+    assert again == kept[:1]
+    shared = [evaluation.run(model, encoded, batches[rank::2], done=[], keep=again.append) for rank in (0, 1)]
+    assert shared[0] | shared[1] == whole
+
+
+@pytest.mark.parametrize(("change", "value"), [("identity", "b"), ("contract", "b"), ("tokens_per_batch", 2)])
+def test_answers_of_another_model_contract_or_plan_have_another_fingerprint(
+    change: str, value: Any, greedy: tuple[merging.Model, merging.Tokenizer]
+) -> None:
+    usual: dict[str, Any] = {"identity": "a", "contract": "a", "tokens_per_batch": 1}
+    known = evaluation.fingerprint(greedy[0], **usual)
+    assert evaluation.fingerprint(greedy[0], **usual) == known
+    assert evaluation.fingerprint(greedy[0], **{**usual, change: value}) != known
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_are_in_the_fingerprint_where_their_rounding_may_show(
+    dtype: torch.dtype, loaded: tuple[merging.Model, merging.Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(loaded[0]).to(dtype)
+    found = set()
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.add(evaluation.fingerprint(model, "a", "a", tokens_per_batch=1))
+    assert len(found) == (1 if dtype == torch.float32 else 2)
 
 
 def test_an_answer_ends_with_the_stop_token_or_is_truncated(greedy: tuple[merging.Model, merging.Tokenizer]) -> None:
     model, tokenizer = greedy
-    [whole] = evaluation.answer(model, tokenizer, prompts()[:1], batch_size=1)
+    [whole] = evaluation.answer(model, tokenizer, prompts()[:1], tokens_per_batch=1)
     assert whole.truncated
     assert len(whole.tokens) == 12
     model.generation_config.eos_token_id = [2, whole.tokens[3]]
-    [stopped, *_] = evaluation.answer(model, tokenizer, prompts(), batch_size=6)
+    [stopped, *_] = evaluation.answer(model, tokenizer, prompts(), tokens_per_batch=1000)
     assert stopped.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3]) + 1]
     assert not stopped.truncated
 
 
 def test_a_stop_token_on_the_last_place_is_no_truncation(greedy: tuple[merging.Model, merging.Tokenizer]) -> None:
     model, tokenizer = greedy
-    tokens = evaluation.answer(model, tokenizer, prompts()[:1], batch_size=1)[0].tokens
+    tokens = evaluation.answer(model, tokenizer, prompts()[:1], tokens_per_batch=1)[0].tokens
     model.generation_config.eos_token_id = [tokens[0]]
     model.generation_config.max_new_tokens = 1
-    assert not evaluation.answer(model, tokenizer, prompts()[:1], batch_size=1)[0].truncated
+    assert not evaluation.answer(model, tokenizer, prompts()[:1], tokens_per_batch=1)[0].truncated
 
 
 def test_special_tokens_and_outer_blanks_are_no_part_of_an_answer(
-    greedy: tuple[merging.Model, merging.Tokenizer], monkeypatch: pytest.MonkeyPatch
+    greedy: tuple[merging.Model, merging.Tokenizer]
 ) -> None:
-    model, tokenizer = greedy
-    written = [*tokenizer("  Where is it? \n")["input_ids"], 2, 0, 0]
+    written = [*greedy[1]("  Where is it? \n")["input_ids"], 2]
+    answer = evaluation.as_answer(greedy[1], written, {2})
+    assert (answer.text, answer.tokens, answer.truncated) == ("Where is it?", written, False)
 
-    def generate(input_ids: Any, attention_mask: Any) -> Any:
-        return input_ids.new_tensor([[*input_ids[0].tolist(), *written]])
 
-    monkeypatch.setattr(model, "generate", generate)
-    [answer] = evaluation.answer(model, tokenizer, prompts()[:1], batch_size=1)
-    assert (answer.text, answer.tokens, answer.truncated) == ("Where is it?", written[:-2], False)
+@pytest.mark.parametrize("asked", [{"num_beams": 2}, {"repetition_penalty": 1.3}, {"min_new_tokens": 3},
+                                   {"max_new_tokens": None}, {"eos_token_id": None}], ids=str)
+def test_settings_whose_result_would_depend_on_the_batches_are_refused(
+    asked: dict[str, Any], greedy: tuple[merging.Model, merging.Tokenizer]
+) -> None:
+    greedy[0].generation_config.update(**asked)
+    with pytest.raises(InvalidInput, match="call set_greedy first"):
+        generation.answer(greedy[0], [[5, 6]], size=1)
 
 
 def test_greedy_settings_keep_every_stop_token_and_drop_the_rest(
@@ -144,8 +173,7 @@ def test_a_tokenizer_without_pad_token_is_padded_with_a_stop_token(tmp_path: Pat
     model, tokenizer = merging.load(tmp_path, "float32")
     assert tokenizer.pad_token is None
     evaluation.set_greedy(model, tokenizer, max_new_tokens=4)
-    single = [evaluation.answer(model, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts()[:2]]
-    assert evaluation.answer(model, tokenizer, prompts()[:2], batch_size=2) == single
+    assert evaluation.answer(model, tokenizer, prompts(), tokens_per_batch=1000) == single(model, tokenizer)
 
 
 def test_a_model_without_any_stop_token_is_refused(greedy: tuple[merging.Model, merging.Tokenizer]) -> None:
@@ -164,7 +192,7 @@ def test_prompts_that_leave_no_room_in_the_context_are_counted(
 ) -> None:
     long = [{"role": "user", "content": "x?z " * 100}]
     with caplog.at_level(logging.WARNING):
-        evaluation.answer(*greedy, [long, prompts()[0]], batch_size=1)
+        evaluation.answer(*greedy, [long, prompts()[0]], tokens_per_batch=1)
     assert "1 of 2 prompts leave less than 12 tokens of the context of 256" in caplog.text
 
 
@@ -173,10 +201,5 @@ def test_progress_is_logged_now_and_then_off_a_terminal(
 ) -> None:
     monkeypatch.setattr(evaluation, "_LOG_SECONDS", 0)
     with caplog.at_level(logging.INFO):
-        evaluation.answer(*greedy, prompts()[:3], batch_size=2)
+        evaluation.answer(*greedy, prompts()[:3], tokens_per_batch=148)
     assert [record.message for record in caplog.records] == ["generated 2 of 3 answers", "generated 3 of 3 answers"]
-
-
-def test_verified_rows_are_spread_over_all_predictions() -> None:
-    assert spread(range(20), 4) == [0, 5, 10, 15]
-    assert spread(range(3), 99) == [0, 1, 2]

@@ -1,6 +1,10 @@
 import csv
 import json
+import logging
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,41 +13,22 @@ import yaml
 from mlflow import MlflowClient
 
 from scripts import evaluation_script
-from src import merging, release
 from src.errors import IntegrityError, InvalidInput, InvalidParams, Undecided
-from src.ledger import Slot
-from src.manifest import file_sha256, manifest
+from src.manifest import manifest
 from src.metrics import RowStatistics, corpus_scores
 from src.params import METRICS, MlflowParams
-from src.records import DatasetRef, Datasets, EvaluationReport, canonical_json
+from src.records import EvaluationReport
 from tests import tiny_model
-from utils import json_utils, mlflow_registry
-from utils.mlflow_ledger import MlflowLedger
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.evaluated_shop import REPOSITORY, kept, promote, write_records, write_shop
+from utils import json_utils
+from utils.partial_answers import PartialAnswers
 
 
 @pytest.fixture
 def repository(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the stages before leave behind, and a store of its own."""
-    tiny_model.write_models(tmp_path)
-    json_utils.write_lines(tmp_path / "results/data/evaluation.jsonl", tiny_model.row_objects())
-    path = "results/data/evaluation.jsonl"
-    split = DatasetRef(path=path, sha256=file_sha256(tmp_path / path), rows=len(tiny_model.QUESTIONS))
-    splits = Datasets(raw=split, train=split, validation=split, evaluation=split)
-    json_utils.write_object(tmp_path / "results/data/datasets.json", splits.model_dump())
-    write_records(tmp_path)
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    params["mlflow"].update(mlflow_params.model_dump())
-    params["evaluation"].update(max_new_tokens=12, batch_size=4)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    write_shop(tmp_path, mlflow_params)
     return tmp_path
-
-
-def write_records(root: Path) -> None:
-    json_utils.write_object(root / "results/base_model.json", tiny_model.base_ref(root).model_dump())
-    json_utils.write_object(root / "results/fine_tuned_model_location.json", tiny_model.fine_tuned(root).model_dump())
 
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
@@ -85,6 +70,56 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
     assert f"weighted score {report.weighted_score:.4f} on 6 rows" in capsys.readouterr().out
 
 
+def kill(moment: str, batches: int = 0) -> None:
+    """Run the stage in a process of its own that SIGKILL ends."""
+    done = subprocess.run([sys.executable, "-m", "tests.killed_evaluation", moment, str(batches), "0"], check=False,
+                          env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+KILLS = [("before", 0, 0), ("torn", 0, 0), ("after", 0, 1), ("torn", 1, 2), ("records", 9, 3)]
+
+
+@pytest.mark.parametrize("kills", [pytest.param(KILLS[2:3], id="once"),
+                                   pytest.param(KILLS, id="again_and_again", marks=pytest.mark.slow)])
+def test_a_killed_evaluation_goes_on_where_it_was_and_ends_with_the_identical_file(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    kills: list[tuple[str, int, int]]
+) -> None:
+    answers, partial = repository / "results/evaluations/predictions.jsonl", repository / "results/checkpoints"
+    evaluate(monkeypatch)
+    undisturbed = answers.read_bytes()
+    assert list(partial.iterdir()) == []
+    whole = 0
+    for moment, batches, whole in kills:
+        answers.unlink(missing_ok=True)
+        kill(moment, batches)
+        assert len(kept(repository)) == whole
+        assert answers.exists() == (moment == "records")
+    answers.unlink(missing_ok=True)
+    with caplog.at_level(logging.INFO):
+        evaluate(monkeypatch)
+    assert f"going on: {whole} of 3 batches were answered before" in caplog.messages
+    assert answers.read_bytes() == undisturbed
+    assert list(partial.iterdir()) == []
+
+
+def test_answers_under_other_settings_are_not_gone_on_from(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(PartialAnswers, "remove", lambda _: None)
+    evaluate(monkeypatch)
+    assert len(kept(repository)) == 3
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["evaluation"]["max_new_tokens"] = 11
+    (repository / "params.yaml").write_text(yaml.safe_dump(params))
+    with caplog.at_level(logging.INFO):
+        evaluate(monkeypatch)
+    assert not any("going on" in message for message in caplog.messages)
+    lines = json_utils.read_lines(repository / "results/evaluations/predictions.jsonl")
+    assert all(line["new_tokens"] == 11 for line in lines)
+
+
 def test_a_model_that_does_not_load_is_an_error_and_leaves_no_score(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,28 +142,6 @@ def test_there_is_no_champion_to_evaluate_before_the_first_promotion(
 ) -> None:
     with pytest.raises(Undecided, match="no model was promoted yet"):
         evaluate(monkeypatch, "--model", "champion")
-
-
-def promote(report: EvaluationReport, root: Path) -> int:
-    """Register what was scored and put it at the head of the ledger; returns its version."""
-    client, name = MlflowClient(report.tracking_uri), "ecommerce-chatbot"
-    model, tokenizer = merging.merge(root / "results/base_model", root / "results/adapter", "float32")
-    release.assemble_release(model, tokenizer, root / "release", max_new_tokens=12, texts={})
-
-    def save(folder: Path) -> None:
-        pins = ["torch", "transformers"]
-        mlflow_registry.save_flavour(*merging.load(root / "release", "auto"), folder, pins)
-
-    identity = canonical_json(report.model.model_dump(mode="json"))
-    registry = mlflow_registry.MlflowRegistry(client, name, save=save, run_id=lambda: report.run_id,
-                                              tags=lambda: {mlflow_registry.IDENTITY: identity})
-    key = report.model.key(report.contract_digest)
-    version = registry.register(key)
-    assert MlflowLedger(client, name, "test-evaluation").claim(Slot(
-        number=1, kind="promote", key=key, model_digest=report.model_digest, version=version, score="0.1",
-        metrics=report.metrics, contract=report.contract_digest, evaluation_run=report.run_id, hub=None, blocks=[],
-        unblocks=[], previous_sha256="0" * 64, actor="test", reason="test", git_commit="none", ci_url=None, time="now"))
-    return version
 
 
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code

@@ -233,7 +233,7 @@ def test_the_usage_snippet_runs_and_prints_the_models_own_answer(root: Path, fac
     with contextlib.redirect_stdout(printed):
         exec(snippet.replace(REPO, str(folder)), {})
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How do I return an item?"}]
-    [answer] = evaluation.answer(model, tokenizer, [asked], batch_size=1)
+    [answer] = evaluation.answer(model, tokenizer, [asked], tokens_per_batch=1)
     assert printed.getvalue().strip() == answer.text.strip()
 
 

@@ -52,7 +52,7 @@ def test_an_unknown_key_is_named(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["data", "mlflow.tracking_uri", "model.pocket.seed", "fine_tuning.lora.r",
-                                  "deployment.huggingface.private", WEIGHTS, "deployment", "evaluation.batch_size"])
+                                  "deployment.huggingface.private", WEIGHTS, "deployment", "evaluation.max_rows"])
 def test_a_missing_key_is_named(path: str) -> None:
     values = shipped()
     *sections, key = path.split(".")
@@ -76,7 +76,7 @@ def test_a_missing_section_is_named_even_where_a_flag_speaks_of_it() -> None:
      ("data__max_bad_rows", -1), ("data__validation_fraction", 0), ("data__evaluation_fraction", 0.9),
      ("model__release_dtype", "float8"), ("model__pocket__layers", 0), ("fine_tuning__lora__target_modules", []),
      ("fine_tuning__lora__target_modules", "q_proj"), ("fine_tuning__learning_rate", "2e-3"),
-     ("fine_tuning__precision", "fp16"), ("evaluation__batch_size", None), ("deployment__force_requires_reason", "no"),
+     ("fine_tuning__precision", "fp16"), ("evaluation__max_rows", None), ("deployment__force_requires_reason", "no"),
      ("deployment__huggingface__push_to_hub", 1), ("deployment__promoting_branches", "main"),
      ("deployment__model_registry_name", "a/b"), ("deployment__model_registry_name", "' or 1=1"),
      ("mlflow__deadline_seconds", 0), ("data", None), ("data", [])],
@@ -165,7 +165,7 @@ def test_no_repository_is_taken_that_the_hubs_own_client_refuses() -> None:
      (shipped(profile="tinyllama", profiles__tinyllama__model__colour=1), "profiles.tinyllama.model.colour: unknown"),
      (shipped(profile="tinyllama", profiles__tinyllama=None), "profiles.tinyllama: expected a mapping"),
      (shipped(profile="tinyllama", profiles__tinyllama__model=3), "profiles.tinyllama.model: expected a mapping"),
-     (shipped(profile="tinyllama", profiles__tinyllama__evaluation__batch_size="8"), "evaluation.batch_size: ")],
+     (shipped(profile="tinyllama", profiles__tinyllama__fine_tuning__max_length="8"), "fine_tuning.max_length: ")],
 )
 def test_a_wrong_profile_is_named(values: dict[str, Any], said: str) -> None:
     assert refusal(values).startswith(f"params.yaml: {said}")

@@ -27,7 +27,7 @@ def test_answers_are_drawn_from_the_whole_distribution_and_again_by_the_same_see
 
     def drawn(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return [answer.tokens for answer in evaluation.answer(model, tokenizer, prompts, batch_size=200)]
+        return [answer.tokens for answer in evaluation.answer(model, tokenizer, prompts, tokens_per_batch=10_000)]
 
     first = drawn(1)
     assert drawn(1) == first

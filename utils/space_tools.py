@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 SPACE = Path("space")
 BUILDER = SPACE / ".venv-builder/bin/python"
 SERVING = SPACE / ".venv/bin/python"
-SOURCES = ("prepare_assets.py", "validate_bundle.py", "bundling", "requirements/builder.txt")
+SOURCES = ("prepare_assets.py", "validate_bundle.py", "bundling", "serving", "requirements/builder.txt")
 
 
 def check_environments() -> None:

@@ -1,0 +1,68 @@
+"""A working directory with what the stages before the evaluation leave behind, and the answers a killed one left."""
+
+from pathlib import Path
+
+import yaml
+from mlflow import MlflowClient
+
+from src import merging, release
+from src.ledger import Slot
+from src.manifest import file_sha256
+from src.params import MlflowParams
+from src.predictions import AnsweredBatch
+from src.records import DatasetRef, Datasets, EvaluationReport, canonical_json
+from tests import tiny_model
+from utils import json_utils, mlflow_registry
+from utils.mlflow_ledger import MlflowLedger
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write_shop(root: Path, mlflow_params: MlflowParams, *, tokens_per_batch: int = 160) -> None:
+    """Tiny models, their records, a split of six rows, and params.yaml with a store of its own."""
+    tiny_model.write_models(root)
+    json_utils.write_lines(root / "results/data/evaluation.jsonl", tiny_model.row_objects())
+    path = "results/data/evaluation.jsonl"
+    split = DatasetRef(path=path, sha256=file_sha256(root / path), rows=len(tiny_model.QUESTIONS))
+    splits = Datasets(raw=split, train=split, validation=split, evaluation=split)
+    json_utils.write_object(root / "results/data/datasets.json", splits.model_dump())
+    write_records(root)
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["mlflow"].update(mlflow_params.model_dump())
+    params["evaluation"].update(max_new_tokens=12, tokens_per_batch=tokens_per_batch)
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def write_records(root: Path) -> None:
+    """Of the base and the adapter as they are."""
+    json_utils.write_object(root / "results/base_model.json", tiny_model.base_ref(root).model_dump())
+    json_utils.write_object(root / "results/fine_tuned_model_location.json", tiny_model.fine_tuned(root).model_dump())
+
+
+def promote(report: EvaluationReport, root: Path) -> int:
+    """Register what was scored and put it at the head of the ledger; returns its version."""
+    client, name = MlflowClient(report.tracking_uri), "ecommerce-chatbot"
+    model, tokenizer = merging.merge(root / "results/base_model", root / "results/adapter", "float32")
+    release.assemble_release(model, tokenizer, root / "release", max_new_tokens=12, texts={})
+
+    def save(folder: Path) -> None:
+        pins = ["torch", "transformers"]
+        mlflow_registry.save_flavour(*merging.load(root / "release", "auto"), folder, pins)
+
+    identity = canonical_json(report.model.model_dump(mode="json"))
+    registry = mlflow_registry.MlflowRegistry(client, name, save=save, run_id=lambda: report.run_id,
+                                              tags=lambda: {mlflow_registry.IDENTITY: identity})
+    key = report.model.key(report.contract_digest)
+    version = registry.register(key)
+    assert MlflowLedger(client, name, "test-evaluation").claim(Slot(
+        number=1, kind="promote", key=key, model_digest=report.model_digest, version=version, score="0.1",
+        metrics=report.metrics, contract=report.contract_digest, evaluation_run=report.run_id, hub=None, blocks=[],
+        unblocks=[], previous_sha256="0" * 64, actor="test", reason="test", git_commit="none", ci_url=None, time="now"))
+    return version
+
+
+def kept(root: Path) -> list[AnsweredBatch]:
+    """The whole batches in the partial files of all processes, each as often as it was answered."""
+    lines = [line for path in sorted((root / "results/checkpoints").glob("evaluation-*.*.jsonl"))
+             for line in path.read_text().splitlines()]
+    return [AnsweredBatch.model_validate_json(line) for line in lines if line.endswith("}")]

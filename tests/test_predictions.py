@@ -1,0 +1,62 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.errors import InvalidInput
+from src.predictions import parse_rows, score_contract, spread
+from src.records import digest_of
+from tests import tiny_model
+
+SPLIT = Path("evaluation.jsonl")
+
+BAD_ROWS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "none": (lambda rows: rows.clear(), "no rows to evaluate"),
+    "given_twice": (lambda rows: rows.append(rows[0]), "is given twice"),
+    "foreign_id": (lambda rows: rows[1].update(id="0" * 16), "evaluation.jsonl:2: id 0000000000000000 is not the hash"),
+    "no_answer": (lambda rows: rows[2]["messages"].pop(), "evaluation.jsonl:3: does not end with an assistant's"),
+    "one_message": (lambda rows: rows[0].update(messages=rows[0]["messages"][:1]), "evaluation.jsonl:1: messages"),
+    "no_id": (lambda rows: rows[0].pop("id"), "evaluation.jsonl:1: id: required key is missing"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_split_that_cannot_be_scored_is_refused(
+    spoil: Callable[[list[dict[str, Any]]], object], message: str
+) -> None:
+    objects = tiny_model.row_objects()
+    spoil(objects)
+    with pytest.raises(InvalidInput) as caught:
+        parse_rows(objects, where=SPLIT, max_rows=0)
+    assert message in str(caught.value)
+
+
+def test_an_answer_of_blanks_alone_is_no_reference() -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
+    with pytest.raises(InvalidInput, match="does not end with an assistant's answer"):
+        parse_rows([{"id": digest_of(chat)[:16], "intent": None, "messages": chat}], where=SPLIT, max_rows=0)
+
+
+def test_the_first_rows_are_scored_where_a_maximum_is_set() -> None:
+    assert [row.id for row in parse_rows(tiny_model.row_objects(), where=SPLIT, max_rows=2)] == [
+        row.id for row in tiny_model.rows()[:2]]
+
+
+def test_the_contract_covers_prompts_order_decoding_and_nothing_else() -> None:
+    rows = tiny_model.rows()
+    contract = score_contract(rows, max_new_tokens=12)
+    chat = tiny_model.row_objects()[0]["messages"]
+    assert isinstance(chat, list)
+    system = [{"role": "system", "content": "Be kind."}, *chat[1:]]
+    other = parse_rows([{"id": digest_of(system)[:16], "intent": "order", "messages": system}], where=SPLIT, max_rows=0)
+    changed = [[*other, *rows[1:]], rows[::-1], rows[:-1]]
+    digests = {score_contract(each, max_new_tokens=12).digest() for each in changed}
+    digests.add(score_contract(rows, max_new_tokens=13).digest())
+    assert len(digests | {contract.digest()}) == 5
+    assert score_contract([row.model_copy(update={"intent": None}) for row in rows], max_new_tokens=12) == contract
+
+
+def test_verified_rows_are_spread_over_all_predictions() -> None:
+    assert spread(range(20), 4) == [0, 5, 10, 15]
+    assert spread(range(3), 99) == [0, 1, 2]

@@ -1,0 +1,44 @@
+"""Answered batches in a file that outlives the process, so that a killed evaluation goes on where it was."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from src.predictions import AnsweredBatch
+from utils import json_utils
+
+
+class PartialAnswers:
+    """One batch a line, on the disk before the next is begun; a file for each process that answers."""
+
+    def __init__(self, folder: Path, fingerprint: str, *, process: int) -> None:
+        self._files = f"evaluation-{fingerprint}.*.jsonl"
+        self._path = folder / self._files.replace("*", str(process))
+
+    def read(self) -> list[AnsweredBatch]:
+        """The batches of all processes that stand there whole; what a kill or a crash left torn is passed over."""
+        files = sorted(self._path.parent.glob(self._files))
+        return [batch for path in files for line in path.read_bytes().splitlines() for batch in _whole(line)]
+
+    def add(self, batch: AnsweredBatch) -> None:
+        """Append a batch, flushed; on a line of its own, whatever stands before it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            file.write(b"\n" + batch.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        json_utils.sync_folder(self._path.parent)
+
+    def remove(self) -> None:
+        """All processes' files, once the evaluation's records stand."""
+        for path in self._path.parent.glob(self._files):
+            path.unlink(missing_ok=True)
+
+
+def _whole(line: bytes) -> Iterator[AnsweredBatch]:
+    try:
+        yield AnsweredBatch.model_validate_json(line)
+    except ValidationError:
+        return
