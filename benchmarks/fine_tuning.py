@@ -5,9 +5,9 @@
 PYTHON has benchmarks/requirements.txt beside the project's packages; docs/tinyllama.md says how. The base is made with
 4 of TinyLlama's layers and random weights where no folder is given. bfloat16, data, LoRA and optimiser are the same on
 all sides, and a step has about 1024 tokens, or two rows of 512 with padding. Each side runs in a process of its own, in
-turns, from the end of the first step to that of the last. Only the conversations' own tokens count. Ratios are by
-processor time, for other work on the machine does not count then: all sides keep both cores busy. TRL packs by its
-default, `bfd`, into rows of 1024 whose positions restart, with the same sdpa attention (for flash attention, which it
+turns, from the end of the first step to that of the last. Only the conversations' own tokens count. Ratios are by the
+clock; tokens per processor second tell whether other work on the machine came between. TRL packs by its default,
+`bfd`, into rows of 1024 whose positions restart, with the same sdpa attention (for flash attention, which it
 recommends, a CPU has no kernel), and learns the answers alone, as the pipeline does.
 """
 
@@ -142,10 +142,11 @@ def main() -> None:
         if not flags.base:
             measure.run([sys.executable, "-m", "benchmarks.tinyllama", folder, "--layers", "4"])
         speeds = measure.interleave({side: partial(_measured, side, flags, base) for side in sides}, flags.rounds)
-    tokens = {side: [speed.processor for speed in found] for side, found in speeds.items()}
-    rows = [measure.row(f"{side}, tokens per second", [speed.clock for speed in found],
-                        [speed.peak_mb for speed in found]) for side, found in speeds.items()]
-    rows += [measure.row(f"{side}, tokens per processor second", found) for side, found in tokens.items()]
+    tokens = {side: [speed.clock for speed in found] for side, found in speeds.items()}
+    rows = [measure.row(f"{side}, tokens per second", tokens[side], [speed.peak_mb for speed in found])
+            for side, found in speeds.items()]
+    rows += [measure.row(f"{side}, tokens per processor second", [speed.processor for speed in found])
+             for side, found in speeds.items()]
     rows += [measure.ratio(f"champion to {side}", tokens["champion"], tokens[side]) for side in reversed(sides[1:])]
     measure.finish("fine_tuning", rows, flags.json)
 

@@ -20,6 +20,7 @@ PAD = 0
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     write_base(folder)
+    torch.set_num_threads(1)
     return folder
 
 
@@ -65,8 +66,7 @@ def test_every_conversation_stands_in_one_row_once_and_rows_are_about_even(
     assert tensor(batch, "input_ids").shape[1] < row_tokens + longest
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("row_tokens", [40, 128, 10_000])
+@pytest.mark.parametrize(("row_tokens", "attention"), [(40, "sdpa"), (10_000, "sdpa"), (128, "eager")])
 def test_the_loss_is_that_of_padded_rows_and_of_each_on_its_own(
     base: Path, examples: list[Example], row_tokens: int, attention: str
 ) -> None:

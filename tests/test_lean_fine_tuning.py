@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from src import memory, merging
 from src.errors import InvalidParams
@@ -30,7 +31,7 @@ def losses(run: Run) -> list[float]:
 
 
 def lean(folder: Path, base: Path, **changes: Any) -> Run:
-    return Run(folder, base, **{"lora": STILL, "batches": "end_to_end", "epochs": 3} | changes)
+    return Run(folder, base, **{"lora": STILL, "batches": "end_to_end", "epochs": 2} | changes)
 
 
 def test_conversations_end_to_end_are_learnt_as_well_as_padded_ones(base: Path, tmp_path: Path) -> None:
@@ -47,9 +48,21 @@ def test_equal_inputs_give_equal_bytes_without_padding_too(base: Path, tmp_path:
     assert manifest(runs[0].adapter) == manifest(runs[1].adapter)
 
 
-def test_activations_computed_twice_change_no_loss(base: Path, tmp_path: Path) -> None:
+def test_activations_computed_twice_change_no_loss(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards: list[int] = []
+    forward = LlamaMLP.forward
+
+    def counted(*inputs: Any) -> Any:
+        forwards.append(1)
+        return forward(*inputs)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     kept = losses(lean(tmp_path / "kept", base))
+    once = len(forwards)
     assert losses(lean(tmp_path / "twice", base, gradient_checkpointing="always")) == pytest.approx(kept, rel=1e-5)
+    assert len(forwards) > 2.5 * once
 
 
 def test_a_step_is_the_same_however_few_conversations_fit_at_a_time(

@@ -21,6 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PeftModel:
     folder = tmp_path_factory.mktemp("base")
     write_base(folder)
     loaded, _ = merging.load(folder, "float32")
+    merging.fit_threads(loaded)
     return get_peft_model(loaded, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS))
 
 
@@ -74,7 +75,7 @@ def test_a_memory_that_holds_not_one_conversation_is_told_in_one_line(
 ) -> None:
     with pytest.raises(InvalidParams, match="not even one conversation at a time fits the memory; lower max_length"):
         memory.with_batches_that_fit(
-            lambda size: decided(model, monkeypatch, room=0, batch_size=size, find_batch_size=True), 6)
+            lambda size: decided(model, monkeypatch, room=0, batch_size=size, find_batch_size=True), 2)
 
 
 def test_an_error_other_than_a_lack_of_memory_is_not_tried_again() -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 
+import pytest
+
 from src import pruning
 from src.errors import Refused
 from src.ledger import LedgerView, Slot
@@ -80,6 +82,7 @@ class Outside:
     meanwhile: Callable[[int], None] = lambda _: None
     marks: dict[int, bool] = field(default_factory=dict)
     deleted: set[int] = field(default_factory=set)
+    lost: frozenset[int] = frozenset()
     requests: int = 0
 
     def _request(self) -> None:
@@ -98,17 +101,32 @@ class Outside:
         self.current = LedgerView((*self.current.slots, slot))
         return True
 
+    def keys(self) -> dict[int, str | None]:
+        return {slot.version: slot.key for slot in self.current.slots if slot.version not in self.lost}
+
     def pruned(self) -> dict[int, bool]:
         self._request()
         return dict(self.marks)
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
+        assert version not in self.lost
         self._request()
         self.marks[version] = done
 
     def delete_weights(self, version: int) -> None:
         self._request()
         self.deleted.add(version)
+
+
+def test_a_version_that_somebody_deleted_does_not_keep_the_others_from_being_pruned() -> None:
+    outside = Outside(ledger_of(1, 2, 3, 4), lost=frozenset({1}))
+    assert pruning.prune(outside, outside, 2) == [2]
+
+
+def test_where_nothing_is_pruned_any_more_the_nearest_that_is_left_is_named() -> None:
+    outside = Outside(ledger_of(1, 2, 3, 4, 5, 6), marks={1: True, 2: True}, lost=frozenset({3}))
+    with pytest.raises(Refused, match="nearest that is kept is version 4, "):
+        pruning.require_weights(outside.current, 2, outside, 0)
 
 
 def going_back(outside: Outside, to: int | None, keep: int) -> Iterator[None]:

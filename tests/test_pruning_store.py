@@ -48,11 +48,13 @@ def marks(shop: Shop) -> dict[int, str | None]:
     return {int(v.version): v.tags.get(FILES) for v in shop.client.search_model_versions(f"name = '{NAME}'")}
 
 
-def test_after_a_promotion_old_weights_go_and_their_records_stay(
+def test_once_it_is_asked_for_old_weights_go_and_their_records_stay(
     shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep(shop, 2)
     shop.bring("four", 35)
+    assert files(shop) == dict.fromkeys((1, 2, 3, 4), True)
+    keep(shop, 2)
+    assert run(status_script, "--repair") == 0
     assert files(shop) == {1: False, 2: False, 3: True, 4: True}
     assert marks(shop) == {1: "pruned", 2: "pruned", 3: None, 4: None}
     told = status(capsys)
@@ -61,11 +63,6 @@ def test_after_a_promotion_old_weights_go_and_their_records_stay(
     before = marks(shop)
     assert run(status_script, "--repair") == 0
     assert marks(shop) == before
-
-
-def test_nothing_goes_unless_it_is_asked_for(shop: Shop) -> None:
-    shop.bring("four", 35)
-    assert files(shop) == dict.fromkeys((1, 2, 3, 4), True)
 
 
 def test_a_pruned_version_is_not_rolled_back_to_and_the_nearest_kept_is_named(shop: Shop) -> None:
@@ -97,8 +94,7 @@ KILL = ("import os, signal, sys\nfrom utils.mlflow_registry import MlflowRegistr
         "s = standing(None, skip_hf_push=True)\nprune(s.params, s.ledger, s.registry)\n")
 
 
-@pytest.mark.parametrize(("method", "when"), [("mark_pruned", "after"), ("delete_weights", "before"),
-                                              ("delete_weights", "after")])
+@pytest.mark.parametrize(("method", "when"), [("delete_weights", "before"), ("delete_weights", "after")])
 def test_a_pruning_that_is_killed_is_finished_by_whoever_comes_next(shop: Shop, method: str, when: str) -> None:
     keep(shop, 2)
     killed = subprocess.run([sys.executable, "-c", KILL, method, when], check=False, capture_output=True, text=True,
