@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -19,24 +20,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("space")
 
+_PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+
 
 def main() -> int:
-    """Load the model, then serve it until SIGTERM; exit 2 where something is not set up."""
+    """Load the model, then serve it until SIGTERM; exit 1 where its engine died, 2 where something is not set up."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the first process of a container has no default for it
     try:
         settings = Settings.read(os.environ)
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        asyncio.run(serve(settings, find_model(settings)))
+        return asyncio.run(serve(settings, find_model(settings)))
     except SettingError as error:
         logger.critical("%s", " ".join(str(error).split()))  # one line, whatever a library said
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
-async def serve(settings: Settings, folder: Path) -> None:
-    """Answer from the model in a folder; raises SettingError."""
+async def serve(settings: Settings, folder: Path) -> int:
+    """Answer from the model in a folder; returns the exit code, raises SettingError."""
     begun = time.monotonic()
     logger.info("host: %s; model: %s", settings.host_kind, folder)
 
@@ -53,12 +56,20 @@ async def serve(settings: Settings, folder: Path) -> None:
     engine = await loading
     logger.info("%s %s on %s, loaded in %.1f s; http://%s:%d", bundle.identity.model, bundle.identity.label,
                 engine.name, time.monotonic() - begun, settings.host, settings.port)
-    # The proxy of a Space says who asks; elsewhere nobody is believed about that.
-    trusted = "*" if settings.host_kind == "Space" else ""
-    await uvicorn.Server(uvicorn.Config(
+    # The proxies of a Space say who asks; elsewhere nobody is believed about that.
+    trusted = _PRIVATE if settings.host_kind == "Space" else ""
+    server = uvicorn.Server(uvicorn.Config(
         create_app(bundle, engine, settings), host=settings.host, port=settings.port, log_level="warning",
         forwarded_allow_ips=trusted, timeout_graceful_shutdown=settings.seconds + 5,
-        timeout_keep_alive=75)).serve()  # more than a client or a proxy keeps an idle connection: it is theirs to close
+        timeout_keep_alive=75))  # more than a client or a proxy keeps an idle connection: it is theirs to close
+
+    async def end_with_engine() -> bool:
+        server.should_exit = died = await engine.died()
+        return died
+
+    ending = asyncio.create_task(end_with_engine())
+    await server.serve()
+    return int(await ending)
 
 
 async def load(bundle: Bundle, settings: Settings) -> Engine:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -20,14 +21,16 @@ from bundling.measuring import STREAMS, MeasuringError, Row, Scorer, Side, evalu
 from bundling.source import Source, SourceError, find, sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 logger = logging.getLogger("space")
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 UNSAFE = 5
-_PRECEDENCE = ("int4", "int8", "safetensors")  # the smallest first
+# What is served where several are SAFE, first to last. At TinyLlama's shape on two cores int8 starts sooner than int4,
+# and answers one reader at 21 tokens a second against 11; int4 takes less memory and is faster for four at once.
+_PRECEDENCE = ("int8", "int4")
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--bundle", type=Path, default=HERE / "assets")
@@ -81,7 +84,7 @@ def main() -> int:
             record = validate(flags, Path(scratch))
         write(flags.output or flags.bundle / VALIDATION, record)
         if not record["identity_problems"]:
-            serve_only(flags.bundle, record["serves"])
+            serve_only(flags.bundle, record["serves"], record["weights"])
     except (MeasuringError, SourceError, OSError, ValueError, KeyError) as error:
         logger.critical("%s: %s", type(error).__name__, error)
         return 2
@@ -93,7 +96,7 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Everything that was found, as validation.json holds it."""
     release = find(flags.model, None)
     rows = read_lines(flags.evaluation_rows)[:flags.rows or None]
-    kinds = [kind for kind in _PRECEDENCE if (flags.bundle / kind).is_dir()] or ["safetensors"]
+    kinds = kinds_in(flags.bundle)
     problems = identity_problems(flags.bundle, release)
     scorer = Scorer(tuple(shlex.split(flags.scorer)) if flags.scorer else _project_scorer())
     task = Task(release, flags.bundle, rows, flags.timed_rows, scorer, scratch)
@@ -119,6 +122,11 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released, None),
         "weights": found,
     }
+
+
+def kinds_in(bundle: Path) -> list[str]:
+    """The weights of a bundle, what is to be served first before the rest."""
+    return [kind for kind in _PRECEDENCE if (bundle / kind).is_dir()] or ["safetensors"]
 
 
 def _as_record(measured: Measured, released: Measured, verdict: Verdict | None) -> dict[str, Any]:
@@ -152,10 +160,18 @@ def write(path: Path, record: dict[str, Any]) -> None:
     Path(name).replace(path)
 
 
-def serve_only(bundle: Path, weights: Sequence[str]) -> None:
-    """The app serves the first of these unless told otherwise, and none that is not among them."""
+def serve_only(bundle: Path, weights: Sequence[str], judged: Iterable[str]) -> None:
+    """The app serves the first of these weights unless told otherwise. The others that were judged are deleted.
+
+    So nothing ships what is UNSAFE. Where all are, they stay to be looked at: app, deploy.py and image refuse them.
+    """
     identity = json.loads((bundle / IDENTITY).read_text(encoding="utf-8"))
-    write(bundle / IDENTITY, {**identity, "weights": list(weights)})
+    gone = [kind for kind in judged if weights and kind not in weights]
+    kept = {name: {file: value for file, value in identity[name].items() if file.partition("/")[0] not in gone}
+            for name in ("sizes", "sha256")}
+    write(bundle / IDENTITY, {**identity, **kept, "weights": list(weights)})
+    for kind in gone:
+        shutil.rmtree(bundle / kind)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -66,6 +66,10 @@ class Shop:
     def head(self) -> str:
         return self.hub.history(NAME, kind="spaces")[0]
 
+    def made(self) -> bool:
+        """Whether the Space exists."""
+        return f"spaces/{NAME}" in self.hub.repos
+
     def identify(self, **changes: object) -> None:
         """Another identity for the bundle: as if another release had been made into one."""
         path = self.folder / "assets/identity.json"

@@ -12,7 +12,8 @@ _LINE = re.compile(r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$", re.MULTILINE)
 # What the code sets for the libraries, and nobody needs to.
 SET_BY_US = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
              "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS",
-             "HF_HUB_DISABLE_XET", "HF_HUB_VERBOSITY", "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL"}
+             "HF_HUB_DISABLE_XET", "HF_HUB_VERBOSITY", "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL",
+             "HF_HUB_OFFLINE"}  # for the tools of space/
 
 
 def documented() -> dict[str, str]:

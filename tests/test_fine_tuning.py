@@ -16,7 +16,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from src import checkpoints, fine_tuning, merging
 from src.chat_encoding import IGNORED, encode_all
-from src.errors import InvalidParams
+from src.errors import InvalidInput, InvalidParams
 from src.manifest import manifest, tree_digest
 from src.params import FineTuningParams, LoraParams
 from src.records import BaseModelRef, DatasetRef
@@ -187,6 +187,16 @@ def test_a_checkpoint_whose_best_one_is_lost_is_not_resumed_from(tmp_path: Path)
     write_checkpoint(tmp_path, 14, best=7)
     assert checkpoints.resumable(tmp_path) is None
     assert checkpoints.resumable(tmp_path / "none") is None
+
+
+def test_machines_that_hold_different_checkpoints_do_not_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, 7, best=7)
+    assert checkpoints.resumable_by_all(tmp_path) == str(tmp_path / "checkpoint-7")
+    monkeypatch.setattr(checkpoints, "gather_object", lambda found: [*found, None])
+    with pytest.raises(InvalidInput, match="the machines hold different checkpoints; share the folder"):
+        checkpoints.resumable_by_all(tmp_path)
 
 
 def changes() -> Iterator[dict[str, Any]]:

@@ -36,12 +36,15 @@ def test_what_is_no_release_is_refused_and_nothing_is_left(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_release_that_differs_from_its_manifest_is_refused(tmp_path: Path) -> None:
+def test_a_release_that_differs_from_its_manifest_or_has_a_loose_adapter_is_refused(tmp_path: Path) -> None:
     unpack(tmp_path)
     (tmp_path / "tiny-chat/manifest.json").write_text(json.dumps({"config.json": "0" * 64}))
     ended = prepare(tmp_path / "tiny-chat", tmp_path / "new")
     assert ended.returncode == 2
     assert "config.json: is not what manifest.json says" in ended.stderr
+    (tmp_path / "tiny-chat/adapter_config.json").write_text("{}")
+    ended = prepare(tmp_path / "tiny-chat", tmp_path / "new")
+    assert (ended.returncode, "has an adapter that is not merged" in ended.stderr) == (2, True)
 
 
 def test_where_nothing_can_compress_the_bundle_holds_the_released_weights_and_says_so(tmp_path: Path) -> None:
@@ -135,6 +138,19 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off_and_leaves_its_place(
 
     asyncio.run(asyncio.wait_for(answer(), 10))
     assert gate.inside == 0
+
+
+def test_an_adapter_beside_the_weights_is_refused_where_there_is_no_peft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpack(tmp_path)
+    (tmp_path / "tiny-chat/adapter_config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    from serving.settings import SettingError
+    from serving.transformers_model import TransformersModel
+
+    with pytest.raises(SettingError, match=r"has an adapter that is not merged, and .*peft.* strategy cpu-only"):
+        TransformersModel(tmp_path / "tiny-chat", threads=1)
 
 
 def test_released_weights_answer_as_transformers_itself_does_several_at_once(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from tests.space_process import SPACE, Server, needs_serving, serve, unpack
 
 pytestmark = needs_serving
 FUZZER = Path(sys.executable).with_name("schemathesis")
+# 413 refuses what breaks the schema and is too large as well, which the fuzzer does not know.
+SETTINGS = """[checks.negative_data_rejection]
+expected-statuses = ["400", "404", "405", "413", "429"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +62,10 @@ def test_what_a_fuzzer_makes_of_the_schema_is_answered_as_the_schema_says_and_ne
     server: Server, examples: int, tmp_path: Path
 ) -> None:
     before = server.metric('chat_requests_total{path="/v1/chat/completions",status="200"}')
-    checks = ("not_a_server_error", "status_code_conformance", "content_type_conformance",
-              "response_schema_conformance", "unsupported_method")
-    command = [str(FUZZER), "run", f"{server.client.base_url}/openapi.json", f"--checks={','.join(checks)}",
-               f"--max-examples={examples}", "--no-color"]
+    (tmp_path / "schemathesis.toml").write_text(SETTINGS)
+    # A schema cannot say that the user speaks last, so what it allows may be refused.
+    command = [str(FUZZER), "run", f"{server.client.base_url}/openapi.json", f"--max-examples={examples}", "--no-color",
+               "--exclude-checks=positive_data_acceptance"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout[-4000:]
     assert server.metric('chat_requests_total{path="/v1/chat/completions",status="200"}') > before + 10

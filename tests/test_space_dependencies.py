@@ -179,11 +179,12 @@ def test_what_is_installed_as_locked_builds_and_under_another_strategy_it_does_n
     assert "wrong: numpy: the ABI of its compiled part is 2, of the lock's 1.26.4 it is another\n" in ended.stdout
 
 
+@needs_serving
 def test_a_torch_for_cuda_fails_the_build_though_its_version_says_cpu(copied: Path, tmp_path: Path) -> None:
     planted = plant(tmp_path / "planted", "torch", "2.13.0+cpu")
     (planted / "torch").mkdir()
     (planted / "torch/__init__.py").write_text("class version: cuda = '13.0'\n__version__ = '2.13.0+cpu'\n")
     run(copied / "fix_dependencies.py", "--strategy", "no-lora", "--apply")
-    ended = run(copied / "assert_build.py", PYTHONPATH=str(planted))
+    ended = run(copied / "assert_build.py", python=PYTHON, PYTHONPATH=str(planted))
     assert ended.returncode == 1
     assert "wrong: torch: is the build for CUDA 13.0; the CPU build is wanted\n" in ended.stdout

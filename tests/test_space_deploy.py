@@ -1,8 +1,5 @@
 """deploy.py against the loopback hub, whose Spaces really run what was pushed to them."""
 
-import json
-import os
-import pty
 import re
 import time
 from collections.abc import Iterator
@@ -38,10 +35,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 def standing(deployed: Shop) -> Iterator[Shop]:
     """As deployed left it, whatever a test does to its folder."""
     kept = {path: path.read_text() for path in (deployed.folder / "assets/identity.json",
-                                                deployed.folder / "variables.json")}
+                                                deployed.folder / "variables.json", deployed.folder / "README.md")}
     deployed.hub.spaces.outcomes.clear()
     yield deployed
     deployed.hub.faults.clear()
+    deployed.hub.spaces.tells_commit, deployed.hub.spaces.lag = True, 0.0
     for path, text in kept.items():
         path.write_text(text)
 
@@ -51,88 +49,17 @@ def health(shop: Shop) -> dict[str, object]:
     return found
 
 
-def made(shop: Shop) -> bool:
-    return f"spaces/{NAME}" in shop.hub.repos
+def tagged(shop: Shop) -> list[str]:
+    return [*shop.hub.repos[f"spaces/{NAME}"]["tags"].values()]
 
 
-# Refused before anything is done.
-
-
-def test_without_a_terminal_to_ask_on_it_refuses_in_one_line(shop: Shop) -> None:
-    ended = shop.run("--push", "--space", NAME)
-    assert (ended.code, made(shop)) == (2, False)
-    assert ended.err.splitlines() == ["this is no terminal to ask on before each step; --auto does without asking"]
-
-
-@pytest.mark.parametrize(("flags", "changes", "said"), [
-    (["--push", "--auto"], {}, "--push needs --space"),
-    (["--push", "--auto", "--space", NAME], {"HF_TOKEN": ""}, "HF_TOKEN: not set"),
-    (["--verify-only"], {}, "--verify-only needs --space"),
-])
-def test_what_is_not_set_is_named(shop: Shop, flags: list[str], changes: dict[str, str], said: str) -> None:
-    ended = shop.run(*flags, **changes)
-    assert ended.code == 2
-    assert said in ended.err
-
-
-def test_a_bundle_that_is_not_what_was_validated_is_not_deployed(shop: Shop) -> None:
-    assets = shop.folder / "assets"
-    validation = json.loads((assets / "validation.json").read_text())
-
-    def refusal() -> str:
-        ended = shop.push()
-        assert (ended.code, ended.record["result"], made(shop)) == (5, "failed", False)
-        return ended.err
-
-    (assets / "validation.json").write_text(json.dumps({**validation, "verdict": "UNSAFE"}))
-    assert "the verdict is UNSAFE" in refusal()
-    (assets / "validation.json").write_text(json.dumps({**validation, "model_digest": "0" * 64}))
-    assert "is about another bundle" in refusal()
-    (assets / "validation.json").unlink()
-    assert "the bundle was not validated" in refusal()
-    (assets / "int8/openvino_model.bin").write_bytes(b"other")
-    assert "int8/openvino_model.bin: not what identity.json says" in refusal()
-
-
-def test_a_folder_that_is_not_fit_is_not_deployed(shop: Shop) -> None:
-    text = (shop.folder / "README.md").read_text()
-    (shop.folder / "README.md").write_text(text.replace("sdk: docker\n", ""))
-    ended = shop.push()
-    assert (ended.code, made(shop)) == (3, False)
-    assert "sdk" in ended.err
-
-
-def test_a_bundle_of_another_model_than_the_champion_is_not_deployed(shop: Shop) -> None:
-    shop.hub.put("acme/shop", {"README.md": f"| model digest | `{'0' * 64}` |".encode()})
-    ended = shop.push("--champion", "acme/shop")
-    assert (ended.code, made(shop)) == (5, False)
-    assert "the champion's digest is 000000000000" in ended.err
-
-
-def test_an_account_without_a_plan_is_told_the_alternatives_in_one_line(shop: Shop) -> None:
-    shop.hub.spaces.unpaid = True
-    ended = shop.push()
-    assert (ended.code, made(shop)) == (6, False)
-    (line,) = [line for line in ended.err.splitlines() if "402" in line]
-    for alternative in ("paid plan", "--space", "docker build", "Procfile", "make serve"):
-        assert alternative in line
-
-
-def test_without_push_it_says_what_it_would_do_and_nothing_changes(shop: Shop) -> None:
-    elsewhere = (shop.folder / "assets").rename(shop.folder.parent / "bundle")
-    ended = shop.run("--space", NAME, "--bundle", str(elsewhere))
-    assert (ended.code, ended.record["result"], made(shop)) == (0, "planned", False), ended.err
-    assert re.search(r"would push \d+ files, .* for tiny-chat v7", ended.out)
-    assert shop.hub.log == []
-
-
-def test_a_no_stops_before_the_first_effect(shop: Shop) -> None:
-    terminal, stdin = pty.openpty()
-    with shop.start("--push", stdin=stdin) as process:
-        os.write(terminal, b"n\n")
-        said = process.communicate(timeout=60)[0]
-    assert (process.returncode, made(shop)) == (130, False)
-    assert f"create the public Space {NAME}? [y/N]" in said
+def go_back_to(shop: Shop) -> str:
+    """A commit before the next one is marked as seen answering."""
+    repo = shop.hub.repos.get(f"spaces/{NAME}") or shop.hub.create("spaces", NAME, private=False, sdk="docker",
+                                                                   variables={})
+    first = shop.hub.history(NAME, kind="spaces")[-1]
+    repo["tags"]["live-first"] = first
+    return first
 
 
 # Pushed.
@@ -151,6 +78,16 @@ def test_nothing_new_makes_no_commit(standing: Shop) -> None:
     assert (ended.code, ended.record["commit"], standing.head) == (0, before, before)
 
 
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_commit_that_was_seen_answering_and_runs_is_left_to_stand(standing: Shop, *, reached: bool) -> None:
+    go_back_to(standing)
+    before, runs = standing.head, standing.hub.spaces[NAME].process
+    ended = standing.push("--url", standing.hub.url if reached else "http://127.0.0.1:9", "--settle", "0")
+    assert (ended.code, ended.record["result"], ended.record["commit"]) == (6, "failed", before), ended.err
+    assert ("answers 404" if reached else "cannot be reached from here") in ended.record["reason"]
+    assert (standing.head, standing.hub.spaces[NAME].process) == (before, runs)
+
+
 def test_whoever_pushes_meanwhile_is_not_overwritten(shop: Shop) -> None:
     shop.hub.fault("/commit/", intrude={"repo": NAME, "kind": "spaces", "files": {"theirs.txt": "x"}})
     ended = shop.push()
@@ -160,7 +97,7 @@ def test_whoever_pushes_meanwhile_is_not_overwritten(shop: Shop) -> None:
 
 def test_a_killed_deployment_is_completed_by_the_next_one(shop: Shop) -> None:
     with shop.start("--push", "--auto") as process:
-        while not (made(shop) and shop.commits):
+        while not (shop.made() and shop.commits):
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
@@ -173,28 +110,35 @@ def test_a_killed_deployment_is_completed_by_the_next_one(shop: Shop) -> None:
 # It does not come up.
 
 
-def test_a_build_error_is_rolled_back_by_one_commit(standing: Shop) -> None:
+def variables(shop: Shop) -> dict[str, str]:
+    return {key: each["value"] for key, each in shop.hub.repos[f"spaces/{NAME}"]["variables"].items()}
+
+
+def test_a_build_error_is_rolled_back_by_one_commit_variables_included(standing: Shop) -> None:
     files, before = standing.hub.files(NAME, kind="spaces"), len(standing.commits)
     standing.hub.spaces.outcomes, standing.hub.spaces.build_log = ["BUILD_ERROR"], [
         "ModuleNotFoundError: No module named 'transformers.modeling_layers'"]
     standing.identify(version=8)
+    (standing.folder / "variables.json").write_text('{"MAX_QUEUE": "9"}')
     ended = standing.push()
     assert (ended.code, ended.record["result"]) == (6, "rolled_back"), ended.err
     assert "ends in BUILD_ERROR" in ended.record["reason"]
     assert "fix_dependencies.py recommends strategy: " in ended.err
     assert len(standing.commits) == before + 2
     assert (standing.hub.files(NAME, kind="spaces"), health(standing)["version"]) == (files, 7)
+    assert variables(standing) == {"RATE_PER_MINUTE": "30"}
 
 
+@pytest.mark.slow
 def test_variables_that_keep_it_from_starting_go_back_too(standing: Shop) -> None:
     (standing.folder / "variables.json").write_text('{"MAX_QUEUE": "many"}')
     ended = standing.push()
     assert (ended.code, ended.record["result"]) == (6, "rolled_back"), ended.err
     assert "MAX_QUEUE=many: expected a whole number" in ended.err  # the end of the app's log
-    variables = standing.hub.repos[f"spaces/{NAME}"]["variables"]
-    assert {key: each["value"] for key, each in variables.items()} == {"RATE_PER_MINUTE": "30"}
+    assert variables(standing) == {"RATE_PER_MINUTE": "30"}
 
 
+@pytest.mark.slow
 def test_another_version_that_answers_is_noticed(standing: Shop) -> None:
     standing.hub.spaces.outcomes = ["STALE"]
     standing.identify(version=8)
@@ -214,6 +158,73 @@ def test_a_first_push_that_fails_has_nothing_to_go_back_to_but_the_fallback(shop
     said = httpx2.post(f"{ended.record['address']}/v1/chat/completions",
                        json={"messages": [{"role": "user", "content": "where is my order"}]}).json()
     assert "This is the fallback" in said["choices"][0]["message"]["content"]
+
+
+# What runs already, and what others did meanwhile.
+
+
+def edit(shop: Shop) -> None:
+    """Another commit of the same version: what answers does not tell them apart."""
+    readme = shop.folder / "README.md"
+    readme.write_text(f"{readme.read_text()}\nEdited {time.monotonic()}\n")
+
+
+@pytest.mark.parametrize("way", ["rollback", "fallback"])
+def test_a_recovery_does_not_overwrite_whoever_pushed_meanwhile(shop: Shop, way: str) -> None:
+    go_back_to(shop)
+    shop.hub.spaces.outcomes = ["BUILD_ERROR"]
+    shop.hub.fault("/logs/build", intrude={"repo": NAME, "kind": "spaces", "files": {"theirs.txt": "x"}})
+    ended = shop.push("--on-failure", way)
+    assert (ended.code, shop.commits) == (75, ["by somebody else", "Champion: tiny-chat v7"]), ended.err
+    assert "theirs.txt" in shop.hub.files(NAME, kind="spaces")
+    assert variables(shop) == {"RATE_PER_MINUTE": "30"}
+    assert "somebody else pushed" in ended.record["reason"]
+
+
+def test_the_commit_before_that_still_runs_is_not_taken_for_this_one(standing: Shop) -> None:
+    edit(standing)
+    standing.hub.spaces.outcomes = ["OTHER", "STALE"]
+    ended = standing.push("--wait", "3")
+    assert (ended.code, ended.record["result"]) == (6, "rolled_back"), ended.err
+    assert re.search(r"does not run in time, \w{12} still does", ended.record["reason"])
+    assert standing.hub.history(NAME, kind="spaces")[1] not in tagged(standing)
+
+
+def test_where_the_hub_tells_no_commit_what_ran_before_is_not_taken_for_this_one(standing: Shop) -> None:
+    edit(standing)
+    standing.hub.spaces.outcomes, standing.hub.spaces.tells_commit, standing.hub.spaces.lag = ["STALE"], False, 2.0
+    ended = standing.push()
+    assert (ended.code, ended.record["stages"]) == (0, ["RUNNING", "BUILDING", "RUNNING"]), ended.err
+
+
+def test_what_runs_and_cannot_be_reached_from_here_is_neither_taken_back_nor_marked(standing: Shop) -> None:
+    edit(standing)
+    standing.hub.spaces.outcomes = ["STALE"]
+    ended = standing.push("--url", "http://127.0.0.1:9", "--settle", "0")
+    assert (ended.code, ended.record["result"], ended.record["commit"]) == (6, "failed", standing.head), ended.err
+    assert standing.commits[0] == "Champion: tiny-chat v7"
+    assert standing.head not in tagged(standing)
+
+
+def test_where_the_recovery_fails_too_the_result_names_the_commit_that_stands(shop: Shop) -> None:
+    first = go_back_to(shop)
+    shop.hub.spaces.outcomes = ["BUILD_ERROR", "BUILD_ERROR"]
+    ended = shop.push()
+    assert (ended.code, ended.record["result"], ended.record["commit"]) == (6, "failed", shop.head), ended.err
+    assert shop.commits == [f"Champion: back to {first[:12]}", "Champion: tiny-chat v7"]
+    assert ended.record["reason"].count("ends in BUILD_ERROR") == 2
+
+
+def test_variables_go_back_where_the_commit_is_refused(shop: Shop) -> None:
+    go_back_to(shop)
+    theirs = {"RATE_PER_MINUTE": {"value": "5"}, "THEME": {"value": "dark"}}
+    shop.hub.repos[f"spaces/{NAME}"]["variables"] |= theirs
+    (shop.folder / "variables.json").write_text('{"MAX_QUEUE": "1", "RATE_PER_MINUTE": "30"}')
+    shop.hub.fault("/commit/", status=403)
+    shop.hub.fault("/variables", method="DELETE", after=True, close=True)
+    ended = shop.push()
+    assert (ended.code, shop.commits, variables(shop)) == (6, [], {"RATE_PER_MINUTE": "5", "THEME": "dark"}), ended.err
+    assert "403" in ended.record["reason"]
 
 
 # The build key, and the live Space alone.

@@ -24,7 +24,7 @@ QUESTIONS = ("Where is my order?", "May I pay later?")
 def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(SPACE))
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("serving", "bundling")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("serving", "bundling", "validate_bundle")]:
         del sys.modules[name]
 
 
@@ -45,6 +45,19 @@ class World:
     def identity(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.bundle / "identity.json").read_text())
         return found
+
+    def add_int4(self) -> None:
+        """The same weights once more, under the other name."""
+        shutil.copytree(self.bundle / "int8", self.bundle / "int4")
+        self.identify(self.identity() | {"weights": ["int4", "int8"]})
+
+    def identify(self, identity: dict[str, Any]) -> None:
+        """Write the identity of the files that are there."""
+        files = {path.relative_to(self.bundle).as_posix(): path.read_bytes() for path in self.bundle.rglob("*")
+                 if path.is_file() and path.name not in ("identity.json", "validation.json")}
+        sums = {"sizes": {name: len(data) for name, data in files.items()},
+                "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+        (self.bundle / "identity.json").write_text(json.dumps(identity | sums))
 
     def problems(self) -> list[str]:
         from bundling.judging import identity_problems
@@ -85,10 +98,7 @@ def world(tmp_path: Path) -> World:
         path = folder / "generation_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "max_new_tokens": 24}))
         (folder / "README.md").write_text(f"| model digest | `{DIGEST}` |\n")
-    files = {name: (world.bundle / name).read_bytes() for name in world.identity()["sha256"]}
-    identity = {**world.identity(), "model_digest": DIGEST, "sizes": {name: len(data) for name, data in files.items()},
-                "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
-    (world.bundle / "identity.json").write_text(json.dumps(identity))
+    world.identify(world.identity() | {"model_digest": DIGEST})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     return world
 
@@ -118,33 +128,6 @@ def test_a_release_that_does_not_state_its_digest_cannot_be_matched(world: World
 def test_a_bundle_without_an_identity_is_nobodys(world: World) -> None:
     (world.bundle / "identity.json").write_text("[]")
     assert len(world.problems()) == 1
-
-
-@pytest.mark.parametrize(("score", "empty", "looping", "said"), [
-    (0.29, 0.0, 0.1, []),  # exactly the largest drop, which floats would not keep
-    (0.35, 0.0, 0.0, []),
-    (0.289999999, 0.0, 0.1, ["the score falls by 0.0100, more than 0.01"]),
-    (0.3, 0.01, 0.1, ["1.0% of the answers are empty, 0.0% of the released model's"]),
-    (0.3, 0.0, 0.2, ["20.0% of the answers are looping, 10.0% of the released model's"]),
-])
-def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
-    score: float, empty: float, looping: float, said: list[str]
-) -> None:
-    from bundling.judging import Answers, judge
-
-    released = Answers((), {}, 0.3, 0.0, 0.1)
-    verdict = judge(released, Answers((), {}, score, empty, looping), 0.01)
-    assert (list(verdict.reasons), verdict.word) == (said, "UNSAFE" if said else "SAFE")
-
-
-@pytest.mark.parametrize(("tokens", "looping"), [
-    ([7] * 24, True), ([7] * 23, False), ([1, 2, 3, *[4, 5] * 12], True), (list(range(30)) * 3, True),
-    (list(range(30)) * 2, False), (list(range(100)), False), ([*[4, 5] * 12, 9], False), ([], False),
-])
-def test_an_answer_loops_where_it_ends_in_one_run_three_times_over(tokens: list[int], looping: bool) -> None:
-    from bundling.judging import loops
-
-    assert loops(tokens) == looping
 
 
 def test_answers_of_the_evaluation_are_taken_only_for_this_model_these_rows_and_this_limit(world: World) -> None:
@@ -178,8 +161,22 @@ def test_a_scorer_that_fails_is_no_verdict(world: World) -> None:
     assert not (world.bundle / "validation.json").exists()
 
 
+def test_int8_goes_first_and_what_is_unsafe_leaves_the_bundle_unless_nothing_else_is_in_it(world: World) -> None:
+    import validate_bundle
+
+    world.add_int4()
+    judged = validate_bundle.kinds_in(world.bundle)
+    assert judged == ["int8", "int4"]
+    validate_bundle.serve_only(world.bundle, [], judged)
+    assert (world.identity()["weights"], world.problems()) == ([], [])
+    validate_bundle.serve_only(world.bundle, ["int8"], judged)
+    assert (world.identity()["weights"], world.problems()) == (["int8"], [])
+    assert not (world.bundle / "int4").exists()
+    assert (world.bundle / "int8").exists()
+
+
 @needs_serving
-def test_a_bundle_that_answers_worse_is_unsafe_and_the_app_serves_none_of_it(world: World) -> None:
+def test_a_bundle_that_answers_worse_is_unsafe_and_neither_app_nor_image_takes_it(world: World) -> None:
     world.evaluate(*(row["messages"][-1]["content"] for row in rows()))
     ended = world.validate()
     assert ended.returncode == 5, ended.stderr
@@ -192,6 +189,10 @@ def test_a_bundle_that_answers_worse_is_unsafe_and_the_app_serves_none_of_it(wor
                              capture_output=True, text=True, check=False, timeout=60)
     assert started.returncode == 2
     assert "none of its weights is SAFE" in started.stderr
+    baked = subprocess.run([sys.executable, "-m", "deploying.bundle", str(world.bundle)], cwd=SPACE, check=False,
+                           capture_output=True, text=True)
+    assert baked.returncode == 5
+    assert "none of its weights is SAFE" in baked.stderr
 
 
 @needs_serving

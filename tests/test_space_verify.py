@@ -57,6 +57,11 @@ def uncompressed(space: Path) -> None:
     identity.write_text(json.dumps({**json.loads(identity.read_text()), "weights": ["safetensors"]}))
 
 
+def unsafe(space: Path) -> None:
+    identity = space / "assets/identity.json"
+    identity.write_text(json.dumps({**json.loads(identity.read_text()), "weights": []}))
+
+
 def adapted(space: Path) -> None:
     (space / "assets/adapter_config.json").write_text("{}")
 
@@ -75,7 +80,8 @@ BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
     [(uncompressed, "assets: *assets: is safetensors, which strategy modern does not serve"),
      (replace("README.md", EMOJI, EMOJI + "\U0001f6d2"), "front matter: README.md: emoji is *, expected exactly one"),
      (replace("Dockerfile", "PORT=7860", "PORT=5000"), "ports: *Dockerfile: ENV PORT 5000: *have to agree")],
-    [(replace("README.md", EMOJI, "emoji: x"), "front matter: README.md: emoji is x, expected exactly one"),
+    [(unsafe, "assets: *assets: none of its weights is SAFE"),
+     (replace("README.md", EMOJI, "emoji: x"), "front matter: README.md: emoji is x, expected exactly one"),
      (lose("requirements/modern.txt"), "requirements: *modern.txt: cannot be read")],
     [(replace("README.md", "---\n", ""), "front matter: README.md: has no front matter"),
      (lose("Dockerfile"), "ports: *Dockerfile*"),

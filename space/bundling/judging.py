@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 VALIDATION = "validation.json"
 IDENTITY = "identity.json"
-_TAIL = 24  # tokens at an answer's end; twice as many as the longest answer repeats by chance on the pocket model
+# Tokens at an answer's end. Of the pocket model's 232 answers, of 72 tokens at most, none ends in anything said three
+# times, and the longest end that was said twice has 15 tokens; of the references, none.
+_TAIL = 24
 _PERIODS = range(1, 41)
 
 

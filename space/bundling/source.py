@@ -81,6 +81,8 @@ def _check(folder: Path) -> None:
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise SourceError(f"{folder}: lacks {name}; is it a release? `make repro` makes results/release")
+    if (folder / "adapter_config.json").is_file():
+        raise SourceError(f"{folder}: has an adapter that is not merged, and a bundle would be of its base; merge it")
     manifest = folder / "manifest.json"
     stated: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     for name, digest in stated.items():

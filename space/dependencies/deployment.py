@@ -55,6 +55,8 @@ def assets() -> Iterator[str]:
     if identity is None:
         yield f"{folder / 'identity.json'}: there is no bundle; run prepare_assets.py"
         return
+    if not identity.get("weights"):
+        yield f"{folder}: none of its weights is SAFE, see validation.json; run prepare_assets.py --weights safetensors"
     for name, size in identity.get("sizes", {}).items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
         if found != size:

@@ -23,7 +23,8 @@ python space/verify_deployment.py --verbose                       # requirements
 python space/assert_build.py                                      # what is installed against the lock, in the image
 ```
 
-The last two exit 1, with a line for each thing that is wrong.
+The last two look at the environment of the Python that runs them (`space/.venv/bin/python`), and exit 1 with a line \
+for each thing that is wrong.
 
 | strategy | |
 |---|---|

@@ -45,13 +45,16 @@ def read(text: str, where: str) -> Identity:
 def whole(folder: Path) -> Identity:
     """The bundle's identity, once each of its files has the sha256 that it states.
 
-    Raises BadInput where there is no bundle, Unsound where it is another one than was made.
+    Raises BadInput where there is no bundle, Unsound where it is another one than was made or may not be served.
     """
     path = folder / IDENTITY
     if not path.is_file():
         raise BadInput(f"{path}: there is no bundle; make one with prepare_assets.py")
     text = path.read_text(encoding="utf-8")
-    stated = _object(text, str(path)).get("sha256")
+    found = _object(text, str(path))
+    if not found.get("weights"):
+        raise Unsound(f"{folder}: none of its weights is SAFE, see {VALIDATION}; deploy another bundle")
+    stated = found.get("sha256")
     if not isinstance(stated, dict) or not stated:
         raise BadInput(f"{path}: lists no files; run prepare_assets.py again")
     there = {each.relative_to(folder).as_posix(): each for each in folder.rglob("*") if each.is_file()}

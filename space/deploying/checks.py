@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("space")
 
 _STRATEGY = re.compile(r"^# strategy: (\S+)", re.MULTILINE)
+_SECONDS = 1800.0  # one program; that which installs takes longest
+_ADVICE = 60.0  # a Space that is down waits for it
+_STOPPED = 124  # as timeout(1) has it
 _DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
 
 
@@ -38,7 +41,8 @@ def folder(root: Path, bundle: Path) -> None:
 
 def advice(root: Path, log: str | None = None) -> str:
     """The strategy that fix_dependencies.py recommends, for a build's log or for this environment."""
-    said = run(root, "fix_dependencies.py", "--recommend", *([] if log is None else ["--log", "-"]), said=log)[1]
+    said = run(root, "fix_dependencies.py", "--recommend", *([] if log is None else ["--log", "-"]), said=log,
+               seconds=_ADVICE)[1]
     return f"fix_dependencies.py recommends {(said.splitlines() or ['nothing'])[-1]}"
 
 
@@ -79,9 +83,14 @@ def champion(api: HfApi, name: str, identity: Identity) -> None:
                       f"{(identity.digest or 'unknown')[:12]}; run prepare_assets.py --model {name}")
 
 
-def run(root: Path, program: str, *flags: str, said: str | None = None, **more: str) -> tuple[int, str]:
-    """Exit code and output of one of this folder's programs, which get no token."""
+def run(root: Path, program: str, *flags: str, said: str | None = None, seconds: float = _SECONDS,
+        **more: str) -> tuple[int, str]:
+    """Exit code and output of one of this folder's programs, which get no token and end in time."""
     environment = {name: value for name, value in os.environ.items() if "TOKEN" not in name} | more
-    done = subprocess.run([sys.executable, str(root / program), *flags], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, env=environment, input=said or "", check=False)
+    try:
+        done = subprocess.run([sys.executable, str(root / program), *flags], stdout=subprocess.PIPE, text=True,
+                              stderr=subprocess.STDOUT, env=environment, input=said or "", check=False,
+                              timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return _STOPPED, f"nothing: {program} did not end within {seconds:.0f} s"
     return done.returncode, done.stdout

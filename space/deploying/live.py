@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NOTICE = "This is the fallback"  # what it says in every answer
 _SECONDS = 60.0  # one request; a small machine's first answer takes its time
+_APART = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, httpx2.UnsupportedProtocol, httpx2.InvalidURL)
 _QUESTION = {"messages": [{"role": "user", "content": "Where is my order?"}], "max_tokens": 16}
 
 
@@ -28,11 +29,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found: the health as told, and what is wrong (empty where nothing is)."""
+    """What was found: the health as told, and what is wrong (empty where nothing is).
+
+    reached: its health was told. connected: there was a connection at all; else it may be this machine's network.
+    """
 
     health: Mapping[str, Any]
     wrong: str = ""
     reached: bool = True
+    connected: bool = True
 
 
 def check(address: str, expected: Expected, *, token: str | None = None) -> Seen:
@@ -49,7 +54,10 @@ def check(address: str, expected: Expected, *, token: str | None = None) -> Seen
     except (ValueError, LookupError, TypeError):
         return Seen(health, f"{address}: answers something else than this app does")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        return Seen(health, clean(f"{address}: {type(error).__name__}: {error}"), reached=False)
+        line = clean(f"{address}: {type(error).__name__}: {error}")
+        if isinstance(error, _APART) and not health:
+            return Seen(health, f"cannot be reached from here: {line}", reached=False, connected=False)
+        return Seen(health, line, reached=False)
 
 
 def settle(address: str, expected: Expected, seconds: float, *, token: str | None = None) -> Seen:

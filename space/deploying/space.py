@@ -36,6 +36,7 @@ _ASLEEP = {"PAUSED", "STOPPED", "SLEEPING"}
 _GRACE = 20.0  # seconds after which an error is taken for this commit's own
 _LINES = 500
 _KIND = "space"
+_OVERTAKEN = "{}: somebody else pushed {} meanwhile; look at it, run it again"
 RUNNING = "RUNNING"
 
 
@@ -71,6 +72,11 @@ class Space:
         """The commit that stands there; None where there is no such Space."""
         return persist(lambda: self._head(revision), self.name)
 
+    def hold(self, oid: str) -> None:
+        """Raise Later unless main still is this commit."""
+        if (head := self.head()) and head.oid != oid:
+            raise Later(_OVERTAKEN.format(self.name, head.oid[:12]))
+
     def create(self, *, private: bool) -> None:
         """Make the Space, where it is absent."""
         if self.head() is None:
@@ -78,9 +84,9 @@ class Space:
             persist(lambda: self._head("main") or self.api.create_repo(
                 self.name, repo_type=_KIND, space_sdk="docker", private=private), self.name)
 
-    def push(self, files: Mapping[str, Path], title: str) -> str:
-        """Turn main into exactly these files by one commit; no commit where it is so. Returns the commit's id."""
-        wanted, commit = tree.contents(files), self._committer(title)
+    def push(self, files: Mapping[str, Path], title: str, on: str | None = None) -> str:
+        """Turn main into exactly these files by one commit (none where it is so), on `on` alone; returns its id."""
+        wanted, commit = tree.contents(files), self._committer(title, on)
         return persist(lambda: self._push(files, wanted, commit), self.name)
 
     def amend(self, path: str, change: Callable[[str], str], title: str) -> str:
@@ -88,39 +94,48 @@ class Space:
         commit = self._committer(title)
         return persist(lambda: self._amend(path, change, commit), self.name)
 
-    def restore(self, oid: str, title: str) -> str:
-        """Give main the tree of an earlier commit by one more commit; returns its id."""
-        commit = self._committer(title)
+    def restore(self, oid: str, title: str, on: str) -> str:
+        """Give main the tree of an earlier commit by one more, on top of `on` alone; returns its id."""
+        commit = self._committer(title, on)
         return persist(lambda: self._restore(oid, commit), self.name)
 
     def read(self, path: str, revision: str) -> str | None:
         """A text file of a commit; None where it has none."""
         return persist(lambda: self._read(path, revision), self.name)
 
+    def variables(self) -> dict[str, str]:
+        """All that are set now, by whomever."""
+        return {key: str(each.value) for key, each in
+                persist(lambda: self.api.get_space_variables(self.name), self.name).items()}
+
     def set_variables(self, text: str | None, before: str | None) -> None:
         """Give the Space what a tree's variables.json sets, and take away what only the one before set.
 
         Others are left as they are. Each change starts the Space anew.
         """
-        wanted, stale = _variables(text), _variables(before)
-        there = persist(lambda: self.api.get_space_variables(self.name), self.name)
+        wanted, stale, there = _variables(text), _variables(before), self.variables()
         for key, value in wanted.items():
-            if key not in there or there[key].value != value:
+            if there.get(key) != value:
                 self.ask(f"set {key}={value} on {self.name}")
                 persist(functools.partial(self.api.add_space_variable, self.name, key, value), self.name)
         for key in sorted(stale.keys() & there.keys() - wanted.keys()):
             self.ask(f"take {key} from {self.name}")
-            persist(functools.partial(self.api.delete_space_variable, self.name, key), self.name)
+            persist(functools.partial(self._take, key), self.name)
 
     def mark_live(self, oid: str) -> None:
         """Remember on the Hub that this commit was seen answering."""
-        if oid not in self._live():
+        if oid not in self.live():
             persist(lambda: self.api.create_tag(self.name, tag=_LIVE + oid[:12], revision=oid, repo_type=_KIND,
                                                 exist_ok=True), self.name)
 
+    def live(self) -> set[str]:
+        """The commits that were seen answering."""
+        tags = persist(lambda: self.api.list_repo_refs(self.name, repo_type=_KIND).tags, self.name)
+        return {tag.target_commit for tag in tags if tag.name.startswith(_LIVE)}
+
     def last_live(self, *, but: str) -> str | None:
         """The newest commit on main that was seen answering, other than this one; None where there is none."""
-        live = self._live()
+        live = self.live()
         history = persist(lambda: self.api.list_repo_commits(self.name, repo_type=_KIND), self.name)
         return next((commit.commit_id for commit in history if commit.commit_id in live - {but}), None)
 
@@ -159,7 +174,7 @@ class Space:
     def _is_over(self, runtime: Runtime, oid: str, *, known: bool) -> bool:
         """Whether the stage is about this commit: for a while the Hub still tells of the one before."""
         if runtime.stage == RUNNING:
-            return runtime.sha in (None, oid)
+            return runtime.sha == oid or (runtime.sha is None and known)
         return known and runtime.stage not in _ON_THE_WAY | _ASLEEP
 
     def _head(self, revision: str) -> Head | None:
@@ -203,16 +218,16 @@ class Space:
         return commit(head, [*(CommitOperationCopy(name, name, src_revision=oid) for name in changed),
                              *map(CommitOperationDelete, stale)])
 
-    def _committer(self, title: str) -> _Committer:
-        """Commits on top of one head alone: one that has moved since the first attempt holds somebody else's commit."""
-        bases: set[str] = set()
+    def _committer(self, title: str, on: str | None = None) -> _Committer:
+        """Commits on top of one head alone, `on` or the first attempt's: one that has moved holds somebody else's."""
+        bases = {on} if on else set()
 
         def commit(head: Head, operations: list[Any]) -> str:
             if not operations:
                 return head.oid
             bases.add(head.oid)
             if len(bases) > 1:
-                raise Later(f"{self.name}: somebody else pushed {head.oid[:12]} meanwhile; look at it, run it again")
+                raise Later(_OVERTAKEN.format(self.name, head.oid[:12]))
             self.ask(f"commit to {self.name}: {title} ({len(operations)} files)")
             made = self.api.create_commit(self.name, operations, commit_message=TITLE + title, repo_type=_KIND,
                                           parent_commit=head.oid)
@@ -220,15 +235,15 @@ class Space:
 
         return commit
 
+    def _take(self, key: str) -> None:
+        if key in self.api.get_space_variables(self.name):  # else a reply was lost
+            self.api.delete_space_variable(self.name, key)
+
     def _read(self, path: str, revision: str) -> str | None:
         try:
             return fetched(self.api, self.name, path, revision, _KIND)
         except RemoteEntryNotFoundError:
             return None
-
-    def _live(self) -> set[str]:
-        refs = persist(lambda: self.api.list_repo_refs(self.name, repo_type=_KIND), self.name)
-        return {tag.target_commit for tag in refs.tags if tag.name.startswith(_LIVE)}
 
 
 def _variables(text: str | None) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from deploying import bundle, checks, live, tree
 from deploying.errors import DeployError, HubFailed, Unsound, Usage, clean
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from deploying.space import Head
+    from deploying.space import Head, Runtime
 
 logger = logging.getLogger("space")
 
@@ -51,6 +52,15 @@ class Tree:
     title: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a commit does: what is wrong (empty where nothing is), and whether it is left to stand all the same."""
+
+    wrong: str
+    stands: bool = False
+    health: Mapping[str, Any] = field(default_factory=dict)  # as the Space told it
+
+
 class Deployment:
     """`ask` is told each effect before it happens, and raises where it is not wanted."""
 
@@ -65,12 +75,12 @@ class Deployment:
             return self._planned(wanted)
         space = Space(connect(), self.plan.space, self.ask)
         head, again = self._pushed(space, wanted)
-        reason, record = self._answering(space, head, wanted.expected, again=again)
-        if not reason:
+        outcome = self._answering(space, head, wanted.expected, again=again)
+        if not outcome.wrong:
             space.mark_live(head.oid)
-            return record
-        logger.error("%s: %s", space.name, reason)
-        return self._recovered(space, head, reason)
+            return self._record("deployed", space, head, outcome)
+        logger.error("%s: %s", space.name, outcome.wrong)
+        return self._record("failed", space, head, outcome) if outcome.stands else self._recovered(space, head, outcome)
 
     def _prepared(self) -> Tree:
         plan = self.plan
@@ -95,36 +105,48 @@ class Deployment:
         return Record("planned", 0, would, self.plan.space)
 
     def _pushed(self, space: Space, wanted: Tree) -> tuple[Head, bool]:
-        """The head with the wanted tree, and whether it failed before and is now built from scratch.
-
-        Variables go first, since each change of one starts the Space anew.
-        """
+        """The head with the wanted tree, and whether it failed before and is now built from scratch."""
         before = space.head()
         space.create(private=self.plan.private)
         text = (self.plan.root / tree.VARIABLES).read_text(encoding="utf-8")
-        space.set_variables(text, space.read(tree.VARIABLES, before.oid) if before else None)
-        oid = space.push(wanted.files, wanted.title)
+        oid = self._committed(space, text, space.read(tree.VARIABLES, before.oid) if before else None,
+                              lambda: space.push(wanted.files, wanted.title, before.oid if before else None))
         again = before is not None and oid == before.oid and space.runtime().stage.endswith("_ERROR")
         if again:
             space.restart(from_scratch=True)
         return self._head(space, oid), again
+
+    def _committed(self, space: Space, text: str | None, before: str | None, commit: Callable[[], str]) -> str:
+        """The commit's id. Variables go first, since each change of one starts the Space anew, and back without it."""
+        were = json.dumps(space.variables())
+        try:
+            space.set_variables(text, before)
+            return commit()
+        except DeployError as error:
+            logger.warning("%s; its variables go back to what they were", error)
+            space.set_variables(were, text)
+            raise
 
     def _head(self, space: Space, oid: str) -> Head:
         if head := space.head(oid):
             return head
         raise HubFailed(f"{space.name}: commit {oid} was made and is gone; run it again")
 
-    def _answering(self, space: Space, head: Head, expected: Expected, *, again: bool = False) -> tuple[str, Record]:
-        """What is wrong with the Space at this commit (empty where nothing is), and the record if nothing is."""
+    def _answering(self, space: Space, head: Head, expected: Expected, *, again: bool = False) -> Outcome:
+        """Wait for this commit and ask it.
+
+        It stands where it runs, and either was seen answering before or cannot be reached from here: then nothing
+        says that what would be put in its place does better.
+        """
         logger.info("%s at %s: waiting for at most %.0f s", space.name, head.oid[:12], self.plan.wait)
         runtime = space.wait(head.oid, self.plan.wait, self._heard, again=again)
-        if runtime.stage != RUNNING:
+        if wrong := _not_running(runtime, head):
             self._explain(space, runtime.stage)
-            why = f": {runtime.reason}" if runtime.reason else ""
-            return f"{head.oid[:12]} ends in {runtime.stage}{why}", Record("failed", HubFailed.code)
-        address = self.plan.address or head.address
-        seen = live.settle(address, expected, self.plan.settle, token=_token(space, head, self.plan))
-        return seen.wrong, Record("deployed", 0, "", space.name, address, head.oid, dict(seen.health), self.stages)
+            return Outcome(wrong)
+        seen = live.settle(self.plan.address or head.address, expected, self.plan.settle,
+                           token=_token(space, head, self.plan))
+        stands = bool(seen.wrong) and (not seen.connected or head.oid in space.live())
+        return Outcome(f"{head.oid[:12]} runs; {seen.wrong}" if stands else seen.wrong, stands, seen.health)
 
     def _explain(self, space: Space, stage: str) -> None:
         """Show the end of the Hub's log, and what fix_dependencies.py makes of it; the recovery does without."""
@@ -142,37 +164,48 @@ class Deployment:
         logger.info("stage %s", stage)
         self.stages.append(stage)
 
-    def _recovered(self, space: Space, failed: Head, reason: str) -> Record:
+    def _recovered(self, space: Space, failed: Head, outcome: Outcome) -> Record:
         """The Space after the way of --on-failure, by one commit; it was a failure in any case."""
         good = space.last_live(but=failed.oid) if self.plan.on_failure == "rollback" else None
-        lost = Record("failed", HubFailed.code, reason, space.name, self.plan.address or failed.address, failed.oid,
-                      stages=self.stages)
         if good:
             result, (head, expected) = "rolled_back", self._restored(space, failed, good)
         elif self.plan.on_failure == "fallback":
-            result, (head, expected) = "fallback", self._fallen_back(space)
+            result, (head, expected) = "fallback", self._fallen_back(space, failed)
         else:
             logger.error("%s: there is no commit that was seen answering to go back to; --on-failure fallback would "
                          "serve the fallback", space.name)
-            return lost
-        wrong, record = self._answering(space, head, expected)
-        if wrong:
-            logger.error("%s: %s", space.name, wrong)
-            return lost
+            return self._record("failed", space, failed, outcome)
+        then = self._answering(space, head, expected)
+        if then.wrong:
+            logger.error("%s: %s", space.name, then.wrong)
+            return self._record("failed", space, head, Outcome(f"{outcome.wrong}; {then.wrong}", health=then.health))
         if good:  # the fallback is nothing to go back to
             space.mark_live(head.oid)
-        return Record(result, HubFailed.code, reason, space.name, record.address, head.oid, record.health, self.stages)
+        return self._record(result, space, head, Outcome(outcome.wrong, health=then.health))
+
+    def _record(self, result: str, space: Space, head: Head, outcome: Outcome) -> Record:
+        return Record(result, HubFailed.code if outcome.wrong else 0, outcome.wrong, space.name,
+                      self.plan.address or head.address, head.oid, dict(outcome.health), self.stages)
 
     def _restored(self, space: Space, failed: Head, good: str) -> tuple[Head, Expected]:
-        space.set_variables(space.read(tree.VARIABLES, good), space.read(tree.VARIABLES, failed.oid))
-        head = self._head(space, space.restore(good, f"back to {good[:12]}"))
+        space.hold(failed.oid)
+        oid = self._committed(space, space.read(tree.VARIABLES, good), space.read(tree.VARIABLES, failed.oid),
+                              lambda: space.restore(good, f"back to {good[:12]}", failed.oid))
+        head = self._head(space, oid)
         text = space.read(_IDENTITY, good)
         answers = bundle.read(text, f"{space.name} {_IDENTITY}").answers if text else {}
         return head, Expected(answers, fallback=None)
 
-    def _fallen_back(self, space: Space) -> tuple[Head, Expected]:
+    def _fallen_back(self, space: Space, failed: Head) -> tuple[Head, Expected]:
         wanted = self._fallback(bundle.whole(self.plan.bundle))
-        return self._head(space, space.push(wanted.files, wanted.title)), wanted.expected
+        return self._head(space, space.push(wanted.files, wanted.title, failed.oid)), wanted.expected
+
+
+def _not_running(runtime: Runtime, head: Head) -> str:
+    if runtime.stage != RUNNING:
+        return f"{head.oid[:12]} ends in {runtime.stage}{f': {runtime.reason}' if runtime.reason else ''}"
+    still = "" if runtime.sha in (None, head.oid) else runtime.sha
+    return f"{head.oid[:12]} does not run in time, {still[:12]} still does" if still else ""
 
 
 def verify(plan: Plan) -> Record:

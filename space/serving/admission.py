@@ -28,14 +28,16 @@ class Gate:
 
     def __init__(self, *, concurrency: int, queue: int) -> None:
         self._places, self._queue, self._concurrency = asyncio.Semaphore(concurrency), queue, concurrency
-        self.inside = self.waiting = 0
+        self.inside = self.waiting = self.most = 0  # most: that ever waited at once
         self._usual = 1.0  # seconds an answer takes, smoothed
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Wait for a place and hold it; raises Busy at once where too many wait already."""
-        if self._places.locked() and self.waiting >= self._queue:
-            raise Busy("too many requests are waiting", self._usual * (self.waiting + 1) / self._concurrency)
+        if self._places.locked():
+            if self.waiting >= self._queue:
+                raise Busy("too many requests are waiting", self._usual * (self.waiting + 1) / self._concurrency)
+            self.most = max(self.most, self.waiting + 1)
         self.waiting += 1
         try:
             await self._places.acquire()

@@ -117,10 +117,14 @@ class Bundle:
         return re.compile("|".join(sorted(re.escape(token.content) for token in added if token.special)) or r"(?!)")
 
     def _without_markers(self, text: str) -> str:
-        """Without the tokens that part the speakers, so that no message can speak as somebody else."""
-        while (cut := self._markers.sub("", text)) != text:
-            text = cut
-        return text
+        """Without the tokens that part the speakers, so that no message can speak as somebody else.
+
+        Raises BadConversation where what is left gives such a token again: to go on cutting could take seconds.
+        """
+        cut = self._markers.sub("", text)
+        if self._markers.search(cut):
+            raise BadConversation("a message hides the tokens that part the speakers in one another")
+        return cut
 
 
 class TextStream:

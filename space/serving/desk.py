@@ -44,6 +44,7 @@ class Desk:
         self.rate = Rate(settings.rate_per_minute)
         self.telemetry.answering.set_function(lambda: self.gate.inside)
         self.telemetry.waiting.set_function(lambda: self.gate.waiting)
+        self.telemetry.most.set_function(lambda: self.gate.most)
         identity = bundle.identity
         self.telemetry.model.labels(identity.model, identity.label, identity.commit or "", engine.name).set(1)
         self.started = int(time.time())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 10  # seconds to end in
+_LONGEST_LINE = 1 << 24  # bytes of what it tells at once
 
 
 class Engine:
@@ -42,7 +43,7 @@ class Engine:
         """Load the weights in a folder, an absolute path; raises SettingError where they cannot be."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "serving.worker", str(folder), str(threads), str(concurrency), cwd=APP,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LONGEST_LINE,
             start_new_session=True)  # a Ctrl+C is for this process, which lets the answers under way end
         line = await process.stdout.readline() if process.stdout else b""
         told = json.loads(line) if line else {"error": f"ended with {await process.wait()} while it loaded {folder}"}
@@ -63,16 +64,20 @@ class Engine:
         """Why nothing can be generated any more."""
         return self._failure
 
+    async def died(self) -> bool:
+        """Wait for the end of the process; whether it came unasked."""
+        await asyncio.shield(self._reading)
+        return not self._closing
+
     async def close(self) -> None:
         """Stop every answer and end the process."""
         self._closing = True
         if self._process.stdin:
             self._process.stdin.close()
-        try:
-            await asyncio.wait_for(self._reading, _PATIENCE)  # which ends with the process
-        except TimeoutError:
+        await asyncio.wait([self._reading], timeout=_PATIENCE)  # which ends with the process
+        if not self._reading.done():
             self._process.kill()
-            await self._process.wait()
+            await self._reading
 
     def _stop(self, number: int) -> None:
         if self._active.pop(number, None):

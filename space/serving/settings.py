@@ -82,7 +82,7 @@ def host_kind(environment: Mapping[str, str], exists: Callable[[Path], bool]) ->
     """Space, container or laptop."""
     if environment.get("SPACE_ID"):
         return "Space"
-    if environment.get("KUBERNETES_SERVICE_HOST") or any(
+    if environment.get("KUBERNETES_SERVICE_HOST") or environment.get("DYNO") or any(
         exists(Path(marker)) for marker in ("/.dockerenv", "/run/.containerenv")
     ):
         return "container"

@@ -26,6 +26,7 @@ class Telemetry:
                                      buckets=_SECONDS, registry=self._registry)
         self.answering = Gauge("chat_answering", "Answers under way", registry=self._registry)
         self.waiting = Gauge("chat_waiting", "Requests that wait for their turn", registry=self._registry)
+        self.most = Gauge("chat_queue_most", "Requests that ever waited at once", registry=self._registry)
         self.model = Gauge("chat_model_info", "The model that answers", ["model", "version", "commit", "engine"],
                            registry=self._registry)
 

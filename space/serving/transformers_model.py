@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class TransformersModel:
         except ImportError as error:
             raise SettingError(f"{folder}: holds no compressed weights, and {error}: install torch and transformers, "
                                "or make the bundle where optimum-intel is installed") from error
+        if (folder / "adapter_config.json").is_file():
+            _check_peft(folder)
         if threads:
             torch.set_num_threads(threads)
         self.name = f"transformers {transformers.__version__}, safetensors"
@@ -75,6 +78,15 @@ class TransformersModel:
         ended = int(token) in answer.options.stop_tokens
         full = answer.count == answer.options.max_new_tokens
         return Piece(number, [int(token)], "stop" if ended else "length" if full else None)
+
+
+def _check_peft(folder: Path) -> None:
+    """Without peft, transformers passes over the adapter and answers as the base model, without a word."""
+    try:
+        importlib.import_module("peft")
+    except ImportError as error:
+        raise SettingError(f"{folder}: has an adapter that is not merged, and {error}: install the strategy cpu-only, "
+                           "which has peft, or merge the adapter") from error
 
 
 def _picker(options: Options) -> Any:

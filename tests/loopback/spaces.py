@@ -2,7 +2,8 @@
 the RUN steps, and its CMD runs in a process of its own, with the Python that the hub was given.
 
 How a build ends is programmed: `hub.spaces.outcomes` holds one word for each build to come, RUNNING where it is empty:
-BUILD_ERROR, NEVER (it builds on), STALE (RUNNING is told, and what ran before goes on answering).
+BUILD_ERROR, NEVER (it builds on), STALE (RUNNING is told, and what ran before goes on answering), OTHER (the same,
+and the commit that is told is the one before).
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Spaces:
         self.python = sys.executable
         self.outcomes: list[str] = []
         self.unpaid = False  # True: creating one is answered 402
+        self.tells_commit = True
+        self.lag = 0.0  # seconds for which the stage before a build is told still
         self.build_log = ["Job failed with exit code: 1"]
         self._running: dict[str, Running] = {}
         self._building = threading.Lock()
@@ -98,8 +101,8 @@ class Spaces:
 
     def runtime(self, name: str) -> dict[str, Any]:
         space = self[name]
-        return {"stage": space.stage, "sha": space.sha, "gcTimeout": 172800, "storage": None,
-                "hardware": {"current": "cpu-basic", "requested": "cpu-basic"},
+        return {"stage": space.stage, "sha": space.sha if self.tells_commit else None, "gcTimeout": 172800,
+                "storage": None, "hardware": {"current": "cpu-basic", "requested": "cpu-basic"},
                 **({"errorMessage": space.reason} if space.reason else {})}
 
     def folder(self, name: str) -> Path:
@@ -109,12 +112,16 @@ class Spaces:
         """Begin with the head of main, in place of what is under way; the answer does not wait for it."""
         space = self[name]
         space.builds += 1
-        space.enter("BUILDING")
+        if not self.lag:
+            space.enter("BUILDING")
         outcome = outcome or (self.outcomes.pop(0) if self.outcomes else "RUNNING")
         threading.Thread(target=self._build, args=[name, outcome, space.builds], daemon=True).start()
 
     def _build(self, name: str, outcome: str, number: int) -> None:
         space = self[name]
+        if self.lag:
+            time.sleep(self.lag)
+            space.enter("BUILDING")
         time.sleep(BUILDING)
         with self._building:
             with self._hub.lock:
@@ -124,11 +131,11 @@ class Spaces:
             if number == space.builds and outcome != "NEVER":
                 stage, reason = self._outcome(name, outcome, commit, variables)
                 if number == space.builds:
-                    space.enter(stage, oid, reason)
+                    space.enter(stage, oid if outcome != "OTHER" else None, reason)
 
     def _outcome(self, name: str, outcome: str, commit: dict[str, Any], variables: dict[str, str]) -> tuple[str, str]:
         space = self[name]
-        if outcome == "STALE":
+        if outcome in ("STALE", "OTHER"):
             return "RUNNING", ""
         space.end()
         if outcome == "BUILD_ERROR":
@@ -203,7 +210,8 @@ def set_variable(hub: LoopbackHub, request: Request, kind: str, name: str) -> An
     wanted = request.json()
     with hub.lock:
         repo = hub.repo(request.token, kind, name, write=True)
-        repo["variables"].pop(wanted["key"], None)
+        if repo["variables"].pop(wanted["key"], None) is None and "value" not in wanted:
+            raise Stop(404, f"no variable {wanted['key']}")
         repo["variables"] |= {wanted["key"]: {"value": wanted["value"]}} if "value" in wanted else {}
         hub.save()
     if hub.spaces[name].process:

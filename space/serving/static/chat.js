@@ -72,7 +72,10 @@ async function answer(item) {
     body: JSON.stringify({ messages, stream: true }),
     signal: running.signal,
   });
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  if (!response.ok) {
+    const told = await response.json().catch(() => null);  // a proxy's error is a page
+    throw new Error(told?.error?.message ?? `status ${response.status}`);
+  }
   for await (const choice of pieces(response)) {
     const stays = talk.parentElement;
     const atEnd = stays.scrollHeight - stays.scrollTop - stays.clientHeight < 80;
