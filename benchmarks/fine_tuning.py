@@ -1,14 +1,15 @@
 """Fine-tuning speed in real tokens per second: the pipeline's batches, padding to 512, and TRL's SFTTrainer, packing.
 
-    python -m benchmarks.fine_tuning --trl PYTHON [--base FOLDER] [--steps 5] [--rounds 3] [--json FILE]
+    python -m benchmarks.fine_tuning [--trl PYTHON] [--base FOLDER] [--steps 5] [--rounds 3] [--json FILE]
 
-PYTHON has benchmarks/requirements.txt beside the project's packages; docs/tinyllama.md says how. The base is made with
-4 of TinyLlama's layers and random weights where no folder is given. bfloat16, data, LoRA and optimiser are the same on
-all sides, and a step has about 1024 tokens, or two rows of 512 with padding. Each side runs in a process of its own, in
-turns, from the end of the first step to that of the last. Only the conversations' own tokens count. Ratios are by the
-clock; tokens per processor second tell whether other work on the machine came between. TRL packs by its default,
-`bfd`, into rows of 1024 whose positions restart, with the same sdpa attention (for flash attention, which it
-recommends, a CPU has no kernel), and learns the answers alone, as the pipeline does.
+PYTHON has benchmarks/requirements.txt beside the project's packages, by default in benchmarks/.venv-trl, which
+docs/tinyllama.md says how to make; without one, TRL is left out. The base is made with 4 of TinyLlama's layers and
+random weights where no folder is given. bfloat16, data, LoRA and optimiser are the same on all sides, and a step has
+about 1024 tokens, or two rows of 512 with padding. Each side runs in a process of its own, in turns, from the end of
+the first step to that of the last. Only the conversations' own tokens count. Ratios are by the clock; tokens per
+processor second tell whether other work on the machine came between. TRL packs by its default, `bfd`, into rows of 1024
+whose positions restart, with the same sdpa attention (for flash attention, which it recommends, a CPU has no kernel),
+and learns the answers alone, as the pipeline does.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks import measure
 
 LENGTH, PADDED, CONVERSATIONS, ROWS = 1024, 512, 20, 2
 SIDES = ("champion", "trl", "padded")
+TRL = Path(__file__).parent / ".venv-trl/bin/python"
 Chat = list[dict[str, str]]
 
 
@@ -126,7 +128,8 @@ def _measured(side: str, flags: argparse.Namespace, base: Path) -> Speed:
 def main() -> None:
     """Compare all sides, and print the ratio to SFTTrainer last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL",
+                        default=TRL if TRL.exists() else None)
     parser.add_argument("--base", type=Path, metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
