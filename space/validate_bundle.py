@@ -28,8 +28,8 @@ logger = logging.getLogger("space")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 UNSAFE = 5
-# What is served where several are SAFE, first to last. At TinyLlama's shape on two cores int8 starts sooner than int4,
-# and answers one reader at 21 tokens a second against 11; int4 takes less memory and is faster for four at once.
+# What is served where several are SAFE, first to last: int8 is closer to the release and gives its first answer sooner;
+# int4 takes less memory and is faster then. The figures are benchmarks/serving.py's.
 _PRECEDENCE = ("int8", "int4")
 
 PARSER = argparse.ArgumentParser(description=__doc__)
