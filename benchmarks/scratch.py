@@ -24,7 +24,7 @@ def make(folder: Path, changes: Mapping[str, Any], *, rows: int) -> None:
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], check=True, cwd=measure.ROOT,
                             capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
-        if name.partition("/")[0] not in ("results", "space", "tests", "dvc.lock") and (measure.ROOT / name).is_file():
+        if name.partition("/")[0] not in ("results", "tests", "dvc.lock") and (measure.ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(measure.ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
