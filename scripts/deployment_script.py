@@ -52,6 +52,7 @@ class Deployment:
             journal = Journal(setting.request.key)
             ended = promote(deployer.ports(), journal.note, Progress(Step.PREFLIGHT))
             decision = ended.decided()
+            self._output = None  # what was decided is recorded and stands, whatever becomes of old weights
             deployer.prune()
         result, code, reason = deployer.result(decision)
         process.promote_line(result, code, reason)

@@ -1,10 +1,13 @@
 """What all tests share: no account, no token, and an MLflow store of their own."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from src.params import MlflowParams
+from tests.space_process import SPACE
 
 TOKENS = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME",
           "MLFLOW_TRACKING_PASSWORD", "DAGSHUB_USER_TOKEN", "DEPLOY_FORCE", "DEPLOY_REASON", "DEPLOY_SKIP_HF_PUSH",
@@ -18,6 +21,15 @@ def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TOKENS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """space/ to import from, as its own programs do, for one test."""
+    monkeypatch.syspath_prepend(str(SPACE))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dependencies"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -212,3 +212,11 @@ def test_a_run_that_the_server_lacks_is_logged_anew(params: Params, tmp_path: Pa
     home = client.get_experiment_by_name(params.mlflow.experiment_name).experiment_id
     restored = client.search_runs([home], f"tags.restored_from = '{challenger_run}'")
     assert [run.data.tags["kind"] for run in restored] == ["evaluation"]
+
+
+def test_what_was_decided_stays_recorded_where_the_pruning_after_it_fails(params: Params) -> None:
+    with patch("scripts.deployer.Deployer.prune", side_effect=RuntimeError("the store went away")) as prune:
+        assert call("--min-improvement-threshold", "0.9") == 1
+    assert prune.called
+    found = json.loads((OUTPUT / "deployment_info.json").read_text())
+    assert (found["result"], found["reason"]) == ("kept", "below_threshold")

@@ -1,11 +1,8 @@
 """Unmet and conflicting requirements as chains, over environments that are made up."""
 
-import sys
-from collections.abc import Iterator
-
 import pytest
 
-from tests.space_process import SPACE
+pytestmark = pytest.mark.usefixtures("modules_of_space")
 
 ENVIRONMENT: dict[str, tuple[str, list[str]]] = {
     "app": ("1.0", ["middle>=2", "optional; extra == 'more'", "elsewhere; sys_platform == 'plan9'"]),
@@ -15,14 +12,6 @@ ENVIRONMENT: dict[str, tuple[str, list[str]]] = {
     "about": ("1", ["round", "absent"]),
     "early": ("3.0rc1", []),
 }
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(SPACE))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dependencies"]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize(("asked", "said"), [

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,10 @@ import pytest
 
 from tests.space_process import PYTHON, ROOT, SPACE, needs_serving
 
+pytestmark = pytest.mark.usefixtures("modules_of_space")
+
 ERRORS = ROOT / "tests/space_errors"  # what pip and Python really printed, paths shortened
 NAMES = ("modern", "conservative", "no-lora", "cpu-only", "minimal")
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(SPACE))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dependencies"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
