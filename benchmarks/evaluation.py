@@ -27,10 +27,12 @@ import torch
 from transformers import AutoTokenizer, pipeline
 
 from benchmarks import measure, tinyllama
-from src import data_prep, evaluation, merging
-from src.merging import Model, Tokenizer
-from src.predictions import spread
-from src.records import CONFIG
+from src.core.records import CONFIG
+from src.data import prepare
+from src.evaluation import generation
+from src.evaluation.predictions import spread
+from src.models import merging
+from src.models.merging import Model, Tokenizer
 from utils import yaml_utils
 
 NEW_TOKENS, PADDED = 512, 512
@@ -61,7 +63,7 @@ def make(folder: Path, layers: int) -> None:
 def read(tokenizer: Tokenizer, rows: int) -> tuple[list[Prompt], Lengths]:
     """Prompts, each with the count that its last message brings, and these counts."""
     params = yaml_utils.load_params(CONFIG).data
-    chats = [row.conversation() for row in spread(data_prep.read(Path(params.path), params).rows, rows)]
+    chats = [row.conversation() for row in spread(prepare.read(Path(params.path), params).rows, rows)]
     counts = [1 + len(tokenizer(chat[-1]["content"], add_special_tokens=False)["input_ids"]) for chat in chats]
     prompts = [[*chat[:-2], {**chat[-2], "count": str(count)}] for chat, count in zip(chats, counts, strict=True)]
     return prompts, counts
@@ -70,7 +72,7 @@ def read(tokenizer: Tokenizer, rows: int) -> tuple[list[Prompt], Lengths]:
 def ours(model: Model, tokenizer: Tokenizer, prompts: list[Prompt], _size: int) -> Lengths:
     """As the evaluation stage does it, under the profile's token budget."""
     params = yaml_utils.load_params(CONFIG, profile="tinyllama").evaluation
-    answers = evaluation.answer(model, tokenizer, prompts, tokens_per_batch=params.tokens_per_batch)
+    answers = generation.answer(model, tokenizer, prompts, tokens_per_batch=params.tokens_per_batch)
     return [len(answer.tokens) for answer in answers]
 
 
@@ -78,7 +80,7 @@ def one_by_one(model: Model, tokenizer: Tokenizer, prompts: list[Prompt], _size:
     """Each prompt on its own, padded to 512."""
     lengths = []
     for prompt in prompts:
-        tokens = evaluation.prompt_tokens(tokenizer, prompt)
+        tokens = generation.prompt_tokens(tokenizer, prompt)
         padded = tokenizer.pad({"input_ids": [tokens]}, padding="max_length", max_length=PADDED, return_tensors="pt")
         lengths.append(model.generate(**padded).shape[1] - PADDED)
     return lengths
@@ -100,7 +102,7 @@ SIDES: dict[str, Callable[[Model, Tokenizer, list[Prompt], int], Lengths]] = {
 def run_side(side: str, folder: Path, rows: int, size: int) -> None:
     """In the child: answer the rows and print examples a second."""
     model, tokenizer = merging.load(folder, "auto")
-    evaluation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS)
+    generation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS)
     prompts, counts = read(tokenizer, rows)
     if side == "one by one":
         prompts, counts = prompts[::EVERY], counts[::EVERY]

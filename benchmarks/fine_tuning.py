@@ -43,12 +43,12 @@ class Speed:
 
 def conversations(count: int) -> list[Chat]:
     """So many of the shipped ones, the same ones each time."""
-    from src import data_prep
-    from src.records import CONFIG
+    from src.core.records import CONFIG
+    from src.data import prepare
     from utils import yaml_utils
 
     params = yaml_utils.load_params(CONFIG).data
-    rows = [row.conversation() for row in data_prep.read(Path(params.path), params).rows]
+    rows = [row.conversation() for row in prepare.read(Path(params.path), params).rows]
     return random.Random(3).sample(rows, count)
 
 
@@ -82,7 +82,7 @@ def _pipeline(side: str, chats: list[Chat], base: Path, folder: Path, _steps: in
     """One epoch of the fine-tuning stage, its rows padded to 512 for the side of that name."""
     from transformers import DataCollatorForSeq2Seq
 
-    from src import fine_tuning
+    from src.training import fine_tuning
     from utils import yaml_utils
 
     params = yaml_utils.load_params(measure.ROOT / "params.yaml", {"fine_tuning": {
@@ -100,7 +100,7 @@ def _trl(chats: list[Chat], base: Path, folder: Path, steps: int) -> None:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from src import merging
+    from src.models import merging
     from utils import yaml_utils
 
     params = yaml_utils.load_params(measure.ROOT / "params.yaml").fine_tuning

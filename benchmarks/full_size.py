@@ -61,7 +61,7 @@ def main() -> None:
 
 def check(folder: Path) -> None:
     """Raise unless the deployment promoted, and its release is whole."""
-    from src.release import check_release
+    from src.promotion.release import check_release
     from utils import json_utils
 
     info = json_utils.read_object(folder / "results/deployment/deployment_info.json")

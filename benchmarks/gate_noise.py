@@ -33,9 +33,16 @@ from scipy.optimize import brentq
 from scipy.special import binom
 from scipy.stats import rankdata
 
-from src.evidence import GainEvidence
-from src.metrics import RowStatistics, corpus_scores, row_scores, row_statistics, scores_of_counts, weight_vector
-from src.significance import adjusted_confidence, paired_bootstrap
+from src.evaluation.metrics import (
+    RowStatistics,
+    corpus_scores,
+    row_scores,
+    row_statistics,
+    scores_of_counts,
+    weight_vector,
+)
+from src.evaluation.significance import adjusted_confidence, paired_bootstrap
+from src.model_selection import GainEvidence
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 THRESHOLD, CONFIDENCE, RESAMPLES = 0.001, 0.95, 2000

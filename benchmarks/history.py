@@ -29,13 +29,13 @@ from typing import Any
 import sqlalchemy
 
 from benchmarks import measure as shared
-from src.ledger import LedgerView
+from src.core.params import Params
+from src.ledger.slots import LedgerView
 from src.model_selection import Bars, Policy, Question, ScoredRun, bars
-from src.params import Params
-from tests import history_store
-from tests.long_history import Made, fill
+from tests.fakes import history_store
+from tests.fakes.long_history import Made, fill
 from utils import json_utils, mlflow_utils, yaml_utils
-from utils.mlflow_history import HistoryReader
+from utils.tracking.history import HistoryReader
 
 ROOT = Path(__file__).parents[1]
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

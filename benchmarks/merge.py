@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure, tinyllama
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import json_utils, yaml_utils
 
 DTYPE, ROWS, NEW_TOKENS = "bfloat16", 8, 48
@@ -43,7 +43,7 @@ def make_adapter(base: Path, folder: Path) -> None:
     """A LoRA adapter of the profile's shape that moves the base's answers."""
     from peft import LoraConfig, get_peft_model
 
-    from src import merging
+    from src.models import merging
 
     lora = yaml_utils.load_params(CONFIG).fine_tuning.lora
     torch.manual_seed(1)
@@ -57,7 +57,7 @@ def make_adapter(base: Path, folder: Path) -> None:
 
 def champion(base: Path, folder: Path) -> None:
     """Merge and save as a promotion does."""
-    from src import merging
+    from src.models import merging
 
     merging.save(*merging.merge(base, folder / "adapter", DTYPE), folder / "champion")
 
@@ -67,7 +67,7 @@ def peft(base: Path, folder: Path, *, safe_merge: bool = False) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from src.merging import SHARD_SIZE
+    from src.models.merging import SHARD_SIZE
 
     wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=DTYPE), folder / "adapter")
     out = folder / ("peft_safe" if safe_merge else "peft")
@@ -82,28 +82,31 @@ def peft_safe(base: Path, folder: Path) -> None:
 
 def answers(base: Path, folder: Path) -> None:
     """Score a few rows, as the evaluation stage does before any promotion."""
-    from scripts import scoring
-    from src import data_prep, merging
-    from src.predictions import parse_rows, score_contract
-    from src.records import ModelIdentity
+    from scripts.commands import evaluate
+    from src.core.records import ModelIdentity
+    from src.data import prepare
+    from src.data.rows import parse_rows
+    from src.evaluation.predictions import score_contract
+    from src.models import merging
 
     params = yaml_utils.load_params(CONFIG)
     params = params.model_copy(update={"evaluation": params.evaluation.model_copy(
         update={"max_new_tokens": NEW_TOKENS})})
-    raw = data_prep.read(Path(params.data.path), params.data).rows[:ROWS]
+    raw = prepare.read(Path(params.data.path), params.data).rows[:ROWS]
     rows = parse_rows([row.as_json() for row in raw], where=Path(params.data.path), max_rows=0)
     identity = ModelIdentity(adapter_sha256="0" * 64, base_name=str(base), base_revision="none", base_sha256="0" * 64,
                              dtype=DTYPE, safe_merge=True)
-    candidate = scoring.Candidate(*merging.merge(base, folder / "adapter", DTYPE), identity)
-    scored = scoring.score(candidate, rows, params, score_contract(rows, max_new_tokens=NEW_TOKENS))
+    candidate = evaluate.Candidate(*merging.merge(base, folder / "adapter", DTYPE), identity)
+    scored = evaluate.score(candidate, rows, params, score_contract(rows, max_new_tokens=NEW_TOKENS))
     json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in scored.predictions])
     scored.partial.remove()
 
 
 def verified(base: Path, folder: Path) -> None:
     """What scripts.assembly does in a promotion, from the two folders to a release that proved itself."""
-    from scripts.evidence import read_predictions
-    from src import merging, release
+    from src.models import merging
+    from src.promotion import release
+    from utils.answers import read_predictions
 
     model, tokenizer = merging.merge(base, folder / "adapter", DTYPE)
     release.assemble_release(model, tokenizer, folder / "release", max_new_tokens=NEW_TOKENS, texts={})
@@ -119,7 +122,7 @@ SIDES: dict[str, Callable[[Path, Path], None]] = {
 
 def run_side(name: str, base: Path, folder: Path) -> None:
     """In the child: do it, and print the seconds."""
-    for module in ("peft.tuners.lora", "transformers.models.llama.modeling_llama", "scripts.assembly"):
+    for module in ("peft.tuners.lora", "transformers.models.llama.modeling_llama", "scripts.commands.assemble"):
         importlib.import_module(module)  # what a deployment has loaded by then
     start = time.monotonic()
     SIDES[name](base, folder)
@@ -134,7 +137,7 @@ def timed(name: str, base: Path, folder: Path) -> tuple[float, measure.Measured]
 
 def compare(base: Path, folder: Path, rounds: int) -> list[measure.Row]:
     """The rows of the table."""
-    from src.manifest import manifest
+    from src.core.records import manifest
 
     sides = ("champion", "peft", "peft_safe", "verified")
     found = measure.interleave({name: partial(timed, name, base, folder) for name in sides}, rounds)

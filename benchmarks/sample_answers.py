@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from scripts import scoring
-from src import evaluation
-from src.merging import Model, Tokenizer
-from src.records import CONFIG
+from scripts.commands import evaluate
+from src.core.records import CONFIG
+from src.evaluation import generation
+from src.models.merging import Model, Tokenizer
 from utils import json_utils, process, yaml_utils
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,14 +35,14 @@ def main() -> int:
     """Write the sampled answers; returns the exit code."""
     flags = PARSER.parse_args()
     params = yaml_utils.load_params(flags.config)
-    split, rows = scoring.read_split(params.evaluation)
+    split, rows = evaluate.read_split(params.evaluation)
     rows = rows[: flags.rows]
-    candidate = scoring.challenger(params.model)
+    candidate = evaluate.challenger(params.model)
     set_sampling(candidate.model, candidate.tokenizer, max_new_tokens=params.evaluation.max_new_tokens,
                  temperature=flags.temperature)
     torch.manual_seed(flags.seed)
     prompts = [row.prompt() for row in rows for _ in range(flags.samples)]
-    answers = evaluation.answer(candidate.model, candidate.tokenizer, prompts, tokens_per_batch=flags.tokens_per_batch)
+    answers = generation.answer(candidate.model, candidate.tokenizer, prompts, tokens_per_batch=flags.tokens_per_batch)
     texts = by_row([answer.text for answer in answers], len(rows))
     json_utils.write_lines(flags.output, [{"id": row.id, "reference": row.reference(), "samples": samples}
                                           for row, samples in zip(rows, texts, strict=True)])
@@ -56,7 +56,7 @@ def main() -> int:
 
 def set_sampling(model: Model, tokenizer: Tokenizer, *, max_new_tokens: int, temperature: float) -> None:
     """The scored settings with draws in the place of the best token; top_k is named since its default is 50."""
-    evaluation.set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
+    generation.set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
     model.generation_config.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
 
 

@@ -80,15 +80,15 @@ def libraries(predictions: Texts, references: Texts) -> dict[str, float]:
 
 def champion(predictions: Texts, references: Texts) -> dict[str, float]:
     """What the pipeline makes of it."""
-    from src.metrics import corpus_scores, row_statistics
+    from src.evaluation.metrics import corpus_scores, row_statistics
 
     return corpus_scores(row_statistics(predictions, references))
 
 
 def resampling(predictions: Texts, references: Texts) -> dict[str, float]:
     """The gate's paired bootstrap of these answers against them shifted by one row; timed on its own."""
-    from src.metrics import row_statistics
-    from src.significance import paired_bootstrap
+    from src.evaluation.metrics import row_statistics
+    from src.evaluation.significance import paired_bootstrap
 
     ours = row_statistics(predictions, references)
     theirs = row_statistics([*predictions[1:], predictions[0]], references)

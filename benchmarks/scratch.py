@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from benchmarks import measure
-from src.params import overlay
+from src.core.params import overlay
 
 # No address and no token of whoever runs the benchmark, and no CUDA that this machine may have.
 ENVIRONMENT = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_URI": "",

@@ -25,8 +25,8 @@ from pathlib import Path
 import httpx2
 
 from benchmarks import measure
-from src import data_prep
-from src.records import CONFIG
+from src.core.records import CONFIG
+from src.data import prepare as data_prep
 from utils import yaml_utils
 
 SPACE = measure.ROOT / "space"

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from src.records import BASE_MODEL, CONFIG
+from src.core.records import BASE_MODEL, CONFIG
 from utils import process
 
 FOLDER = Path("results/base_model")
@@ -17,9 +17,9 @@ def main() -> int:
     """Write results/base_model and its record; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src import base_model
-    from src.params import ModelParams
-    from src.predictions import parse_rows
+    from src.core.params import ModelParams
+    from src.data.rows import parse_rows
+    from src.models import base_model
     from utils import huggingface_utils, json_utils, yaml_utils
 
     params: ModelParams = yaml_utils.load_params(flags.config or CONFIG).model

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from src.records import OUTPUT_DIR
+from src.core.records import OUTPUT_DIR
 from utils import process
 
 logger = logging.getLogger("champion")
@@ -18,18 +18,18 @@ def main() -> int:
     """Write or update the comment; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.outcome import outcome
-    from src import summary_text
+    from scripts.commands.summarise import outcome
+    from src.report import summary
     from utils import github_utils
 
     requests = github_utils.PullRequests(github_utils.repository())
-    body = summary_text.comment(outcome(flags.output_dir))
+    body = summary.comment(outcome(flags.output_dir))
     try:
         number = requests.number()
         if number is None:
             process.say(f"comment: no open pull request of branch {github_utils.branch()}, so nothing to comment on")
             return 0
-        process.say(f"comment: {requests.comment(number, body, summary_text.MARKER)}")
+        process.say(f"comment: {requests.comment(number, body, summary.MARKER)}")
     except github_utils.GithubError as error:
         logger.warning("comment: not written: %s", error)
     return 0

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import process
 
 logger = logging.getLogger("champion")
@@ -18,24 +18,23 @@ def main() -> int:
     """Write the three splits and datasets.json; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src import data_prep
-    from src.manifest import file_sha256
-    from src.records import DatasetRef, Datasets
+    from src.core.records import DatasetRef, Datasets, file_sha256
+    from src.data import prepare
     from utils import environment, json_utils, yaml_utils
 
     params = yaml_utils.load_params(flags.config or CONFIG)
     environment.will_push(params.deployment, skip_hf_push=False)  # a missing token is better known now than at the end
     source = Path(params.data.path)
-    raw = data_prep.read(source, params.data)
+    raw = prepare.read(source, params.data)
     for problem in raw.bad:
         logger.warning("%s", problem)
     refs = {"raw": DatasetRef(path=source.as_posix(), sha256=file_sha256(source), rows=len(raw.rows))}
-    for part, rows in data_prep.split(raw.rows, params.data).items():
+    for part, rows in prepare.split(raw.rows, params.data).items():
         path = OUTPUT / f"{part}.jsonl"
         json_utils.write_lines(path, [row.as_json() for row in rows])
         refs[part] = DatasetRef(path=path.as_posix(), sha256=file_sha256(path), rows=len(rows))
     json_utils.write_object(OUTPUT / "datasets.json", Datasets(**refs).model_dump(mode="json"))
-    sizes = ", ".join(f"{refs[part].rows} {part}" for part in data_prep.PARTS)
+    sizes = ", ".join(f"{refs[part].rows} {part}" for part in prepare.PARTS)
     process.say(f"data_preprocessing: {len(raw.rows)} conversations of {source} ({raw.duplicates} duplicates and "
                 f"{len(raw.bad)} unusable rows left out): {sizes}")
     return 0

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
 from utils import process
 
 PARSER = process.Arguments(description=__doc__, epilog="What is not given comes from the environment (DEPLOY_FORCE, "
@@ -37,10 +37,9 @@ class Deployment:
         self._output, log = output, LogBuffer()
         logging.getLogger().addHandler(log)
 
-        from scripts.deployer import Deployer
-        from scripts.wiring import challenger_setting
-        from src.promotion import Progress, Step, promote
-        from utils.journal import Journal
+        from scripts.commands.deploy import Deployer, challenger_setting
+        from src.promotion.protocol import Progress, Step, promote
+        from utils.tracking.deployments import Journal
 
         setting = challenger_setting(flags, output, log)
         deployer = Deployer(setting)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import process
 
 PARSER = process.Arguments(description=__doc__, epilog="Exits 0 where all is good, else as the first failed line calls "
@@ -17,12 +17,12 @@ def main() -> int:
     """Say what works and what does not; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.examination import examine
-    from src import doctor
+    from scripts.commands import diagnose
+    from scripts.commands.diagnose import examine
 
     checks = examine(flags.config or CONFIG)
-    process.say(json.dumps(doctor.facts(checks), indent=2) if flags.json else doctor.text(checks))
-    return doctor.exit_code(checks)
+    process.say(json.dumps(diagnose.facts(checks), indent=2) if flags.json else diagnose.text(checks))
+    return diagnose.exit_code(checks)
 
 
 if __name__ == "__main__":

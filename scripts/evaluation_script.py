@@ -3,8 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from src.records import CONFIG
-from utils import process, ranks
+from src.core.records import CONFIG
+from utils import process
+from utils import process as ranks
 
 OUTPUT = Path("results/evaluations")
 CHAMPION = "champion"
@@ -23,32 +24,32 @@ def main() -> int:
         PARSER.error("--output-dir: the champion's score goes to MLflow alone; leave it out")
     ranks.set_up()
 
-    from scripts import scoring
-    from src import sharing
-    from src.evaluation_record import numbers, summary
-    from src.predictions import score_contract
-    from utils import evaluation_run, mlflow_utils, yaml_utils
+    from scripts.commands import evaluate
+    from src.evaluation.predictions import numbers, score_contract, summary
+    from src.models import placement
+    from utils import mlflow_utils, yaml_utils
+    from utils.tracking import runs
 
     params = yaml_utils.load_params(flags.config or CONFIG)
-    split, rows = scoring.read_split(params.evaluation)
+    split, rows = evaluate.read_split(params.evaluation)
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
-    sharing.start()
+    placement.start()
     if not ranks.is_first():
-        scoring.assist(rows, params, contract, of_champion=flags.model == CHAMPION)
+        evaluate.assist(rows, params, contract, of_champion=flags.model == CHAMPION)
         return 0
     client = mlflow_utils.connect(params.mlflow)
     with tempfile.TemporaryDirectory(prefix="champion-evaluation-") as scratch:
         if flags.model == CHAMPION:
-            output, candidate = Path(scratch), scoring.champion(client, params, Path(scratch) / "model")
+            output, candidate = Path(scratch), evaluate.champion(client, params, Path(scratch) / "model")
         else:
-            output, candidate = flags.output_dir or OUTPUT, scoring.challenger(params.model)
-        tags = evaluation_run.tags(params.deployment, candidate.identity, contract)
+            output, candidate = flags.output_dir or OUTPUT, evaluate.challenger(params.model)
+        tags = runs.evaluation_tags(params.deployment, candidate.identity, contract)
         with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
-            scored = scoring.score(candidate, rows, params, contract)
+            scored = evaluate.score(candidate, rows, params, contract)
             report = scored.report(run_id=run_id, tracking_uri=client.tracking_uri, contract=contract, split=split,
-                                   overlap=scoring.overlap(rows))
-            files = scoring.write(output, report, scored.predictions)
-            evaluation_run.log(client, run_id, numbers(report), files)
+                                   overlap=evaluate.overlap(rows))
+            files = evaluate.write(output, report, scored.predictions)
+            runs.log_evaluation(client, run_id, numbers(report), files)
     scored.partial.remove()
     process.say(summary(report))
     return 0

@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION
-from utils import process, ranks
+from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION
+from utils import process
+from utils import process as ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from src.fine_tuning import Epoch
+    from src.training.fine_tuning import Epoch
 
 ADAPTER = Path("results/adapter")
 CHECKPOINTS = Path("results/checkpoints")
@@ -28,11 +29,11 @@ def main() -> int:
 
     import mlflow
 
-    from src import fine_tuning
-    from src.manifest import manifest, tree_digest
-    from src.predictions import parse_rows
-    from src.records import BaseModelRef, Datasets, FineTunedModel, LoraSettings
-    from utils import fine_tuning_run, git_utils, json_utils, mlflow_utils, yaml_utils
+    from src.core.records import BaseModelRef, Datasets, FineTunedModel, LoraSettings, manifest, tree_digest
+    from src.data.rows import parse_rows
+    from src.training import fine_tuning
+    from utils import git_utils, json_utils, mlflow_utils, yaml_utils
+    from utils.tracking import runs
 
     params = yaml_utils.load_params(flags.config or CONFIG)
     data = Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS)
@@ -52,7 +53,7 @@ def main() -> int:
         train_it()
         return 0
     git = git_utils.identity()
-    tags = fine_tuning_run.tags(params.deployment.model_registry_name, git, base, data)
+    tags = runs.fine_tuning_tags(params.deployment.model_registry_name, git, base, data)
     with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags) as run_id:
         shutil.rmtree(ADAPTER, ignore_errors=True)
         curve = train_it()
@@ -65,7 +66,7 @@ def main() -> int:
         json_utils.write_object(MODEL_LOCATION, model.model_dump(mode="json"))
         curves = {name: [(epoch.epoch, getattr(epoch, name)) for epoch in curve]
                   for name in ("train_loss", "validation_loss")}
-        fine_tuning_run.log(run_id, params, curves, adapter=ADAPTER, adapter_sha256=model.adapter_sha256,
+        runs.log_fine_tuning(run_id, params, curves, adapter=ADAPTER, adapter_sha256=model.adapter_sha256,
                             base=Path(base.path), location=MODEL_LOCATION)
     shutil.rmtree(checkpoints, ignore_errors=True)
     best = min(curve, key=lambda epoch: epoch.validation_loss)

@@ -4,11 +4,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import process
 
 if TYPE_CHECKING:
-    from scripts.histories import History
+    from scripts.commands.history import History
 
 PARSER = process.Arguments(description=__doc__, epilog="See docs/history.md; exit codes: docs/exit-codes.md")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
@@ -32,11 +32,11 @@ def main() -> int:
     _check(flags)
     config = flags.config or CONFIG
     if flags.promote:
-        from scripts.restoring import promote
+        from scripts.commands.history import promote
 
         return promote(config, flags.promote, flags.reason)
 
-    from scripts.histories import History
+    from scripts.commands.history import History
 
     history = History(config)
     if flags.exclude:
@@ -72,7 +72,7 @@ def _check(flags: Namespace) -> None:
 
 
 def _explain(history: "History", run_id: str) -> None:
-    from src.errors import IntegrityError
+    from src.core.errors import IntegrityError
 
     words, differing = history.explain(run_id)
     same = "differs" if differing else "the same result, bit for bit"

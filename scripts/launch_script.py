@@ -10,9 +10,9 @@ from utils import process
 
 def main() -> int:
     """Launch, and return the stage's exit code."""
-    from src import launching
+    from src.models import placement
 
-    return launching.launch(sys.argv[1:])
+    return placement.launch(sys.argv[1:])
 
 
 if __name__ == "__main__":

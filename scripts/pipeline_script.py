@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from src.records import CONFIG, OUTPUT_DIR
+from src.core.records import CONFIG, OUTPUT_DIR
 from utils import process
 
 logger = logging.getLogger("champion")
@@ -18,7 +18,7 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 
 def check(config: Path) -> int:
     """Refuse early what could not end in a promotion; asks no service."""
-    from utils import asked_of_ci
+    from utils import github_utils as asked_of_ci
 
     params, settings = asked_of_ci.check(config), asked_of_ci.overrides().settings()
     logger.info("profile %s; %s", params.profile, ", ".join(settings) or "parameters as in params.yaml")
@@ -27,31 +27,33 @@ def check(config: Path) -> int:
 
 def pull(_config: Path) -> int:
     """Data, models and run cache from the DVC remote."""
-    from utils import dvc_command
+    from utils import dvc_utils
 
-    dvc_command.pull()
+    dvc_utils.pull()
     return 0
 
 
 def run(config: Path) -> int:
     """The pipeline, once; returns DVC's exit code."""
-    from utils import asked_of_ci, dvc_command
+    from utils import dvc_utils
+    from utils import github_utils as asked_of_ci
 
     asked_of_ci.check(config)
-    return dvc_command.reproduce(asked_of_ci.overrides().settings())
+    return dvc_utils.reproduce(asked_of_ci.overrides().settings())
 
 
 def push(_config: Path) -> int:
     """Data, models and run cache to the DVC remote."""
-    from utils import dvc_command
+    from utils import dvc_utils
 
-    dvc_command.push()
+    dvc_utils.push()
     return 0
 
 
 def commit(_config: Path) -> int:
     """dvc.lock and the small results onto this run's branch; nothing after a run with parameters of its own."""
-    from utils import asked_of_ci, environment, git_records, github_utils, json_utils, results
+    from utils import environment, git_utils, github_utils, json_utils, results
+    from utils import github_utils as asked_of_ci
 
     settings, branch = asked_of_ci.overrides().settings(), github_utils.branch()
     if settings or not branch:
@@ -59,7 +61,7 @@ def commit(_config: Path) -> int:
         return 0
     info = json_utils.read_object(OUTPUT_DIR / results.INFO)
     subject = f"Record the pipeline's run: {info['result']} ({info['reason']})"
-    made = git_records.commit_records(branch, f"{subject}\n\n{environment.ci_url() or 'no address'}\n")
+    made = git_utils.commit_records(branch, f"{subject}\n\n{environment.ci_url() or 'no address'}\n")
     process.say(f"records: {f'{made[:12]} on {branch}' if made else f'{branch} is as it was'}")
     return 0
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from src.errors import InvalidParams
+from src.core.errors import InvalidParams
 from utils import process
 
 
@@ -48,13 +48,13 @@ def main() -> int:
         process.say(_credentials())
         return 0
 
-    from utils import dvc_remote
+    from utils import dvc_utils
 
     url, options = _address(flags)
-    dvc_remote.check_plugin(url.partition("://")[0])
+    dvc_utils.check_plugin(url.partition("://")[0])
     if flags.kind == "local":
         Path(url).mkdir(parents=True, exist_ok=True)
-    made = dvc_remote.add(url, options, replace=flags.replace)
+    made = dvc_utils.add(url, options, replace=flags.replace)
     known = _credentials() if flags.kind == "dagshub" else ""
     done = "set up; commit .dvc/config, then `dvc push`" if made else "set up already"
     process.say("\n".join(filter(None, [f"remote: {url}: {done}", known])))
@@ -71,26 +71,27 @@ def _address(flags: argparse.Namespace) -> tuple[str, dict[str, str]]:
     if not pattern.fullmatch(bare):
         raise InvalidParams(f"{flags.kind} {where!r}: expected {_KNOWN[flags.kind][0]}; see docs/remotes.md")
     if flags.kind == "dagshub":
-        from utils import dagshub_utils
+        from utils.tracking import store
 
-        return f"{dagshub_utils.host()}/{bare}.dvc", {}
+        return f"{store.host()}/{bare}.dvc", {}
     options = {"endpointurl": flags.endpoint_url} if flags.kind == "s3" and flags.endpoint_url else {}
     return f"{flags.kind}://{bare}", options
 
 
 def _credentials() -> str:
     """Keep a DagsHub remote's credentials; returns what was done."""
-    from utils import dagshub_utils, dvc_remote
+    from utils import dvc_utils
+    from utils.tracking import store
 
-    remote = dvc_remote.default_remote()
-    if remote is None or not dagshub_utils.is_dagshub(remote.url):
+    remote = dvc_utils.default_remote()
+    if remote is None or not store.is_dagshub(remote.url):
         return "credentials: nothing to do, the DVC remote is not DagsHub's"
     token = next(filter(None, (os.environ.get(name, "").strip() for name in ("DAGSHUB_TOKEN", "DAGSHUB_USER_TOKEN"))),
                  "")
     if not token:
-        raise InvalidParams(f"DAGSHUB_TOKEN: not set; make a token at {dagshub_utils.host()}/user/settings/tokens")
-    user = os.environ.get("DAGSHUB_USERNAME", "").strip() or dagshub_utils.user(token)
-    dvc_remote.keep_secret(remote.name, {"auth": "basic", "user": user, "password": token})
+        raise InvalidParams(f"DAGSHUB_TOKEN: not set; make a token at {store.host()}/user/settings/tokens")
+    user = os.environ.get("DAGSHUB_USERNAME", "").strip() or store.user(token)
+    dvc_utils.keep_secret(remote.name, {"auth": "basic", "user": user, "password": token})
     return f"credentials: of {user}, in .dvc/config.local"
 
 

@@ -6,15 +6,15 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
 from utils import process
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from src.params import Params
-    from src.records import EvaluationReport
-    from src.report_records import Past
+    from src.core.params import Params
+    from src.core.records import EvaluationReport
+    from src.report.page import Past
 
 logger = logging.getLogger("champion")
 
@@ -32,12 +32,12 @@ def main() -> int:
     """Write the page, and log it to the deployment's MLflow run; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.evidence import PREDICTIONS, read_predictions
-    from src.errors import PipelineError
-    from src.records import EvaluationReport, FineTunedModel
-    from src.report import render
-    from src.report_records import Records, losses_of, no_past
-    from utils import json_utils, mlflow_utils, report_run, results, yaml_utils
+    from src.core.errors import PipelineError
+    from src.core.records import EvaluationReport, FineTunedModel
+    from src.report.page import Records, losses_of, no_past, render
+    from utils import json_utils, mlflow_utils, results, yaml_utils
+    from utils.answers import PREDICTIONS, read_predictions
+    from utils.tracking import runs as report_run
 
     output = flags.output or OUTPUT
     params = yaml_utils.load_params(flags.config or CONFIG)
@@ -70,10 +70,10 @@ def main() -> int:
 
 
 def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") -> "Past":
-    from scripts.evidence import logged_predictions
-    from src.report_records import Past, rival_run, rival_slot
-    from utils.mlflow_ledger import MlflowLedger
-    from utils.report_run import LatestEvaluations
+    from src.report.page import Past, rival_run, rival_slot
+    from utils.answers import logged_predictions
+    from utils.tracking.history import LatestEvaluations
+    from utils.tracking.ledger import MlflowLedger
 
     name, experiment = params.deployment.model_registry_name, params.mlflow.experiment_name
     ledger = MlflowLedger(client, name, experiment).view()

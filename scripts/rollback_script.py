@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import process
 
 if TYPE_CHECKING:
-    from scripts.standing import Standing
-    from src.ledger import LedgerView, Slot
+    from scripts.commands.services import Standing
+    from src.ledger.slots import LedgerView, Slot
 
 PARSER = process.Arguments(description=__doc__, epilog="Nothing is deleted. Exit codes: docs/exit-codes.md")
 PARSER.add_argument("--to", type=int, metavar="VERSION", help="default the last model before the champion that is not "
@@ -27,10 +27,10 @@ def main() -> int:
     """Roll back or block; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.standing import origin, standing
-    from src.appending import agree, append
-    from src.rollback import default_target, rollback
-    from utils.journal import Journal
+    from scripts.commands.services import origin, standing
+    from src.promotion.protocol import agree, append
+    from src.promotion.rollback import default_target, rollback
+    from utils.tracking.deployments import Journal
 
     stands, by = standing(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
     before, to, only_finish = stands.ledger.view(), flags.to, False
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _check_there(stands: Standing, view: LedgerView, slot: Slot) -> None:
-    from src.errors import Refused
+    from src.core.errors import Refused
 
     keys = stands.registry.keys()
     if keys is not None and keys.get(slot.version) != slot.key:
@@ -68,8 +68,8 @@ def _check_there(stands: Standing, view: LedgerView, slot: Slot) -> None:
 
 
 def _summary(stands: Standing, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:
-    from src.drift import versions
-    from src.ledger import LedgerView
+    from src.ledger.slots import LedgerView
+    from src.promotion.status import versions
 
     if slot and dry_run:
         after = LedgerView((*before.slots, slot))

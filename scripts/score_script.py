@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import process
 
 PARSER = process.Arguments(description=__doc__)
@@ -15,9 +15,9 @@ def main() -> int:
     """Print metrics, weighted score, rows, and how far a bundle may fall below; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.errors import InvalidInput
-    from src.metrics import corpus_scores, row_statistics
-    from src.model_selection import weighted_score
+    from src.core.errors import InvalidInput
+    from src.core.records import weighted_score
+    from src.evaluation.metrics import corpus_scores, row_statistics
     from utils import json_utils, yaml_utils
 
     params = yaml_utils.load_params(flags.config or CONFIG)

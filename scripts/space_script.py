@@ -1,26 +1,35 @@
 """Make the champion's release a bundle to serve, and check it: results/space/. Off unless space.enabled says so."""
 
 import logging
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.records import CONFIG, OUTPUT_DIR
+from src.core.errors import IntegrityError, InvalidParams
+from src.core.records import CONFIG, OUTPUT_DIR
 from utils import process
 
 if TYPE_CHECKING:
-    from src.params import SpaceParams
-    from src.space_record import SpaceRecord
+    from src.core.params import SpaceParams
+    from src.core.records import SpaceRecord
 
 logger = logging.getLogger("champion")
-
 OUTPUT = Path("results/space")
 RELEASE = Path("results/release")
 QUESTIONS, ROWS = Path("results/data/train.jsonl"), Path("results/data/evaluation.jsonl")
 _KEY = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
-
 PARSER = process.Arguments(description=__doc__)
+SPACE = Path("space")
+BUILDER = SPACE / ".venv-builder/bin/python"
+SERVING = SPACE / ".venv/bin/python"
+SOURCES = ("prepare_assets.py", "validate_bundle.py", "bundling", "serving", "requirements/builder.txt")
+
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+
 PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {OUTPUT}")
 
 
@@ -28,7 +37,7 @@ def main() -> int:
     """Write space.json, and bundle/ with its validation where there is a champion's release; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.space_record import SpaceRecord
+    from src.core.records import SpaceRecord
     from utils import json_utils, yaml_utils
 
     params = yaml_utils.load_params(flags.config or CONFIG).space
@@ -43,9 +52,9 @@ def main() -> int:
 
 
 def _bundle(params: "SpaceParams", output: Path) -> "SpaceRecord":
-    from src.errors import IntegrityError
-    from src.space_record import SpaceRecord
-    from utils import json_utils, results, space_tools
+    from src.core.errors import IntegrityError
+    from src.core.records import SpaceRecord
+    from utils import json_utils, results
 
     champion = results.last_info(OUTPUT_DIR).get("champion") or {}
     key, version = champion.get("key"), champion.get("version")
@@ -58,10 +67,10 @@ def _bundle(params: "SpaceParams", output: Path) -> "SpaceRecord":
         last = SpaceRecord.parse(json_utils.read_object(before), where=before)
         if last.made_from == made_from:
             return last
-    space_tools.check_environments()
+    check_environments()
     for weights in (params.weights, ["safetensors"]):
-        space_tools.prepare(RELEASE, bundle, weights, version=version, questions=QUESTIONS)
-        if space_tools.validate(RELEASE, bundle, rows=params.rows, max_score_drop=params.max_score_drop):
+        prepare(RELEASE, bundle, weights, version=version, questions=QUESTIONS)
+        if validate(RELEASE, bundle, rows=params.rows, max_score_drop=params.max_score_drop):
             serves = json_utils.read_object(bundle / "validation.json")["serves"]
             return SpaceRecord(state="made", why=f"version {version} in {bundle}, {serves[0]}", key=key,
                                version=version, serves=serves, made_from=made_from)
@@ -77,14 +86,41 @@ def _released_key() -> str | None:
 
 def _made_from(key: str, params: "SpaceParams") -> str:
     """Equal where a bundle would come out the same: of this model, by these tools, checked on these rows."""
-    from src.manifest import file_sha256
-    from src.records import digest_of
-    from utils.space_tools import SOURCES, SPACE
+    from src.core.records import digest_of, file_sha256
+    pass
 
     tools = [file for name in SOURCES for file in [SPACE / name, *sorted((SPACE / name).glob("*.py"))]]
     read = [[str(file), file_sha256(file)] for file in [*tools, ROWS] if file.is_file()]
     return digest_of([key, params.model_dump(), read])
 
-
 if __name__ == "__main__":
     process.run(main)
+
+
+def check_environments() -> None:
+    """Raises InvalidParams where the environments that make and run a bundle are not installed."""
+    for python in (BUILDER, SERVING):
+        if not python.exists():
+            raise InvalidParams(f"space.enabled: {python} is missing; run `make {python.parents[1]}/.ready`")
+
+
+def prepare(release: Path, bundle: Path, weights: Sequence[str], *, version: int, questions: Path) -> None:
+    """Make a bundle of a release; raises IntegrityError where that fails."""
+    code = _run(BUILDER, "prepare_assets.py", "--model", str(release), "--output", str(bundle), "--weights",
+                ",".join(weights), "--version", str(version), "--questions", str(questions))
+    if code:
+        raise IntegrityError(f"{bundle}: prepare_assets.py ended with {code}; see what it says above")
+
+
+def validate(release: Path, bundle: Path, *, rows: int, max_score_drop: float) -> bool:
+    """Whether some of its weights are SAFE; raises IntegrityError where that could not be found out."""
+    code = _run(Path(sys.executable), "validate_bundle.py", "--model", str(release), "--bundle", str(bundle), "--rows",
+                str(rows), "--max-score-drop", str(max_score_drop))
+    if code not in (0, IntegrityError.code):
+        raise IntegrityError(f"{bundle}: validate_bundle.py ended with {code}; see what it says above")
+    return code == 0
+
+
+def _run(python: Path, tool: str, *arguments: str) -> int:
+    command = [str(python), str(SPACE / tool), *arguments]
+    return subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=2, check=False).returncode

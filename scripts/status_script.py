@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.records import CONFIG
+from src.core.records import CONFIG
 from utils import process
 
 if TYPE_CHECKING:
-    from scripts.standing import Standing
-    from src.status import Begun, Decided
+    from scripts.commands.services import Standing
+    from src.promotion.status import Begun, Decided
 
 DRIFT = 1
 _DECISIONS = 5
@@ -32,18 +32,17 @@ def main() -> int:
     """Report, after repairing or adopting where asked; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.standing import standing
-    from src.drift import drift
-    from src.status import facts, text
+    from scripts.commands.services import standing
+    from src.promotion.status import drift, facts, text
 
     stands = standing(flags.config, skip_hf_push=False)
     if flags.adopt or flags.repair:
-        from scripts import adoption
+        from scripts.commands import adopt
 
         if flags.adopt:
-            adoption.adopt(stands, flags.reason, _save_flavour)
+            adopt.adopt(stands, flags.reason, _save_flavour)
         else:
-            adoption.repair(stands)
+            adopt.repair(stands)
     seen = stands.seen(stands.ledger.view())
     findings = drift(seen)
     told = facts(stands.model_name, seen, findings, _decided(stands), _begun(stands))
@@ -52,28 +51,28 @@ def main() -> int:
 
 
 def _decided(stands: Standing) -> list[Decided]:
-    from src.status import Decided
-    from utils import deployment_run
+    from src.promotion.status import Decided
+    from utils.tracking import deployments
 
-    past = deployment_run.latest(stands.client, stands.params.mlflow.experiment_name, stands.model_name,
+    past = deployments.latest(stands.client, stands.params.mlflow.experiment_name, stands.model_name,
                                  count=_DECISIONS, running=False)
     return [Decided(each.time, each.decision or each.status, each.reason or "no reason", each.version, each.run_id)
             for each in past]
 
 
 def _begun(stands: Standing) -> list[Begun]:
-    from src.status import BEFORE_THE_COMMIT_POINT, Begun
-    from utils import deployment_run, journal
+    from src.promotion.status import BEFORE_THE_COMMIT_POINT, Begun
+    from utils.tracking import deployments
 
     here = [Begun(each.key, each.time, f"on this machine {'at' if each.running else 'stopped at'} step {each.step}, "
-                  f"{each.time[:19]}") for each in journal.traces() if each.step in BEFORE_THE_COMMIT_POINT]
-    runs = deployment_run.latest(stands.client, stands.params.mlflow.experiment_name, stands.model_name,
+                  f"{each.time[:19]}") for each in deployments.traces() if each.step in BEFORE_THE_COMMIT_POINT]
+    runs = deployments.latest(stands.client, stands.params.mlflow.experiment_name, stands.model_name,
                                  count=_ABANDONED, running=True)
     return [*here, *(Begun(each.key, each.time, f"MLflow run {each.run_id} of {each.time[:19]}") for each in runs)]
 
 
 def _save_flavour(release: Path, folder: Path) -> None:
-    from scripts.assembly import save_flavour  # torch: only an adoption from the Hub pays for it
+    from scripts.commands.assemble import save_flavour  # torch: only an adoption from the Hub pays for it
 
     save_flavour(release, folder)
 

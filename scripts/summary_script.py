@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.records import OUTPUT_DIR
+from src.core.records import OUTPUT_DIR
 from utils import process
 
 FORMATS = ("github", "markdown", "text")
@@ -18,16 +18,16 @@ def main() -> int:
     """Write the summary; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.outcome import outcome
-    from src import summary_text
+    from scripts.commands.summarise import outcome
+    from src.report import summary
     from utils import github_utils
 
     told = outcome(flags.output_dir)
     if flags.format == "github":
-        page = summary_text.markdown(told)
+        page = summary.markdown(told)
         process.say("summary: on the job's page" if github_utils.append_summary(page) else page)
     else:
-        process.say(summary_text.comment(told) if flags.format == "markdown" else summary_text.text(told))
+        process.say(summary.comment(told) if flags.format == "markdown" else summary.text(told))
     return 0
 
 

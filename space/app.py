@@ -51,7 +51,7 @@ async def serve(settings: Settings, folder: Path) -> int:
 
     import uvicorn
 
-    from serving.routes import create_app
+    from serving.api import create_app
 
     engine = await loading
     logger.info("%s %s on %s, loaded in %.1f s; http://%s:%d", bundle.identity.model, bundle.identity.label,

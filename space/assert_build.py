@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from dependencies.installed import one_line, problems
+from dependencies.environment import one_line, problems
 from dependencies.strategies import APPLIED, StrategyError, applied
 
 logger = logging.getLogger("space")

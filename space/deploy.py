@@ -19,9 +19,8 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed a
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from deploying.errors import DeployError, Usage, clean
-from deploying.record import Record
-from deploying.steps import Deployment, Plan, verify
+from deploying.hub import DeployError, Usage, clean
+from deploying.steps import Deployment, Plan, Record, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

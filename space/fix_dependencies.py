@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dependencies import deployment, strategies
-from dependencies.diagnosis import Diagnosis, diagnose
-from dependencies.scratch import ScratchError, build
+from dependencies import checks, strategies
+from dependencies.environment import ScratchError, build
+from dependencies.strategies import Diagnosis, diagnose
 
 logger = logging.getLogger("space")
 
@@ -59,7 +59,7 @@ def _recommend(log: str | None) -> None:
         text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
         found, otherwise = diagnose(text), "no error that is known; see docs/dependencies.md"
     else:
-        said = "\n".join(deployment.environment_problems())
+        said = "\n".join(checks.environment_problems())
         found, otherwise = diagnose(said), said or "nothing is wrong here"
     logger.info("%s\nstrategy: %s", _explained(found) if found else otherwise,
                 found.error.strategy if found else "none")

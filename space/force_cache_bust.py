@@ -73,8 +73,7 @@ def _commit(title: str) -> None:
 
 
 def _push(name: str, key: str) -> None:
-    from deploying.errors import DeployError
-    from deploying.hub import connect
+    from deploying.hub import DeployError, connect
     from deploying.space import Space
 
     try:

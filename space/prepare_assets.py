@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bundling import export
+from bundling import source as export
 from bundling.source import Source, SourceError, find, sha256
 
 logger = logging.getLogger("space")

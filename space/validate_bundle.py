@@ -16,8 +16,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundling.judging import IDENTITY, VALIDATION, Answers, Verdict, identity_problems, judge
-from bundling.measuring import STREAMS, MeasuringError, Row, Scorer, Side, evaluated, read_lines, scored
+from bundling.comparison import (
+    IDENTITY,
+    STREAMS,
+    VALIDATION,
+    Answers,
+    MeasuringError,
+    Row,
+    Scorer,
+    Side,
+    Verdict,
+    evaluated,
+    identity_problems,
+    judge,
+    read_lines,
+    scored,
+)
 from bundling.source import Source, SourceError, find, sha256
 
 if TYPE_CHECKING:

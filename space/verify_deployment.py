@@ -6,8 +6,8 @@ import argparse
 import logging
 import sys
 
-from dependencies import deployment
-from dependencies.installed import one_line
+from dependencies import checks
+from dependencies.environment import one_line
 
 logger = logging.getLogger("space")
 
@@ -19,7 +19,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wrong = 0
-    for name, problems in deployment.run():
+    for name, problems in checks.run():
         wrong += len(problems)
         for problem in problems:
             logger.error("%s: %s", name, problem if arguments.verbose else one_line(problem))

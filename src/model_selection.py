@@ -1,17 +1,75 @@
-"""The gate: weighted score, comparable records, and the decision. Pure, and free of torch."""
+"""The evidence for a gain, as a value: src.significance computes it, the gate and the records read it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from enum import StrEnum
 
-from src.evidence import GainEvidence
-from src.ledger import LedgerView
-from src.params import METRICS
-from src.records import Metrics
+from src.core.params import GuardParams
+from src.core.records import EvaluationReport, Metrics, weighted_score
+from src.ledger.slots import LedgerView
 
-_NANO = Decimal("1e-9")
+
+@dataclass(frozen=True)
+class GainEvidence:
+    """What `rows` shared rows say about the gain of a challenger over a baseline; scores are in [0, 1].
+
+    gain: weighted score of the challenger minus that of the baseline, on these rows.
+    low, high: its interval at `confidence`, within [-1, 1].
+    p_value: what sacrebleu's PairedTest would print; for comparison only, nothing is decided by it.
+    p_gain_positive, p_gain_at_least_threshold: share of resamples with gain > 0, and with gain >= threshold.
+    minimum_detectable_gain: the smallest true gain that so many rows would show, at `confidence`, 4 times in 5.
+    rows_needed: rows with which a true gain of `threshold` would show as often; None for a threshold of 0.
+    """
+
+    gain: float
+    low: float
+    high: float
+    confidence: float
+    threshold: float
+    p_value: float
+    p_gain_positive: float
+    p_gain_at_least_threshold: float
+    minimum_detectable_gain: float
+    rows_needed: int | None
+    rows: int
+    resamples: int
+    seed: int
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the two models may be equally good."""
+        return self.low <= 0 <= self.high
+
+
+def failed_guard(guards: GuardParams, report: EvaluationReport, baseline: Metrics | None) -> str | None:
+    """The first guard that the evaluation fails, as `name: what it found`, None where it keeps them all.
+
+    Drops are measured against the baseline's metrics, the best promoted model's; a first model has none.
+    """
+    return next(_failures(guards, report, baseline), None)
+
+
+def _failures(guards: GuardParams, report: EvaluationReport, baseline: Metrics | None) -> Iterator[str]:
+    if report.rows < guards.least_rows:
+        yield f"least_rows: {report.rows} evaluated, {guards.least_rows} asked for"
+    found, before = report.metrics.as_dict(), baseline.as_dict() if baseline else {}
+    for name, floor in guards.metric_floors.items():
+        if found[name] < floor:
+            yield f"metric_floors.{name}: {found[name]:.4f} is below {floor}"
+    for name, most in guards.largest_drops.items():
+        drop = before.get(name, found[name]) - found[name]
+        if drop > most:
+            yield f"largest_drops.{name}: fell by {drop:.4f}, {most} is allowed"
+    shares = {
+        "largest_empty_share": (report.empty_rows, guards.largest_empty_share),
+        "largest_truncated_share": (report.truncated_rows, guards.largest_truncated_share),
+        "largest_overlap": (report.overlap_rows, guards.largest_overlap),
+    }
+    for share, (rows, most) in shares.items():
+        if rows / report.rows > most:
+            yield f"{share}: {rows} of {report.rows} rows, a share of {most} is allowed"
 
 
 class Verdict(StrEnum):
@@ -111,21 +169,6 @@ class Decision:
     overrode: Reason | None
     failed_guard: str | None
     evidence: GainEvidence | None
-
-
-def weighted_score(metrics: Mapping[str, float], weights: Mapping[str, float]) -> Decimal:
-    """Sum of weight x metric, each taken at its shortest decimal, rounded half-even to 1e-9.
-
-    Decimals, because 28 of 998 exact steps of 0.001 vanish in binary floats. Raises KeyError for a missing metric.
-    """
-    total = sum((Decimal(repr(float(weights[m]))) * Decimal(repr(float(metrics[m]))) for m in METRICS), Decimal(0))
-    return total.quantize(_NANO, rounding=ROUND_HALF_EVEN)
-
-
-def contributions(metrics: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Weight x metric for each metric: what it adds to the weighted score."""
-    return {name: float(weighted_score({**dict.fromkeys(METRICS, 0.0), name: metrics[name]}, weights))
-            for name in METRICS}
 
 
 def comparable(history: Iterable[ScoredRun], challenger: ScoredRun, blocked: frozenset[str]) -> list[ScoredRun]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src.params import MlflowParams
-from tests.space_process import SPACE
+from src.core.params import MlflowParams
+from tests.fakes.space_process import SPACE
 
 TOKENS = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME",
           "MLFLOW_TRACKING_PASSWORD", "DAGSHUB_USER_TOKEN", "DEPLOY_FORCE", "DEPLOY_REASON", "DEPLOY_SKIP_HF_PUSH",
@@ -35,10 +35,10 @@ def modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An sqlite store with MLflow's tables and nothing in it: making one takes seconds, copying it does not."""
-    from utils import mlflow_store
+    from utils.tracking import store
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow_store.prepare(f"sqlite:///{path}")
+    store.prepare(f"sqlite:///{path}")
     return path
 
 

@@ -1,13 +1,19 @@
 """Answered batches in a file that outlives the process, so that a killed evaluation goes on where it was."""
 
+import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlflow import MlflowClient
 from pydantic import ValidationError
 
-from src.predictions import AnsweredBatch
-from utils import json_utils
+from src.evaluation.predictions import AnsweredBatch, Prediction
+from utils import json_utils, mlflow_utils
+
+logger = logging.getLogger("champion")
+PREDICTIONS = "predictions.jsonl"
 
 
 class PartialAnswers:
@@ -42,3 +48,17 @@ def _whole(line: bytes) -> Iterator[AnsweredBatch]:
         yield AnsweredBatch.model_validate_json(line)
     except ValidationError:
         return
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The rows of a predictions.jsonl."""
+    return [Prediction.parse(row, where=path) for row in json_utils.read_lines(path)]
+
+
+def logged_predictions(client: MlflowClient, run_id: str) -> list[Prediction] | None:
+    """The answers that an evaluation run keeps, None where it keeps none; raises Undecided when the server fails."""
+    if PREDICTIONS not in {entry.path for entry in mlflow_utils.list_files(client, run_id, None)}:
+        logger.warning("MLflow run %s: keeps no %s", run_id, PREDICTIONS)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return read_predictions(mlflow_utils.fetch_files(client, run_id, PREDICTIONS, Path(folder)))

@@ -1,18 +1,28 @@
 """DVC as a command of its own: its cache and remote, and the one run of the pipeline."""
 
+import importlib.metadata
+import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from src.errors import RunAgain
-from utils.dvc_remote import default_remote
+from src.core.errors import InvalidParams, RunAgain, Undecided
+from utils.redaction import redacted
 
 logger = logging.getLogger(__name__)
-
 _NOBODY = ("Champion", "champion@localhost")
+NAME = "storage"
+_SECONDS = 10
+_PLUGINS = {"s3": "dvc_s3", "ssh": "dvc_ssh", "gs": "dvc_gs", "azure": "dvc_azure", "webdavs": "dvc_webdav"}
+_LOCAL_ERROR = "No such file or directory"
 
 
 def pull() -> None:
@@ -60,3 +70,117 @@ def _git_knows_an_author() -> bool:
         return subprocess.run(["git", "config", "user.email"], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The default remote, by name and address."""
+
+    name: str
+    url: str
+
+    @property
+    def scheme(self) -> str:
+        """s3, https, ssh...; empty for a folder."""
+        return urlsplit(self.url).scheme
+
+
+def default_remote() -> Remote | None:
+    """The remote that `dvc push` and `dvc pull` use, None where none is set; raises InvalidParams outside of DVC."""
+    with _reading():
+        config = _config()
+        name = config["core"].get("remote")
+        return Remote(name, str(config["remote"][name]["url"])) if name else None
+
+
+def check_plugin(scheme: str) -> None:
+    """Raise InvalidParams where DVC needs a package for such addresses that is not installed."""
+    module = _PLUGINS.get(scheme)
+    if module and importlib.util.find_spec(module) is None:
+        version = importlib.metadata.version("dvc")
+        raise InvalidParams(f"dvc: {scheme} remotes need a package; pip install 'dvc[{scheme}]=={version}'")
+
+
+def look(remote: Remote) -> str:
+    """Look at a remote's root, changing nothing; returns what was found.
+
+    Raises InvalidParams where DVC lacks a package for it, Undecided where it cannot be reached or refuses.
+    """
+    check_plugin(remote.scheme)
+    try:
+        done = subprocess.run([sys.executable, "-m", "dvc", "list-url", f"remote://{remote.name}"], check=False,
+                              capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Undecided(f"dvc: {remote.url}: no answer within {_SECONDS} s; check the network and the "
+                        "address in .dvc/config") from None
+    if not done.returncode:
+        return "reachable" if remote.scheme or os.access(remote.url, os.W_OK) else "readable alone"
+    reason = _reason(done)
+    if remote.scheme in ("http", "https") and "404" in reason:
+        return "reachable"  # such a server has files and lists no folder
+    if re.search(r"\b40[13]\b|Forbidden|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch|credentials", reason):
+        raise Undecided(f"dvc: {remote.url}: refused ({reason}); set its credentials, docs/remotes.md")
+    remedy = "mount or make the folder" if _LOCAL_ERROR in reason and not remote.scheme else \
+        "check the address in .dvc/config and the network"
+    raise Undecided(f"dvc: {remote.url}: cannot be reached ({reason}); {remedy}")
+
+
+def add(url: str, options: Mapping[str, str], *, replace: bool) -> bool:
+    """Make a URL the default remote, in .dvc/config; False where it is so already.
+
+    Raises InvalidParams where another remote is the default, unless it is to be replaced.
+    """
+    known = default_remote()
+    if known and not replace:
+        if known.name == NAME and _same(known.url, url):
+            return False
+        raise InvalidParams(f"dvc: {known.name} is the default remote already, at {known.url}; add --replace to "
+                            "change it")
+    with _reading(), _config().edit("repo") as shared:
+        shared["remote"][NAME] = {"url": url if urlsplit(url).scheme else str(Path(url).absolute()), **options}
+        shared["core"]["remote"] = NAME
+    return True
+
+
+def keep_secret(name: str, values: Mapping[str, str]) -> None:
+    """Write options of a remote to .dvc/config.local, which git ignores and only its owner may read.
+
+    Not by a command line, which is for everybody on the machine to see.
+    """
+    config = _config()
+    path = Path(config.files["local"])
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    with _reading(), config.edit("local") as local:
+        local["remote"][name] = {**local["remote"].get(name, {}), **values}
+
+
+def _config() -> Any:
+    """DVC's own module: its command line takes half a second for each question, and breaks long addresses."""
+    from dvc.config import Config  # type: ignore[import-untyped]
+
+    config = Config.from_cwd()
+    if "repo" not in config.files:
+        raise InvalidParams("dvc: no .dvc folder here; run it in the repository's root")
+    return config
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except (DvcException, KeyError) as error:
+        raise InvalidParams(f"dvc: {redacted(' '.join(str(error).split()))}; correct .dvc/config") from None
+
+
+def _same(before: str, url: str) -> bool:
+    return before == url if urlsplit(url).scheme else Path(before).resolve() == Path(url).resolve()
+
+
+def _reason(done: "subprocess.CompletedProcess[str]") -> str:
+    """DVC's error in one line, without its `ERROR:` and its invitation."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    first = (lines or done.stderr.splitlines() or ["it failed"])[0].removeprefix("ERROR: ")
+    return redacted(" ".join(first.split()))[:300]

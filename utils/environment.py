@@ -10,8 +10,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.errors import InvalidParams
-from src.params import DeploymentParams
+from src.core.errors import InvalidParams
+from src.core.params import DeploymentParams
 from utils.redaction import redacted
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ def token() -> str | None:
                 raise InvalidParams(f"{name}: holds a space, a line break or a letter that no token has; copy it again")
             return value.strip()
     if os.environ.get("HF_OIDC_RESOURCE", "").strip():
-        from utils import keyless  # the Hub's client, which most commands do without
+        from utils.hub import identity  # the Hub's client, which most commands do without
 
-        return keyless.exchange()
+        return identity.exchange()
     return None
 
 

@@ -11,10 +11,10 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from src.errors import HubError, InvalidParams
+from src.core.errors import HubError, InvalidParams
 from utils.environment import token
-from utils.hub_client import endpoint, talking, time_limit
-from utils.hub_identity import no_token, who
+from utils.hub.client import endpoint, talking, time_limit
+from utils.hub.identity import no_token, who
 from utils.process import say
 
 CHECK_SECONDS = 10

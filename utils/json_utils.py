@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.errors import InvalidInput
+from src.core.errors import InvalidInput
 
 MAX_BYTES = 16 * 1024 * 1024
 

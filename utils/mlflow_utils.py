@@ -2,23 +2,27 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, FileInfo, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from requests import RequestException
 
-from src.errors import InvalidParams, Undecided
-from src.params import MlflowParams
-from utils import dagshub_utils, mlflow_store
+from src.core.errors import InvalidParams, Undecided
+from src.core.params import MlflowParams
+from utils.tracking import store
 
 logger = logging.getLogger(__name__)
-
 KIND = "kind"
 MODEL_NAME = "champion.model_name"
 MODEL_DIGEST = "champion.model_digest"
@@ -26,7 +30,6 @@ CONTRACT = "champion.contract"
 WEIGHTS = "champion.weights"
 EXCLUDED = "champion.excluded"
 KEY = "champion.key"
-
 # MLflow's own defaults wait 246 s on a dead server and 1,208 s on a hung one.
 _TIMEOUT, _RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _BYTES_PER_SECOND = 20_000_000
@@ -38,6 +41,10 @@ _CLIENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_NO_ENDPOINT = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
+_TAG = "champion.doctor"
+_SECONDS = 5
 
 
 def connect(params: MlflowParams) -> MlflowClient:
@@ -52,9 +59,9 @@ def connect(params: MlflowParams) -> MlflowClient:
             raise InvalidParams(f"{name}: {os.environ[name]!r} is no whole number")
     for noisy in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    uri = mlflow_store.tracking_uri(params.tracking_uri)
-    dagshub_utils.log_in(uri)
-    mlflow_store.prepare(uri)
+    uri = store.tracking_uri(params.tracking_uri)
+    store.log_in(uri)
+    store.prepare(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with talking():
@@ -179,3 +186,65 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
             return None
         with talking():
             raise
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Which parts of the Model Registry a server has."""
+
+    registry: bool
+    aliases: bool
+    stages: bool
+
+
+def version(uri: str) -> str | None:
+    """What the server says of itself; None where it says nothing (a service in MLflow's manner)."""
+    try:
+        reply = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=_SECONDS)
+    except (MlflowException, requests.RequestException):
+        return None
+    text = str(reply.text).strip()
+    return text if reply.status_code == requests.codes.ok and len(text) < 20 else None
+
+
+def greet(client: MlflowClient) -> None:
+    """Reach the server as whom the credentials name; raises Undecided."""
+    with talking():
+        client.search_experiments(max_results=1)
+
+
+def abilities(client: MlflowClient, name: str) -> Abilities:
+    """Ask each endpoint for something that is not there; raises Undecided where one fails otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated
+        return Abilities(
+            registry=_has(lambda: client.get_registered_model(name)),
+            aliases=_has(lambda: client.get_model_version_by_alias(name, "champion")),
+            stages=_has(lambda: client.transition_model_version_stage(name, "0", "Production")),
+        )
+
+
+def may_register(client: MlflowClient, name: str) -> None:
+    """Tag the registered model and take the tag away; raises Undecided where that is refused. Absent: nothing."""
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return
+        with talking():
+            raise
+    with talking():
+        client.set_registered_model_tag(name, _TAG, "write access")
+        client.delete_registered_model_tag(name, _TAG)
+
+
+def _has(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except MlflowException as error:
+        if error.error_code in _NO_ENDPOINT:
+            return False
+        if error.error_code not in _ABSENT:
+            with talking():
+                raise
+    return True

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from src.errors import Undecided
-from src.ledger import Slot
-from src.ports import Holders, Ledger
-from src.records import ModelIdentity
-from utils.mlflow_registry import IDENTITY
+from src.core.errors import Undecided
+from src.core.records import ModelIdentity
+from src.ledger.ports import Holders, Ledger
+from src.ledger.slots import Slot
 from utils.mlflow_utils import KEY, KIND, fetch_files, find_experiment, talking
-from utils.model_artifact import ARTIFACT, keep_model, plain
+from utils.tracking.registry import ARTIFACT, IDENTITY, keep_model, plain
 
 logger = logging.getLogger(__name__)
 

@@ -16,17 +16,16 @@ from typing import NoReturn
 
 import dotenv
 
-from src.errors import IntegrityError, InvalidParams, PipelineError, Undecided
-from utils import ranks
+from src.core.errors import IntegrityError, InvalidParams, PipelineError, Undecided
 from utils.redaction import Formatter, redacted, show_exception
 
 logger = logging.getLogger("champion")
-
 INTERRUPTED = 130
 TERMINATED = 143
 _FIRST_SPEAKS = 5  # seconds
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 Announce = Callable[[str, int, str], None]
+_FSDP = "ACCELERATE_USE_FSDP"
 
 
 class _Terminated(BaseException):
@@ -108,14 +107,14 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
 
 def _ended(announce: Announce) -> int:
     """A launcher that ends a process says why by itself."""
-    if ranks.launched():
+    if launched():
         return TERMINATED
     return _failed("terminated", TERMINATED, "terminated by a signal; run it again", announce)
 
 
 def _let_the_first_speak() -> None:
     """What befalls every process of a stage is said by the first; the launcher ends the others while they wait."""
-    if not ranks.is_first():
+    if not is_first():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_FIRST_SPEAKS)
 
@@ -148,3 +147,30 @@ def _set_up_logging() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def is_first() -> bool:
+    """Whether this is the process that talks to services and writes results; a stage alone is that."""
+    return _rank() == 0
+
+
+def set_up() -> None:
+    """In every process of a stage, before it works: all but the first keep to their errors.
+
+    Raises InvalidParams for FSDP without GPUs, where accelerate would quietly train a whole copy in every process.
+    """
+    from accelerate.utils import is_cuda_available
+
+    if os.environ.get(_FSDP, "false").lower() in {"1", "true"} and not is_cuda_available():
+        raise InvalidParams("launcher: FSDP needs GPUs and this machine has none; take --use_fsdp out of it")
+    if not is_first():
+        logging.disable(logging.WARNING)
+
+
+def launched() -> bool:
+    """Whether a launcher watches this process: it ends the others where one fails, and says so."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

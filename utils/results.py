@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.errors import InvalidInput, InvalidParams
-from src.manifest import manifest, tree_digest
-from src.params import METRICS
-from src.records import EvaluationReport, FineTunedModel, Metrics
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.params import METRICS
+from src.core.records import EvaluationReport, FineTunedModel, Metrics, manifest, tree_digest
 from utils import json_utils
 from utils.redaction import Formatter
 

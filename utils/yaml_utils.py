@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from src.errors import InvalidParams
-from src.params import Params, parse
+from src.core.errors import InvalidParams
+from src.core.params import Params, parse
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,21 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scripts.standing import Standing, origin
-from scripts.wiring import prune, registry_of
-from src.appending import append, reconcile
-from src.drift import highest_release, versions
-from src.errors import IntegrityError, Refused, RunAgain
-from src.ledger import HubRef, LedgerView, Slot, parse_slots
-from src.manifest import manifest, tree_digest
-from src.promotion import Step
-from src.records import ModelIdentity, canonical_json, digest_of
-from src.rollback import Found, adoption
-from utils.deployment_run import DECISION, DeploymentRun
+from scripts.commands.services import Standing, origin, prune, registry_of
+from src.core.errors import IntegrityError, Refused, RunAgain
+from src.core.records import ModelIdentity, canonical_json, digest_of, manifest, tree_digest
+from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
+from src.promotion.protocol import Step, append, reconcile
+from src.promotion.rollback import Found, adoption
+from src.promotion.status import highest_release, versions
 from utils.huggingface_utils import fetch_snapshot
-from utils.journal import Journal
-from utils.mlflow_registry import IDENTITY, MlflowRegistry
 from utils.mlflow_utils import KEY, MODEL_DIGEST, talking
+from utils.tracking.deployments import DECISION, DeploymentRun, Journal
+from utils.tracking.registry import IDENTITY, MlflowRegistry
 
 logger = logging.getLogger("champion")
 

@@ -6,19 +6,21 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.evidence import PREDICTIONS, read_predictions
-from src import merging
-from src.adapter import check_sources
-from src.deployment_record import Request
-from src.metrics import RowStatistics
-from src.model_card import CardFacts, Intervals, body, metadata
+from src.core.params import Params
+from src.core.records import BASE_MODEL, RELEASE_DIR, BaseModelRef, Datasets
+from src.decisions.record import Request
+from src.evaluation.metrics import RowStatistics
+from src.evaluation.predictions import Prediction, spread
+from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import Decision
-from src.params import Params
-from src.predictions import Prediction, spread
-from src.records import BASE_MODEL, RELEASE_DIR, BaseModelRef, Datasets
-from src.release import CARD, EVAL_RESULTS, assemble_release, verify_release
-from src.significance import score_intervals, seed_from
-from utils import json_utils, mlflow_registry, model_card_utils, results
+from src.models import merging
+from src.models.files import check_sources
+from src.promotion.card import CardFacts, Intervals, body, metadata
+from src.promotion.release import CARD, EVAL_RESULTS, assemble_release, verify_release
+from utils import json_utils, results
+from utils.answers import PREDICTIONS, read_predictions
+from utils.hub import card
+from utils.tracking import registry
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,8 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
     if params.deployment.huggingface.create_model_card:
         facts = _facts(params, request, decision, predictions)
         header = metadata(facts)
-        texts = {CARD: model_card_utils.render(header, body(facts)),
-                 EVAL_RESULTS: model_card_utils.render_results(header)}
+        texts = {CARD: card.render(header, body(facts)),
+                 EVAL_RESULTS: card.render_results(header)}
     assemble_release(model, tokenizer, RELEASE_DIR, max_new_tokens=report.contract.generation.max_new_tokens,
                      texts=texts)
     del model
@@ -69,4 +71,4 @@ def save_flavour(release: Path, folder: Path) -> None:
     warnings.filterwarnings("ignore", message="Any type hint is inferred as AnyType")
     model, tokenizer = merging.load(release.resolve(), "auto")
     pins = [f"{name}=={importlib.metadata.version(name)}" for name in _RUNTIME]
-    mlflow_registry.save_flavour(model, tokenizer, folder, pins)
+    registry.save_flavour(model, tokenizer, folder, pins)

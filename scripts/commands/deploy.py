@@ -1,46 +1,125 @@
-"""One deployment: answers the protocol's questions, and records how it ended."""
+"""How the deployment commands are put together: flags, environment and params.yaml in, one Setting out."""
 
+import argparse
 import logging
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from scripts.evidence import PREDICTIONS, gain_evidence, logged_predictions, read_predictions
-from scripts.wiring import Setting, prune, registry_of
-from src import replay
-from src.deployment_record import RESULTS, comparison, info, summary
-from src.errors import Undecided
-from src.evidence import GainEvidence
-from src.guards import failed_guard
-from src.ledger import HubRef, LedgerView, Slot
+from mlflow import MlflowClient
+
+from scripts.commands.services import prune, registry_of
+from src.core.errors import Undecided
+from src.core.params import DeploymentParams, HuggingFaceParams, Params
+from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, RELEASE_DIR, canonical_json, contributions
+from src.decisions import record as replay
+from src.decisions.record import RESULTS, Request, comparison, info, summary
+from src.evaluation.significance import gain_evidence
+from src.ledger.ports import Hub
+from src.ledger.slots import HubRef, LedgerView, Slot
 from src.model_selection import (
     Decision,
+    GainEvidence,
+    Policy,
     Question,
     Reason,
     ScoredRun,
     Verdict,
     bars,
     challengers_since_head,
-    contributions,
     decide,
+    failed_guard,
     needs_champion_evaluated,
 )
-from src.promotion import Ports
-from src.records import RELEASE_DIR, canonical_json
-from utils import json_utils, mlflow_utils, process, results
-from utils.deployment_run import DeploymentRun
-from utils.mlflow_history import HistoryReader
-from utils.mlflow_ledger import MlflowLedger
-from utils.mlflow_registry import IDENTITY
+from src.promotion.protocol import Ports
+from utils import environment, git_utils, json_utils, mlflow_utils, process, results, yaml_utils
+from utils.answers import PREDICTIONS, logged_predictions, read_predictions
+from utils.tracking import deployments, store
+from utils.tracking.deployments import DeploymentRun
+from utils.tracking.history import HistoryReader
+from utils.tracking.ledger import MlflowLedger
+from utils.tracking.registry import IDENTITY
 
 logger = logging.getLogger("champion")
-
 _EVALUATE_CHAMPION = (sys.executable, "scripts/evaluation_script.py", "--model", "champion")
 _CODES = {Verdict.REFUSED: 7, Verdict.UNDECIDED: 4}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one deployment works with and how it was asked for."""
+
+    params: Params
+    config: Path
+    request: Request
+    inputs: results.Inputs
+    client: MlflowClient
+    hub: Hub | None
+    output: Path
+    may_promote: bool
+    dry_run: bool
+    code_when_kept: int
+    log: results.LogBuffer
+
+
+def challenger_setting(flags: argparse.Namespace, output: Path, log: results.LogBuffer) -> Setting:
+    """The setting of a deployment of results/, as the flags ask for it."""
+    config = flags.config or CONFIG
+    params = yaml_utils.load_params(config, _overrides(flags))
+    _tell_overruled(params.deployment, yaml_utils.load_params(config).deployment, config)
+    asked = environment.asked(params.deployment, force=flags.force_deploy, reason=flags.reason,
+                              skip_hf_push=flags.skip_hf_push)
+    inputs = results.read_inputs(flags.evaluation_results or EVALUATION_RESULTS,
+                                 flags.model_artifact_path or MODEL_LOCATION)
+    if asked.push and environment.in_ci():
+        store.check_lasting(params.mlflow.tracking_uri)
+    hub = _hub(params.deployment.huggingface) if asked.push else None
+    client = mlflow_utils.connect(params.mlflow)
+    if not flags.dry_run:
+        inputs = deployments.with_known_run(client, inputs, params)
+    git = git_utils.identity()
+    policy = Policy(params.deployment.weighted_scoring.weights,
+                    Decimal(repr(params.deployment.min_improvement_threshold)),
+                    require_significance=params.deployment.significance == "require")
+    request = Request(
+        report=inputs.report, model=inputs.model, policy=policy, model_name=params.deployment.model_registry_name,
+        registry=params.deployment.registry, force=asked.force, actor=environment.actor(), reason=asked.reason,
+        git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri,
+        hub_repo=params.deployment.huggingface.model_id if asked.push else None,
+    )
+    branches = params.deployment.promoting_branches
+    return Setting(params=params, config=config, request=request, inputs=inputs, client=client, hub=hub,
+                   output=output, may_promote=environment.may_promote(branches, git.branch), dry_run=flags.dry_run,
+                   code_when_kept=10 if flags.fail_on_reject else 0, log=log)
+
+
+def _hub(params: HuggingFaceParams) -> Hub:
+    from utils.hub import repository  # huggingface_hub: only a push pays for it
+
+    return repository.repository(params)
+
+
+def _tell_overruled(asked: DeploymentParams, stated: DeploymentParams, config: Path) -> None:
+    if asked.min_improvement_threshold != stated.min_improvement_threshold:
+        logger.info("threshold %s by flag, %s says %s", asked.min_improvement_threshold, config,
+                    stated.min_improvement_threshold)
+    if asked.huggingface.model_id != stated.huggingface.model_id:
+        logger.info("Hub repository %s by flag, %s says %s", asked.huggingface.model_id, config,
+                    stated.huggingface.model_id)
+
+
+def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
+    deployment: dict[str, Any] = {}
+    if flags.min_improvement_threshold is not None:
+        deployment["min_improvement_threshold"] = flags.min_improvement_threshold
+    if flags.hf_model_id is not None:
+        deployment["huggingface"] = {"model_id": flags.hf_model_id}
+    return {"deployment": deployment}
 
 
 class Deployer:
@@ -157,7 +236,7 @@ class Deployer:
             logger.warning("the champion could not be evaluated (exit %d)", done.returncode)
 
     def _assemble(self, decision: Decision) -> None:
-        from scripts.assembly import assemble
+        from scripts.commands.assemble import assemble
 
         assemble(self._setting.params, self._setting.inputs, decision, self._setting.request)
 
@@ -198,6 +277,6 @@ class Deployer:
 
 
 def _save(folder: Path) -> None:
-    from scripts.assembly import save_flavour  # torch: only a promotion pays for it
+    from scripts.commands.assemble import save_flavour  # torch: only a promotion pays for it
 
     save_flavour(RELEASE_DIR, folder)

@@ -1,53 +1,137 @@
-"""The doctor's checks, one function for each service."""
+"""What a check of the services found: one line and one remedy for each. Pure."""
 
 import importlib.metadata
 import os
+import platform
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import requests
 from huggingface_hub import HfApi
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from src.doctor import OLDEST_MLFLOW, Check, doubtful, failed, failure, good, is_too_old, unused
-from src.errors import HubError, InvalidParams, PipelineError, Undecided
-from src.params import Params
-from utils import (
-    asked_of_ci,
-    dagshub_utils,
-    dvc_remote,
-    environment,
-    git_utils,
-    machine,
-    mlflow_probe,
-    mlflow_store,
-    mlflow_utils,
-    process,
-    yaml_utils,
-)
-from utils.hub_client import endpoint, talking, time_limit
-from utils.hub_identity import who
-from utils.hub_publisher import HubRepository
-from utils.hub_reader import Patience
-from utils.mlflow_ledger import MlflowLedger
+from src.core.errors import HubError, InvalidParams, PipelineError, Undecided
+from src.core.params import Params
+from utils import dvc_utils, environment, git_utils, github_utils, mlflow_utils, process, yaml_utils
+from utils.hub.client import endpoint, talking, time_limit
+from utils.hub.identity import who
+from utils.hub.repository import HubRepository, Patience
+from utils.tracking import store
+from utils.tracking.ledger import MlflowLedger
 
+State = Literal["ok", "warning", "failed", "unused"]
+# 2.9: params of 6,000 characters, which a ledger slot needs (2.8), and aliases (2.3); measured against 2.9.2.
+OLDEST_MLFLOW = (2, 9)
+_SPOKEN = {"ok": "ok", "warning": "warning", "failed": "FAILED", "unused": "not used"}
+_SECONDS = 5
 MLFLOW_SECONDS = 12
 HUB_SECONDS = 8
 _PYTHONS = ((3, 11), (3, 12))
 _GIGABYTE = 10**9
 _ROOM = {True: 12, False: 1}  # GB: a model from the Hub with its merge, release and registered copy; pocket's
-Checks = Mapping[str, Callable[[], Check | None]]
 _PATIENCE = Patience(deadline=HUB_SECONDS, request=5, stall=5, attempts=1, backoff=1)
 # The doctor wants to know whether a server answers now; a deployment waits longer.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
+@dataclass(frozen=True)
+class Check:
+    """One service. code is the exit code that a failed one calls for; remedy is empty where there is nothing to do."""
+
+    service: str
+    state: State
+    text: str
+    remedy: str
+    code: int
+
+
+Checks = Mapping[str, Callable[[], Check | None]]
+
+
+def good(service: str, text: str) -> Check:
+    """It works."""
+    return Check(service, "ok", text, "", 0)
+
+
+def unused(service: str, text: str) -> Check:
+    """The configuration does not ask for it."""
+    return Check(service, "unused", text, "", 0)
+
+
+def doubtful(service: str, text: str, remedy: str) -> Check:
+    """It works, and somebody may want to know."""
+    return Check(service, "warning", text, remedy, 0)
+
+
+def failed(service: str, code: int, text: str, remedy: str) -> Check:
+    """It does not work as configured."""
+    return Check(service, "failed", text, remedy, code)
+
+
+def failure(service: str, error: PipelineError) -> Check:
+    """What an error says: its last part, after a semicolon, is the remedy."""
+    text, _, remedy = " ".join(str(error).split()).rpartition("; ")
+    return failed(service, error.code, text or remedy, remedy if text else "see docs/troubleshooting.md")
+
+
+def is_too_old(version: str) -> bool:
+    """Whether an MLflow server of this version lacks what the ledger needs; an unreadable version is not."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < OLDEST_MLFLOW
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """That of the first failed check, 0 where none failed."""
+    return next((check.code for check in checks if check.state == "failed"), 0)
+
+
+def facts(checks: Sequence[Check]) -> dict[str, Any]:
+    """All that --json says."""
+    return {"code": exit_code(checks), "checks": [asdict(check) for check in checks]}
+
+
+def text(checks: Sequence[Check]) -> str:
+    """A line for each service."""
+    return "\n".join(_lines(checks))
+
+
+def _lines(checks: Sequence[Check]) -> Iterator[str]:
+    for check in checks:
+        remedy = f"; {check.remedy}" if check.remedy else ""
+        yield f"{_SPOKEN[check.state]:8}  {check.service:7}  {check.text}{remedy}"
+
+
+def _python_version() -> tuple[int, int]:
+    """Major and minor version of this Python."""
+    major, minor = platform.python_version_tuple()[:2]
+    return int(major), int(minor)
+
+
+def free_bytes(folder: Path) -> int:
+    """What is left on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def accelerator() -> str | None:
+    """Name and memory of the NVIDIA GPUs, as their own tool has them; None without one. (torch takes seconds.)"""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return "; ".join(line.strip() for line in done.stdout.splitlines() if line.strip()) or None
+
+
 def examine(config: Path) -> list[Check]:
     """Every check, worst case a minute: each service has its own time limit."""
     try:
-        params = yaml_utils.load_params(config, profile=asked_of_ci.overrides().profile)
+        params = yaml_utils.load_params(config, profile=github_utils.overrides().profile)
     except InvalidParams as error:
         return [failure("config", error), *performed({"git": _git, "dvc": _dvc})]
     told = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
@@ -80,14 +164,14 @@ def _each(asked: Checks) -> Iterator[Check]:
 
 
 def _machine(params: Params) -> Check:
-    python, free = machine.python(), machine.free_bytes(Path()) / _GIGABYTE
+    python, free = _python_version(), free_bytes(Path()) / _GIGABYTE
     fetched = _is_fetched(params)
     room = _ROOM[fetched]
     if python not in _PYTHONS:
         return failed("machine", 2, f"Python {python[0]}.{python[1]}", "make the environment with Python 3.11 or 3.12")
     if free < room:
         return failed("machine", 2, f"{free:.1f} GB free on this disk, {room} needed", "free some, or use another disk")
-    gpu = machine.accelerator()
+    gpu = accelerator()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow", "dvc"))
     text = f"Python {python[0]}.{python[1]}, {versions}; {free:.0f} GB free; {gpu or 'no GPU'}"
     if fetched and not gpu:
@@ -114,35 +198,35 @@ def _branch(params: Params) -> Check:
 
 
 def _dvc() -> Check:
-    remote = dvc_remote.default_remote()
+    remote = dvc_utils.default_remote()
     if remote is None:
         return unused("dvc", "no remote: the cache stays on this machine (docs/remotes.md)")
-    state = dvc_remote.look(remote)
+    state = dvc_utils.look(remote)
     if state != "reachable":
         return doubtful("dvc", f"{remote.name} at {remote.url}: {state}", "give write access if `dvc push` is to work")
     return good("dvc", f"{remote.name} at {remote.url}: {state}")
 
 
 def _dagshub(params: Params) -> Check | None:
-    uri = mlflow_store.tracking_uri(params.mlflow.tracking_uri)
-    if not dagshub_utils.is_dagshub(uri):
+    uri = store.tracking_uri(params.mlflow.tracking_uri)
+    if not store.is_dagshub(uri):
         return None
-    host = dagshub_utils.host()
+    host = store.host()
     if os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         return good("dagshub", f"{host}: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used")
     if not os.environ.get("DAGSHUB_USER_TOKEN", "").strip():
         return failed("dagshub", 2, "DAGSHUB_USER_TOKEN: not set", f"make a token at {host}/user/settings/tokens")
-    dagshub_utils.log_in(uri)
+    store.log_in(uri)
     return good("dagshub", f"{host}: as {os.environ['MLFLOW_TRACKING_USERNAME']}")
 
 
 def _mlflow(params: Params) -> Check:
-    uri = mlflow_store.tracking_uri(params.mlflow.tracking_uri)
-    if uri.startswith(mlflow_store.SQLITE):
+    uri = store.tracking_uri(params.mlflow.tracking_uri)
+    if uri.startswith(store.SQLITE):
         if environment.in_ci() and params.deployment.huggingface.push_to_hub:
             return failed("mlflow", 2, f"{uri}: a file of this CI machine, which keeps no history",
                           "set MLFLOW_TRACKING_URI to a server")
-        path = Path(uri.removeprefix(mlflow_store.SQLITE))
+        path = Path(uri.removeprefix(store.SQLITE))
         if not path.exists() and os.access(path.parent, os.W_OK):
             return good("mlflow", f"{uri}: made by the first run")
     try:
@@ -154,8 +238,8 @@ def _mlflow(params: Params) -> Check:
 def _asked(params: Params, uri: str) -> Check:
     with process.deadline(MLFLOW_SECONDS, f"MLflow at {uri}: asking it"):
         client = mlflow_utils.connect(params.mlflow)
-        mlflow_probe.greet(client)
-        server = mlflow_probe.version(uri) if uri.startswith("http") else importlib.metadata.version("mlflow")
+        mlflow_utils.greet(client)
+        server = mlflow_utils.version(uri) if uri.startswith("http") else importlib.metadata.version("mlflow")
         if server and is_too_old(server):
             return failed("mlflow", 4, f"{uri}: MLflow {server} is too old for the ledger", "upgrade the server to "
                           f"{'.'.join(map(str, OLDEST_MLFLOW))} or newer")
@@ -166,7 +250,7 @@ def _asked(params: Params, uri: str) -> Check:
 def _explained(error: Undecided, uri: str) -> Check:
     """The usual troubles with a server, by MLflow's own codes."""
     cause = error.__cause__
-    if not isinstance(cause, MlflowException) or uri.startswith(mlflow_store.SQLITE):
+    if not isinstance(cause, MlflowException) or uri.startswith(store.SQLITE):
         return failure("mlflow", error)
     if isinstance(cause.__context__, Undecided):  # our own deadline, in MLflow's words
         return failure("mlflow", cause.__context__)
@@ -191,11 +275,11 @@ def _registry(params: Params, client: MlflowClient, text: str) -> Check:
     name = params.deployment.model_registry_name
     if params.deployment.registry == "none":
         return good("mlflow", f"{text}, registry not used")
-    able = mlflow_probe.abilities(client, name)
+    able = mlflow_utils.abilities(client, name)
     if not able.registry or not able.aliases:
         lacking = "aliases" if able.registry else "Model Registry"
         return failed("mlflow", 4, f"{text}, no {lacking}", "set deployment.registry: none, or use MLflow 2.9 or newer")
-    mlflow_probe.may_register(client, name)
+    mlflow_utils.may_register(client, name)
     return good("mlflow", f"{text}, registry with aliases{' and stages' if able.stages else ', without stages'}")
 
 

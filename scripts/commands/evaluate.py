@@ -10,15 +10,9 @@ from pathlib import Path
 import evaluate
 from mlflow import MlflowClient
 
-from src import evaluation, merging, sharing
-from src.adapter import check_sources
-from src.data_prep import normalise
-from src.errors import IntegrityError, Undecided
-from src.evaluation_record import contributions_table, numbers
-from src.metrics import row_statistics
-from src.params import EvaluationParams, ModelParams, Params
-from src.predictions import EvaluationRow, Prediction, as_predictions, parse_rows
-from src.records import (
+from src.core.errors import IntegrityError, Undecided
+from src.core.params import EvaluationParams, ModelParams, Params
+from src.core.records import (
     BASE_MODEL,
     DATASETS,
     MODEL_LOCATION,
@@ -31,13 +25,21 @@ from src.records import (
     ModelIdentity,
     ScoreContract,
 )
-from utils import json_utils, mlflow_registry, no_registry
-from utils.mlflow_ledger import MlflowLedger
-from utils.partial_answers import PartialAnswers
+from src.data.prepare import normalise
+from src.data.rows import EvaluationRow, parse_rows
+from src.evaluation import generation
+from src.evaluation.metrics import row_statistics
+from src.evaluation.predictions import Answer, Prediction, as_predictions, contributions_table, numbers
+from src.models import merging, placement
+from src.models.files import check_sources
+from utils import json_utils, no_registry
+from utils.answers import PartialAnswers
+from utils.tracking import registry
+from utils.tracking.ledger import MlflowLedger
 
 logger = logging.getLogger("champion")
 
-METRIC = Path(__file__).parents[1] / "src" / "weighted_score.py"
+METRIC = Path(__file__).parents[2] / "src" / "weighted_score.py"
 PARTIAL = Path("results/checkpoints")
 
 
@@ -116,7 +118,7 @@ def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
     if params.deployment.registry == "none":
         local, identity = no_registry.fetch(client, params.mlflow.experiment_name, head, folder)
     else:
-        local, identity = mlflow_registry.fetch_version(client, name, head.version, folder)
+        local, identity = registry.fetch_version(client, name, head.version, folder)
     if identity.digest() != head.model_digest:
         raise IntegrityError(f"{name} version {head.version}: is not the model that the ledger promoted; "
                              "run `python scripts/status_script.py`")
@@ -126,7 +128,7 @@ def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
 
 def _load(fetched: Sequence[tuple[Path, ModelIdentity]]) -> Candidate:
     """What the first process fetched, in all of them."""
-    [(folder, identity)] = sharing.gather(fetched)
+    [(folder, identity)] = placement.gather(fetched)
     return Candidate(*merging.load(folder, identity.dtype), identity)
 
 
@@ -141,7 +143,7 @@ def assist(rows: Sequence[EvaluationRow], params: Params, contract: ScoreContrac
 
 
 def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, contract: ScoreContract) -> Scored:
-    """Generate an answer to every row and take its score by the metric in src/weighted_score.py.
+    """Generate an answer to every row and take its score by the metric in src/evaluation/weighted_score.py.
 
     Answers that an evaluation of the same fingerprint left when it was killed are not generated again.
     """
@@ -156,18 +158,18 @@ def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, c
 
 
 def _answers(candidate: Candidate, rows: Sequence[EvaluationRow], params: EvaluationParams,
-             contract: ScoreContract) -> tuple[list[evaluation.Answer], PartialAnswers]:
+             contract: ScoreContract) -> tuple[list[Answer], PartialAnswers]:
     started, model, tokenizer = time.monotonic(), candidate.model, candidate.tokenizer
-    evaluation.set_greedy(model, tokenizer, max_new_tokens=params.max_new_tokens)
-    prompts = [evaluation.prompt_tokens(tokenizer, row.prompt()) for row in rows]
-    batches = evaluation.plan([len(prompt) for prompt in prompts], tokens_per_batch=params.tokens_per_batch,
+    generation.set_greedy(model, tokenizer, max_new_tokens=params.max_new_tokens)
+    prompts = [generation.prompt_tokens(tokenizer, row.prompt()) for row in rows]
+    batches = generation.plan([len(prompt) for prompt in prompts], tokens_per_batch=params.tokens_per_batch,
                               max_new_tokens=params.max_new_tokens)
-    fingerprint = evaluation.fingerprint(model, candidate.identity.digest(), contract.digest(),
+    fingerprint = generation.fingerprint(model, candidate.identity.digest(), contract.digest(),
                                          tokens_per_batch=params.tokens_per_batch)
-    partial = PartialAnswers(PARTIAL, fingerprint, process=sharing.state().process_index)
-    found = evaluation.run(model, prompts, batches, done=partial.read(), keep=partial.add)
+    partial = PartialAnswers(PARTIAL, fingerprint, process=placement.state().process_index)
+    found = generation.run(model, prompts, batches, done=partial.read(), keep=partial.add)
     logger.info("generated %d answers in %.0f s", len(found), time.monotonic() - started)
-    return evaluation.gather(found, model, tokenizer), partial
+    return generation.gather(found, model, tokenizer), partial
 
 
 def write(folder: Path, report: EvaluationReport, predictions: Sequence[Prediction]) -> list[Path]:

@@ -1,6 +1,11 @@
 """What history_script.py works with: the history of the configured model, and the store that it is in."""
 
 import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,23 +14,40 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scripts.evidence import gain_evidence, logged_predictions
-from src import backtest, explanation, history_view, replay
-from src.errors import IntegrityError, InvalidParams, Refused
-from src.evidence import GainEvidence
-from src.history_view import Evaluation
-from src.ledger import LedgerView
-from src.metrics import RowStatistics, corpus_scores
-from src.model_selection import Policy, Question, ScoredRun, bars, challengers_since_head, decide
-from src.predictions import Prediction
-from src.records import EvaluationReport, Metrics, digest_of
-from utils import environment, mlflow_utils, yaml_utils
-from utils.history_runs import HistoryRuns
-from utils.mlflow_history import HistoryReader
-from utils.mlflow_ledger import MlflowLedger
+from mlflow.entities import Run
+
+from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Refused
+from src.core.records import (
+    BASE_MODEL,
+    MODEL_LOCATION,
+    BaseModelRef,
+    EvaluationReport,
+    FineTunedModel,
+    Metrics,
+    digest_of,
+    manifest,
+    tree_digest,
+)
+from src.decisions import backtest, history, record
+from src.decisions import words as explanation
+from src.decisions.history import Evaluation
+from src.evaluation.metrics import RowStatistics, corpus_scores
+from src.evaluation.predictions import Prediction
+from src.evaluation.significance import gain_evidence
+from src.ledger.slots import LedgerView
+from src.model_selection import GainEvidence, Policy, Question, ScoredRun, bars, challengers_since_head, decide
+from utils import environment, json_utils, mlflow_utils, yaml_utils
+from utils.answers import logged_predictions
 from utils.mlflow_utils import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
+from utils.tracking.history import HistoryReader, HistoryRuns
+from utils.tracking.ledger import MlflowLedger
+from utils.tracking.runs import ADAPTER
 
 _SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
+logger = logging.getLogger("champion")
+_SCRATCH = Path(".promotion")
+_DEPLOYMENT = Path(__file__).with_name("deployment_script.py")
+_FILES = ("metrics.json", "report.json", "predictions.jsonl")
 
 
 class History:
@@ -45,14 +67,14 @@ class History:
         """The ranking as `table`, `json` or `csv`, of each contract the first `limit` rows."""
         view, evaluations = self._ledger.view(), self._evaluations()
         promotions = {slot.key: f"promote ({slot.kind})" for slot in view.slots if slot.kind in ("promote", "force")}
-        groups = history_view.groups(evaluations, view, self._policy, promotions | self._runs.decisions(),
+        groups = history.groups(evaluations, view, self._policy, promotions | self._runs.decisions(),
                                      datetime.now(UTC))
         shown = [(group, group.rows[:limit]) for group in groups]
         if form == "csv":
-            return history_view.csv_text(row for _, rows in shown for row in rows).rstrip("\n")
-        blocking = history_view.in_the_way(evaluations, view, self._policy)
+            return history.csv_text(row for _, rows in shown for row in rows).rstrip("\n")
+        blocking = history.in_the_way(evaluations, view, self._policy)
         if form == "json":
-            contracts = [history_view.as_json(group, rows, self._policy) for group, rows in shown]
+            contracts = [history.as_json(group, rows, self._policy) for group, rows in shown]
             return _json({"model": self._name, "champion_version": view.head.version if view.head else None,
                           "in_the_way": blocking, "contracts": contracts})
         lines = [line for group, rows in shown for line in self._section(group, rows, view)]
@@ -67,15 +89,15 @@ class History:
         """
         run = self._runs.find(run_id, "evaluation")
         if note := run.data.tags.get(EXCLUDED):
-            return f"run {run_id} is excluded already: {history_view.exclusion_words(note)}"
+            return f"run {run_id} is excluded already: {history.exclusion_words(note)}"
         digest = run.data.tags.get(MODEL_DIGEST)
         slot = next((s for s in reversed(self._ledger.view().slots) if s.model_digest == digest), None)
         if slot and digest in self._ledger.view().promoted_digests:
             raise Refused(f"run {run_id}: scored version {slot.version}, which was promoted; evaluate it again (the "
                           f"latest counts), or `python scripts/rollback_script.py --block {slot.version}`")
-        note = history_view.exclusion(reason, environment.actor(), datetime.now(UTC))
+        note = history.exclusion(reason, environment.actor(), datetime.now(UTC))
         self._runs.exclude(run, note)
-        return f"run {run_id} is excluded from every later comparison: {history_view.exclusion_words(note)}"
+        return f"run {run_id} is excluded from every later comparison: {history.exclusion_words(note)}"
 
     def explain(self, run_id: str) -> tuple[list[str], list[str]]:
         """A decision in plain words, and where taking it again gives another result."""
@@ -90,7 +112,7 @@ class History:
         recorded = self._runs.evidence(run)
         question, report, challengers = _loaded(recorded, run.info.run_id)
         found = self._seen_today(question)
-        again = replay.dump(found, decide(found), report, challengers_since_head(found))
+        again = record.dump(found, decide(found), report, challengers_since_head(found))
         differing = explanation.differences(recorded, json.loads(json.dumps(again)))
         words = explanation.words(question, decide(question), challengers)
         return [f"deployment run {run.info.run_id}", *words], differing
@@ -121,9 +143,9 @@ class History:
     def _evaluations(self) -> list[Evaluation]:
         return [Evaluation(run, note) for run, note in self._reader.evaluations()]
 
-    def _section(self, group: history_view.Group, rows: Sequence[history_view.Row], view: LedgerView) -> list[str]:
+    def _section(self, group: history.Group, rows: Sequence[history.Row], view: LedgerView) -> list[str]:
         more = len(group.rows) - len(rows)
-        return [*history_view.header(self._name, group, view, self._policy), *history_view.table(rows),
+        return [*history.header(self._name, group, view, self._policy), *history.table(rows),
                 *([f"... and {more} more"] if more else []), ""]
 
     def _seen_today(self, question: Question) -> Question:
@@ -155,7 +177,7 @@ def _scored_again(run: ScoredRun, answers: Mapping[str, list[Prediction] | None]
 def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, EvaluationReport, int]:
     where = Path(f"run {run_id}: evidence.json")
     try:
-        return (replay.load(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where),
+        return (record.load(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where),
                 int(recorded["challengers"]))
     except (KeyError, TypeError, ValueError, InvalidOperation) as error:
         raise IntegrityError(f"{where}: cannot be read as evidence ({error!r:.200}), so it was altered; restore it "
@@ -164,3 +186,57 @@ def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, Evaluat
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, allow_nan=False)
+
+
+def promote(config: Path, run_id: str, reason: str | None) -> int:
+    """Put an evaluated model together as the stages left it, and run the deployment with it; returns its exit code.
+
+    Raises InvalidParams for a run that is no evaluation of this model, InvalidInput where a file of it is gone,
+    Refused where its base model is not the one at hand.
+    """
+    params = yaml_utils.load_params(config)
+    client = mlflow_utils.connect(params.mlflow)
+    runs = HistoryRuns(client, experiment=params.mlflow.experiment_name,
+                       model_name=params.deployment.model_registry_name)
+    run = runs.find(run_id, "evaluation")
+    _SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="restored-", dir=_SCRATCH) as scratch:
+        folder = Path(scratch)
+        for name in _FILES:
+            runs.download(run_id, name, folder)
+        report = EvaluationReport.parse(json_utils.read_object(folder / "report.json"), where=f"run {run_id}")
+        _check_base(report)
+        model = _restore(runs, run, report, folder)
+        location = folder / MODEL_LOCATION.name
+        json_utils.write_object(location, model.model_dump(mode="json"))
+        command = [sys.executable, str(_DEPLOYMENT), "--config", str(config), "--evaluation-results",
+                   str(folder / "metrics.json"), "--model-artifact-path", str(location)]
+        command += [] if reason is None else ["--reason", reason]
+        return subprocess.run(command, check=False).returncode
+
+
+def _check_base(report: EvaluationReport) -> None:
+    base = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    if base.sha256 != report.model.base_sha256:
+        raise Refused(f"run {report.run_id}: was trained on base {report.model.base_name}@{report.model.base_revision} "
+                      f"(sha256 {report.model.base_sha256[:12]}), results/base_model is {base.name}@{base.revision} "
+                      f"({base.sha256[:12]}); set model.base_model and model.revision, and run `dvc repro base_model`")
+
+
+def _restore(runs: HistoryRuns, evaluation: Run, report: EvaluationReport, folder: Path) -> FineTunedModel:
+    """The adapter below `folder` and its record, from the run that trained it."""
+    wanted = report.model.adapter_sha256
+    trained = next(runs.search(f"tags.`{ADAPTER}` = '{wanted}' and tags.kind = 'fine_tuning' and "
+                               "attributes.status = 'FINISHED'"), None)
+    if trained is None:
+        raise InvalidParams(f"run {evaluation.info.run_id}: MLflow has no training run of its adapter {wanted[:12]}; "
+                            "train it again with `dvc repro fine_tuning evaluation` on its commit")
+    name = trained.info.run_id
+    adapter = runs.download(name, "adapter", folder)
+    if tree_digest(manifest(adapter)) != wanted:
+        raise InvalidInput(f"MLflow run {name}: its adapter is not {wanted[:12]} any more, so the artifact store was "
+                           "changed; restore it from a backup")
+    location = runs.download(name, MODEL_LOCATION.name, folder)
+    model = FineTunedModel.parse(json_utils.read_object(location), where=f"MLflow run {name}: {location.name}")
+    logger.info("restored adapter %s from run %s", wanted[:12], name)
+    return model.model_copy(update={"adapter_path": Path(os.path.relpath(adapter)).as_posix()})

@@ -1,26 +1,29 @@
 """What the rollback and status commands work with: ledger, registry and Hub as params.yaml names them."""
 
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
 
-from scripts.wiring import registry_of
-from src import pruning, rollback
-from src.drift import HubSeen, Seen
-from src.ledger import LedgerView, Slot
-from src.params import Params
-from src.ports import Holders
-from src.promotion import Services
-from src.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
+from src.core.errors import Undecided
+from src.core.params import Params
+from src.core.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
+from src.ledger.ports import Holders
+from src.ledger.slots import LedgerView, Slot
+from src.promotion import rollback
+from src.promotion import rollback as pruning
+from src.promotion.protocol import Services
+from src.promotion.status import HubSeen, Seen
 from utils import environment, git_utils, json_utils, mlflow_utils, results, yaml_utils
-from utils.hub_port import HubPort
-from utils.hub_publisher import HubRepository
-from utils.hub_reader import Patience
-from utils.mlflow_ledger import MlflowLedger
-from utils.mlflow_registry import MlflowRegistry
+from utils.hub.repository import HubPort, HubRepository, Patience
 from utils.no_registry import NoRegistry
+from utils.tracking.ledger import MlflowLedger
+from utils.tracking.registry import MlflowRegistry
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,24 @@ def origin(reason: str | None, otherwise: str) -> rollback.Origin:
         git_commit=git_utils.identity().commit, ci_url=environment.ci_url(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, save: Callable[[Path], None],
+                run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> MlflowRegistry | NoRegistry:
+    """The Model Registry, or what stands in for it where deployment.registry is none."""
+    if params.deployment.registry == "none":
+        return NoRegistry(client, params.mlflow.experiment_name, ledger, save=save, run_id=run_id, tags=tags)
+    return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags,
+                          spent=lambda: rollback.prunable(ledger.view(), params.deployment.keep_versions))
+
+
+def prune(params: Params, ledger: MlflowLedger, registry: MlflowRegistry | NoRegistry) -> None:
+    """Delete the weights beyond deployment.keep_versions; what fails is left to the next deployment."""
+    if isinstance(registry, MlflowRegistry) and params.deployment.keep_versions:
+        try:
+            done = rollback.prune(ledger, registry, params.deployment.keep_versions)
+        except Undecided as error:
+            logger.warning("old weights are not all pruned, the next deployment goes on: %s", error)
+            return
+        if done:
+            logger.info("pruned the weights of versions %s", ", ".join(map(str, done)))

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.evidence import PREDICTIONS, read_predictions
-from src.errors import InvalidInput, InvalidParams
-from src.metrics import RowStatistics
-from src.params import DeploymentParams
-from src.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport
-from src.significance import score_intervals, seed_from
-from src.summary import OUTCOMES, Found, Summary, summary
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.params import DeploymentParams
+from src.core.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport
+from src.evaluation.metrics import RowStatistics
+from src.evaluation.significance import score_intervals, seed_from
+from src.report.summary import OUTCOMES, Found, Summary, summary
 from utils import environment, github_utils, json_utils, results, yaml_utils
-from utils.hub_client import endpoint
+from utils.answers import PREDICTIONS, read_predictions
+from utils.hub.client import endpoint
 
 logger = logging.getLogger("champion")
 

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.bundle import Bundle
-from serving.engine import Engine
-from serving.generation import Options
+from serving.engine import Engine, Options
 
 _SECONDS = 3600  # for one answer; it shall end by itself
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

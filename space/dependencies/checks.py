@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dependencies import installed
+from dependencies import environment
 from dependencies.strategies import SPACE, StrategyError, applied
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def requirements() -> Iterator[str]:
     """Chains of requirements that are not met in this environment, and versions that are not the lock's."""
     strategy = applied()
     if strategy.complete:
-        from dependencies.chains import sentence, unmet
+        from dependencies.environment import sentence, unmet
 
         asked = [f"{name}=={version}" for name, version in strategy.direct.items()]
         yield from dict.fromkeys(sentence(broken) for each in asked for broken in unmet(each))
@@ -34,7 +34,7 @@ def requirements() -> Iterator[str]:
 
 def imports() -> Iterator[str]:
     """What the strategy asks for and does not import here."""
-    yield from installed.import_problems(applied())
+    yield from environment.import_problems(applied())
 
 
 def environment_problems() -> Iterator[str]:

@@ -6,13 +6,20 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dependencies.strategies import canonical
+from packaging.requirements import Requirement
+
+from dependencies.strategies import SPACE, canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from dependencies.strategies import Strategy
 
@@ -101,3 +108,98 @@ def _told(code: str) -> tuple[object, object]:
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=_SECONDS)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A distribution as it says itself."""
+
+    version: str
+    requires: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A chain of requirements, each asked for by the one before it; the last is not met."""
+
+    chain: tuple[str, ...]
+    by: str  # name and version of what asks for the last
+    found: str | None  # the version that is installed
+
+
+@cache
+def find_installed(name: str) -> Installed | None:
+    """In this environment."""
+    try:
+        found = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return Installed(found.version, tuple(found.requires or ()))
+
+
+def unmet(asked: str, find: Callable[[str], Installed | None] = find_installed, *, by: str = "the strategy",
+          above: tuple[str, ...] = ()) -> Iterator[Unmet]:
+    """The chains below a requirement that end in one which is not met; a circle is followed once."""
+    wanted = Requirement(asked)
+    if str(wanted) in above:
+        return
+    chain = (*above, str(wanted))
+    found = find(canonical(wanted.name))
+    if found is None:
+        yield Unmet(chain, by, None)
+    elif not wanted.specifier.contains(found.version, prereleases=True):
+        yield Unmet(chain, by, found.version)
+    else:
+        for below in found.requires:
+            if _applies(Requirement(below), wanted.extras):
+                yield from unmet(below, find, by=f"{canonical(wanted.name)} {found.version}", above=chain)
+
+
+def _applies(requirement: Requirement, extras: set[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+def sentence(broken: Unmet) -> str:
+    """One line, with the chain where it is longer than one step."""
+    last = Requirement(broken.chain[-1])
+    name = canonical(last.name)
+    through = f" ({' -> '.join(broken.chain)})" if len(broken.chain) > 1 else ""
+    if broken.found is None:
+        return f"{broken.by} requires {name}, which is not installed.{through}"
+    return f"{broken.by} has requirement {name}{last.specifier}, but you have {name} {broken.found}.{through}"
+
+
+class ScratchError(Exception):
+    """It does not resolve, or what is installed is not sound; the text is what the tools said."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An environment that is sound."""
+
+    packages: int
+    megabytes: float  # of 1,000,000 bytes
+    seconds: float
+
+
+def build(strategy: Strategy, folder: Path) -> Built:
+    """Make the environment with pip, and assert it as the image's build does; raises ScratchError."""
+    begun = time.monotonic()
+    _run_command(sys.executable, "-m", "venv", str(folder))
+    python = str(folder / "bin/python")
+    with tempfile.NamedTemporaryFile("w", dir=SPACE, prefix=".scratch.", suffix=".txt") as requirements:
+        requirements.write(strategy.text)  # beside requirements/, which it names
+        requirements.flush()
+        _run_command(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements.name)
+        seconds = time.monotonic() - begun
+        _run_command(python, "-m", "pip", "check", "--disable-pip-version-check")
+        size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+        _run_command(python, str(SPACE / "assert_build.py"), "--requirements", requirements.name)
+    return Built(len(strategy.complete), size / 1e6, seconds)
+
+
+def _run_command(*command: str) -> None:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise ScratchError((ended.stdout + ended.stderr).strip())

@@ -6,7 +6,8 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from dependencies import diagnosis, strategies
+from dependencies import strategies
+from dependencies import strategies as diagnosis
 
 _HEAD = """# Requirements of the Space
 
@@ -58,7 +59,7 @@ _MATRIX = """# Compatibility of the Space's requirements
 
 Written from `space/dependencies/strategies.toml` and the locks; which to take when something fails is in \
 [dependencies](dependencies.md). What works was tried by starting the app in an environment of its own (`pytest -m \
-slow tests/test_space_strategies.py`).
+slow tests/space/test_strategies.py`).
 
 """
 _SHOWN = ("openvino", "openvino-genai", "torch", "transformers", "peft", "numpy", "tokenizers", "huggingface-hub",

@@ -17,6 +17,7 @@ _TABLE = Path(__file__).parent / "strategies.toml"
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 _OTHER = re.compile(r"^-r (\S+)", re.MULTILINE)
 _NAME = re.compile(r"^# strategy: (\S+)$", re.MULTILINE)
+_ERRORS = Path(__file__).parent / "errors.toml"
 
 
 class StrategyError(Exception):
@@ -121,3 +122,46 @@ def _write(path: Path, text: str) -> None:
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Error:
+    """A kind of error; `pattern` may have the groups package, installed and wanted."""
+
+    branch: str
+    says: str
+    pattern: str
+    strategy: str
+    why: str
+    package: str | None
+    wanted: str | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What an error is traced to; None for what the text does not tell."""
+
+    error: Error
+    line: str
+    package: str
+    installed: str | None
+    wanted: str | None
+
+
+def errors() -> list[Error]:
+    """The table, in the order that decides."""
+    with _ERRORS.open("rb") as file:
+        branches = tomllib.load(file)
+    return [Error(branch, row["says"], row["pattern"], row["strategy"], row["why"], row.get("package"),
+                  row.get("wanted")) for branch, rows in branches.items() for row in rows]
+
+
+def diagnose(text: str) -> Diagnosis | None:
+    """The first kind of error of the table that a text shows; None where it shows none."""
+    for error in errors():
+        if found := re.search(error.pattern, text):
+            told = {"package": error.package, "installed": None, "wanted": error.wanted} | {
+                name: value for name, value in found.groupdict().items() if value}
+            line = text[:found.end()].rpartition("\n")[2] + text[found.end():].partition("\n")[0]
+            return Diagnosis(error, line.strip(), canonical(told["package"] or "?"), told["installed"], told["wanted"])
+    return None

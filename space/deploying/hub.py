@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -14,13 +15,10 @@ from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
-from deploying.errors import Busy, DeployError, HubFailed, Usage, clean
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("space")
-
 T = TypeVar("T")
 _SECONDS = 60.0  # one wait for the network; the client itself sets no limit
 _ATTEMPTS = 5
@@ -34,6 +32,9 @@ _REMEDIES = {
     403: "HF_TOKEN may not do this; give it write access there",
     404: "correct the name, or give HF_TOKEN access to it",
 }
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
+_USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
 
 def connect() -> HfApi:
@@ -104,3 +105,51 @@ def _client() -> httpx2.Client:
 def _bound(request: httpx2.Request) -> None:
     own = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {kind: own.get(kind) or _SECONDS for kind in ("connect", "read", "write", "pool")}
+
+
+class DeployError(Exception):
+    """What, where, and what to do next."""
+
+    code = 1
+
+
+class Usage(DeployError):
+    """A flag, a setting or a token is missing or wrong."""
+
+    code = 2
+
+
+class BadInput(DeployError):
+    """The folder is not fit to be deployed."""
+
+    code = 3
+
+
+class Unsound(DeployError):
+    """The bundle, or the version that answers, is not what was validated."""
+
+    code = 5
+
+
+class HubFailed(DeployError):
+    """The Hub failed or refused, or the Space did not come up."""
+
+    code = 6
+
+
+class Later(DeployError):
+    """Somebody else was faster: run it again."""
+
+    code = 75
+
+
+class Busy(Later):
+    """The Hub is busy or out of reach: it may pass by itself."""
+
+
+def clean(text: str) -> str:
+    """Text fit to be shown: one line, without a token, a user's name in an address or a signed query."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        secret = os.environ.get(name, "").strip()
+        text = text.replace(secret, "***") if secret else text
+    return _QUERY.sub(r"\1", _USERINFO.sub("***@", _TOKEN.sub("***", " ".join(text.split()))))

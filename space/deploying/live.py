@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from deploying.errors import clean
+from deploying.hub import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

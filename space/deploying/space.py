@@ -15,8 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from deploying import tree
-from deploying.errors import Busy, HubFailed, Later
-from deploying.hub import fetched, persist
+from deploying.hub import Busy, HubFailed, Later, fetched, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
+import os
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploying import bundle, checks, live, tree
-from deploying.errors import DeployError, HubFailed, Unsound, Usage, clean
-from deploying.hub import connect
+from deploying import checks, live, tree
+from deploying import checks as bundle
+from deploying.hub import DeployError, HubFailed, Unsound, Usage, clean, connect
 from deploying.live import Expected
-from deploying.record import Record
 from deploying.space import RUNNING, Space
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from deploying.space import Head, Runtime
 
 logger = logging.getLogger("space")
-
 _SHOWN = 10  # lines of a log
 _IDENTITY = tree.ASSETS + bundle.IDENTITY
 
@@ -231,3 +230,31 @@ def verify(plan: Plan) -> Record:
 def _token(space: Space, head: Head, plan: Plan) -> str | None:
     """For a private Space, and for the Hub's own address of it alone."""
     return str(space.api.token) if head.private and not plan.address else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """result: planned, deployed, live (--verify-only), rolled_back, fallback or failed; what serves now."""
+
+    result: str
+    code: int
+    reason: str = ""
+    space: str | None = None
+    address: str | None = None
+    commit: str | None = None  # of the Space
+    health: dict[str, Any] = field(default_factory=dict)  # as the Space told it
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        """The result for a person."""
+        who = f"{self.health.get('model')} version {self.health.get('version')}" if self.health else ""
+        return " ".join(filter(None, [f"{self.result}:", self.space, self.commit and f"at {self.commit[:12]}",
+                                      self.address, who, self.reason and f"({self.reason})"]))
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="ascii")
+        new.replace(path)

@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from serving.generation import EngineError, Options
+from serving.engine import EngineError, Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from serving.bundle import Bundle
     from serving.engine import Engine
+    from serving.limits import Telemetry
     from serving.schema import ChatRequest
     from serving.settings import Settings
-    from serving.telemetry import Telemetry
 
 
 _COLDEST = 0.01  # below that, temperature and top_p mean greedy, and probabilities overflow

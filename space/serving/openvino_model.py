@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import threading
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +19,16 @@ from openvino_genai import (
     SchedulerConfig,
 )
 
-from serving.generation import EngineError, Options, Piece
-from serving.mapped import given_back
+from serving.engine import EngineError, Options, Piece
 from serving.settings import SettingError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
+_MAPS = Path("/proc/self/maps")
+_APART = 0.05  # seconds
 
 
 class OpenVinoModel:
@@ -95,3 +102,34 @@ def _config(options: Options) -> GenerationConfig:
         config.do_sample, config.temperature = True, options.temperature
         config.top_p, config.rng_seed = options.top_p, options.seed
     return config
+
+
+@contextmanager
+def given_back(file: Path) -> Iterator[None]:
+    """Every 50 ms in the block, and at its end. What is read again comes from the file. On Linux; elsewhere nothing."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_APART):
+            _give_back(file)
+        _give_back(file)
+
+    watcher = threading.Thread(target=watch, name="mapped")
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _give_back(file: Path) -> None:
+    if not _MAPS.exists():
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in _MAPS.read_text(encoding="utf-8").splitlines():
+        place, may, *_, name = line.split(maxsplit=5)
+        if name == str(file.resolve()) and may.startswith("r--"):  # nobody wrote there, so nothing is lost
+            begin, end = (int(address, 16) for address in place.split("-"))
+            madvise(begin, end - begin, mmap.MADV_DONTNEED)

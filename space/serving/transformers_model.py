@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from serving.generation import Options, Piece
+from serving.engine import Options, Piece
 from serving.settings import SettingError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from serving.generation import EngineError, Options, Piece
+from serving.engine import EngineError, Options, Piece
 from serving.settings import SettingError
 
 

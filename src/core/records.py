@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from src.errors import InvalidInput
-from src.params import METRICS, first_problem
+from src.core.errors import IntegrityError, InvalidInput
+from src.core.params import METRICS, first_problem
 
 CONFIG = Path("params.yaml")
 EVALUATION_RESULTS = Path("results/evaluations/metrics.json")
@@ -18,9 +19,9 @@ DATASETS = Path("results/data/datasets.json")
 MODEL_LOCATION = Path("results/fine_tuned_model_location.json")
 OUTPUT_DIR = Path("results/deployment")
 RELEASE_DIR = Path("results/release")
-
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Unit = Annotated[float, Field(ge=0, le=1)]
+_NANO = Decimal("1e-9")
 
 
 def canonical_json(value: object) -> str:
@@ -179,3 +180,60 @@ class EvaluationReport(Record):
         if set(value) != set(METRICS):
             raise ValueError(f"must name exactly {', '.join(METRICS)}")
         return value
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 (hex) of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """POSIX path below the folder to sha256, sorted, for every regular file.
+
+    Raises IntegrityError for a link (what it points to could change behind the digest) and for an empty folder.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise IntegrityError(f"{path}: is a link; copy the file into place")
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = file_sha256(path)
+    if not found:
+        raise IntegrityError(f"{folder}: holds no file; run `dvc repro` to write it afresh")
+    return found
+
+
+def tree_digest(files: Mapping[str, str]) -> str:
+    """One sha256 (hex) of a manifest: equal digests mean equal names and bytes."""
+    return digest_of(dict(files))
+
+
+class SpaceRecord(Record):
+    """off, nothing (there is no release of the champion here), or made: a bundle lies in bundle/.
+
+    serves: weights that are SAFE, the one that answers first. made_from: equal where the bundle would come out the
+    same, so that nothing is made twice.
+    """
+
+    state: Literal["off", "nothing", "made"]
+    why: str
+    key: str | None  # the champion's promotion key
+    version: Annotated[int, Field(ge=1)] | None
+    serves: list[Literal["int8", "int4", "safetensors"]]
+    made_from: Digest | None
+
+
+def weighted_score(metrics: Mapping[str, float], weights: Mapping[str, float]) -> Decimal:
+    """Sum of weight x metric, each taken at its shortest decimal, rounded half-even to 1e-9.
+
+    Decimals, because 28 of 998 exact steps of 0.001 vanish in binary floats. Raises KeyError for a missing metric.
+    """
+    total = sum((Decimal(repr(float(weights[m]))) * Decimal(repr(float(metrics[m]))) for m in METRICS), Decimal(0))
+    return total.quantize(_NANO, rounding=ROUND_HALF_EVEN)
+
+
+def contributions(metrics: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Weight x metric for each metric: what it adds to the weighted score."""
+    return {name: float(weighted_score({**dict.fromkeys(METRICS, 0.0), name: metrics[name]}, weights))
+            for name in METRICS}

@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from src.errors import InvalidInput
-from src.params import DataParams
-from src.records import digest_of
+from src.core.errors import InvalidInput
+from src.core.params import DataParams
+from src.core.records import digest_of
 
 PARTS = ("train", "validation", "evaluation")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")  # lone surrogates cannot be written

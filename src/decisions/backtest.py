@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from src.errors import InvalidParams
-from src.evidence import GainEvidence
-from src.ledger import LedgerView, Slot
-from src.model_selection import Decision, Policy, Question, Reason, ScoredRun, Verdict, bars, decide
-from src.params import METRICS, DeploymentParams, validate
-from src.records import digest_of
+from src.core.errors import InvalidParams
+from src.core.params import METRICS, DeploymentParams, validate
+from src.core.records import digest_of
+from src.ledger.slots import LedgerView, Slot
+from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict, bars, decide
 
 Evidence = Callable[[ScoredRun, ScoredRun, Policy, int], GainEvidence | None]
 """The paired bootstrap of a challenger against a baseline, as the k-th challenger since the last promotion."""

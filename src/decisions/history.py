@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from src.deployment_record import blocker, explain
-from src.ledger import LedgerView, Slot
+from src.core.records import digest_of
+from src.decisions.record import blocker, explain
+from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Policy, Question, ScoredRun, decide
-from src.records import digest_of
 
 HEADINGS = ("contract", "rank", "score", "delta", "decision", "version", "alias", "age", "mark", "run_id",
             "model_digest", "finished")

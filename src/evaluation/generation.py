@@ -5,34 +5,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate.utils import find_executable_batch_size, get_max_memory
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from src import generation, sharing
-from src.errors import InvalidInput
-from src.manifest import file_sha256
-from src.merging import fit_threads
-from src.predictions import AnsweredBatch
-from src.records import digest_of
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.records import digest_of, file_sha256
+from src.evaluation.predictions import Answer, AnsweredBatch
+from src.models import placement
+from src.models.placement import fit_threads
 
 logger = logging.getLogger(__name__)
-
 Conversation = Sequence[dict[str, str]]
 _LOG_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated answer. tokens are as generated, the stop token included; truncated: it ran into the limit."""
-
-    text: str
-    tokens: list[int]
-    truncated: bool
+Tokens = list[int]
+# Settings that mean the same where generation pauses and goes on; a penalty or a beam would not.
+_UNDERSTOOD = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "bos_token_id", "eos_token_id",
+               "pad_token_id", "transformers_version"}
+# Generation pauses once one in so many answers is finished: to leave copies the others' keys and values.
+_ONE_IN = 16
 
 
 def set_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int) -> None:
@@ -70,7 +65,7 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: 
            tokens_per_batch: int) -> list[Answer]:
     """The model's answers under its own generation settings (`set_greedy`), in the order of the prompts.
 
-    Raises as `src.generation.answer` does.
+    Raises as `src.evaluation.generation.generate` does.
     """
     encoded = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
     batches = plan([len(prompt) for prompt in encoded], tokens_per_batch=tokens_per_batch,
@@ -104,7 +99,7 @@ def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_
     threads = 0 if model.dtype == torch.float32 else torch.get_num_threads()
     return digest_of([identity, contract, tokens_per_batch, device, threads,
                       torch.__version__, transformers.__version__,
-                      *(file_sha256(Path(str(module))) for module in (__file__, generation.__file__))])
+                      file_sha256(Path(__file__))])
 
 
 def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[list[int]], *,
@@ -114,22 +109,22 @@ def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[
     `keep` is given each other one once it is whole. Where a launcher started several processes all of them call this
     with the same prompts and batches, share them out, and each returns all. The same batches give the same tokens,
     whichever were done: a size that memory forced upon a batch is kept with it, and holds for those after it. Raises
-    as `src.generation.answer` and `src.sharing.gather` do.
+    as `src.evaluation.generation.generate` and `src.models.placement.gather` do.
     """
     _place(model)
     _warn_of_long_prompts(model, prompts)
-    answered = {tuple(batch.places): batch for batch in sharing.gather(done)}
+    answered = {tuple(batch.places): batch for batch in placement.gather(done)}
     if answered:
         logger.info("going on: %d of %d batches were answered before", len(answered), len(batches))
     size = min([len(max(batches, key=len, default=[0])), *(batch.size for batch in answered.values())])
-    share, own = sharing.own([places for places in batches if tuple(places) not in answered]), []
+    share, own = placement.own([places for places in batches if tuple(places) not in answered]), []
     with _progress(sum(map(len, share))) as advance:
         for places in share:
-            tokens, size = generation.answer(model, [prompts[place] for place in places], size=size)
+            tokens, size = generate(model, [prompts[place] for place in places], size=size)
             own.append(AnsweredBatch(places=places, size=size, tokens=tokens))
             keep(own[-1])
             advance(len(places))
-    answered |= {tuple(batch.places): batch for batch in sharing.gather(own)}
+    answered |= {tuple(batch.places): batch for batch in placement.gather(own)}
     return {place: tokens for places in batches
             for place, tokens in zip(places, answered[tuple(places)].tokens, strict=True)}
 
@@ -147,7 +142,7 @@ def as_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: set[
 
 
 def _place(model: PreTrainedModel) -> None:
-    model.to(sharing.state().device)
+    model.to(placement.state().device)
     fit_threads(model)
 
 
@@ -166,7 +161,7 @@ def _progress(total: int) -> Iterator[Callable[[int], object]]:
 
     Of several processes the first shows its own share.
     """
-    if sys.stderr.isatty() and sharing.state().is_main_process:
+    if sys.stderr.isatty() and placement.state().is_main_process:
         with tqdm(total=total, desc="generating", unit="answer") as bar:
             yield bar.update
         return
@@ -180,3 +175,96 @@ def _progress(total: int) -> Iterator[Callable[[int], object]]:
             due = time.monotonic() + _LOG_SECONDS
 
     yield advance
+
+
+def generate(model: PreTrainedModel, prompts: Sequence[Tokens], *, size: int) -> tuple[list[Tokens], int]:
+    """The new tokens of each prompt, generated at most `size` prompts at a time, and the size that memory allowed.
+
+    An answer ends with its stop token, or after max_new_tokens. Where memory is short the size is halved, by
+    accelerate's finder, and what was answered stays. Raises InvalidInput for generation settings whose result would
+    depend on the batches, InvalidParams where not even one prompt fits.
+    """
+    settings = _understood(model)
+    done: list[Tokens] = []
+
+    def attempt(size: int) -> int:
+        while len(done) < len(prompts):
+            done.extend(_together(model, settings, prompts[len(done) : len(done) + size]))
+        return size
+
+    def halved() -> int:
+        nonlocal size
+        size = min(size, len(prompts) - len(done)) // 2
+        if not size:
+            raise InvalidParams("evaluation: not even one answer at a time fits the memory; lower "
+                                "evaluation.max_new_tokens, or choose a smaller base")
+        logger.warning("not enough memory: generating %d answers at a time", size)
+        return size
+
+    return done, find_executable_batch_size(attempt, size, halved)()
+
+
+def _understood(model: PreTrainedModel) -> GenerationConfig:
+    settings = model.generation_config
+    found = {name for name, value in settings.to_diff_dict().items() if value is not None}
+    if found - _UNDERSTOOD or not {"max_new_tokens", "eos_token_id", "pad_token_id"} <= found:
+        raise InvalidInput("generation settings: answers take max_new_tokens, stop and pad tokens, and nothing else "
+                           f"but sampling; found {', '.join(sorted(found))}; call set_greedy first")
+    return settings
+
+
+def _together(model: PreTrainedModel, settings: GenerationConfig, prompts: Sequence[Tokens]) -> list[Tokens]:
+    """One batch, padded on the left, so that each answer continues its prompt's last token."""
+    width, limit = max(map(len, prompts)), settings.max_new_tokens
+    gaps = [width - len(prompt) for prompt in prompts]
+    tokens = torch.tensor([[settings.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)],
+                          device=model.device)
+    mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=model.device)
+    stops = torch.tensor(settings.eos_token_id, device=model.device).flatten()
+    cache, rows = DynamicCache(config=model.config), torch.arange(len(prompts), device=model.device)
+    found: dict[int, Tokens] = {}
+    with torch.inference_mode():
+        while len(rows):
+            pause = _Pause(stops, cache, width + limit)
+            tokens = model.generate(input_ids=tokens, attention_mask=mask, past_key_values=cache,
+                                    max_new_tokens=width + limit - tokens.shape[1], stopping_criteria=[pause])
+            new = tokens[:, width:]
+            ended = torch.isin(new, stops).any(dim=1) | (new.shape[1] == limit)
+            found |= zip(rows[ended].tolist(), new[ended].tolist(), strict=True)
+            stay = (~ended).nonzero().flatten()
+            rows, tokens = rows[stay], tokens[stay]
+            mask = torch.nn.functional.pad(mask[stay], (0, tokens.shape[1] - mask.shape[1]), value=1)
+            cache.batch_select_indices(stay)
+    return [_to_stop(found[row], set(stops.tolist())) for row in range(len(prompts))]
+
+
+def _to_stop(tokens: Tokens, stops: set[int]) -> Tokens:
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[: end + 1]
+
+
+class _Pause(StoppingCriteria):  # type: ignore[misc]
+    """Ends a call of `generate` once enough of its answers are finished.
+
+    On a CPU it also looks, after the first token, whether keys and values of that length have room, in this process's
+    share of what is free: Linux would not refuse them, but kill. Raises torch.OutOfMemoryError, as a GPU does.
+    """
+
+    def __init__(self, stops: torch.Tensor, cache: DynamicCache, length: int) -> None:
+        self._stops, self._cache, self._length = stops, cache, length
+        self._finished: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, _scores: torch.Tensor, **_: object) -> torch.Tensor:
+        finished = torch.isin(input_ids[:, -1], self._stops)
+        if self._finished is None:
+            self._require_room(input_ids)
+        else:
+            finished |= self._finished
+        self._finished = finished
+        return torch.full_like(finished, bool(finished.sum() * _ONE_IN >= len(finished)))
+
+    def _require_room(self, input_ids: torch.Tensor) -> None:
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in self._cache.layers)
+        missing = held * (self._length / self._cache.get_seq_length() - 1)
+        if input_ids.device.type == "cpu" and missing > get_max_memory()["cpu"] / placement.state().num_processes:
+            raise torch.OutOfMemoryError(f"{len(input_ids)} answers of full length would run out of memory.")

@@ -14,8 +14,8 @@ import numpy as np
 from rouge_score.tokenize import tokenize as rouge_tokens
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from src.errors import InvalidInput, InvalidParams
-from src.params import METRICS
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.params import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,48 +1,34 @@
-"""Evaluation rows and what a model made of them, as records. No torch."""
+"""Answers as records: predictions, the score contract, metrics.json and its table. No torch."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from src.errors import InvalidInput
-from src.metrics import METRIC_VERSION, RowStatistics, signature
-from src.records import GenerationSettings, Record, ScoreContract, digest_of
+from src.core.records import (
+    EvaluationReport,
+    GenerationSettings,
+    Record,
+    ScoreContract,
+    contributions,
+    digest_of,
+)
+from src.data.rows import EvaluationRow, Message, Text
+from src.evaluation.metrics import METRIC_VERSION, RowStatistics, signature
 
-if TYPE_CHECKING:
-    from src.evaluation import Answer
-
-Text = Annotated[str, Field(min_length=1)]
 T = TypeVar("T")
 
 
-class Message(Record):
-    """One turn of a conversation."""
+@dataclass(frozen=True)
+class Answer:
+    """One generated answer. tokens are as generated, the stop token included; truncated: it ran into the limit."""
 
-    role: Text
-    content: str
-
-
-class EvaluationRow(Record):
-    """One row of a split; the last message is the reference answer, those before it the prompt."""
-
-    id: Text
-    intent: str | None
-    messages: Annotated[list[Message], Field(min_length=2)]
-
-    def conversation(self) -> list[dict[str, str]]:
-        """All messages as plain dicts, as chat templates and digests take them."""
-        return [message.model_dump() for message in self.messages]
-
-    def prompt(self) -> list[dict[str, str]]:
-        """The messages that the model answers to."""
-        return self.conversation()[:-1]
-
-    def reference(self) -> str:
-        """The answer to compare with, stripped as predictions are."""
-        return self.messages[-1].content.strip()
+    text: str
+    tokens: list[int]
+    truncated: bool
 
 
 class Prediction(Record):
@@ -77,21 +63,6 @@ class AnsweredBatch(Record):
         return self
 
 
-def parse_rows(objects: Iterable[Mapping[str, Any]], *, where: Path, max_rows: int) -> list[EvaluationRow]:
-    """The first max_rows rows (0: all of them) of a split.
-
-    Raises InvalidInput for no rows, a malformed one, one whose id is not the hash of its messages, and one given twice.
-    """
-    rows = [_parse_row(value, f"{where}:{number}") for number, value in enumerate(objects, start=1)]
-    rows = rows[:max_rows] if max_rows else rows
-    if not rows:
-        raise InvalidInput(f"{where}: no rows to evaluate; give more data or a larger data.evaluation_fraction")
-    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
-    if twice:
-        raise InvalidInput(f"{where}: row {twice[0]} is given twice; run `dvc repro data_preprocessing`")
-    return rows
-
-
 def score_contract(rows: Sequence[EvaluationRow], *, max_new_tokens: int) -> ScoreContract:
     """What makes scores on these rows comparable: their whole messages in order, the decoding and the metric."""
     return ScoreContract(
@@ -121,10 +92,24 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
     return [rows[position * len(rows) // count] for position in range(count)]
 
 
-def _parse_row(value: Mapping[str, Any], where: str) -> EvaluationRow:
-    row = EvaluationRow.parse(value, where=where)
-    if row.messages[-1].role != "assistant" or not row.reference():
-        raise InvalidInput(f"{where}: does not end with an assistant's answer; run `dvc repro data_preprocessing`")
-    if row.id != digest_of(row.conversation())[:16]:
-        raise InvalidInput(f"{where}: id {row.id} is not the hash of its messages; run `dvc repro data_preprocessing`")
-    return row
+def numbers(report: EvaluationReport) -> dict[str, float]:
+    """The content of metrics.json: the five metrics and weighted_score in [0, 1], and rows."""
+    return {**report.metrics.as_dict(), "weighted_score": report.weighted_score, "rows": report.rows}
+
+
+def contributions_table(report: EvaluationReport) -> str:
+    """The content of contributions.csv, for `dvc plots`: metric, value, weight, contribution."""
+    values = report.metrics.as_dict()
+    parts = contributions(values, report.weights)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["metric", "value", "weight", "contribution"])
+    writer.writerows([name, values[name], report.weights[name], parts[name]] for name in values)
+    return table.getvalue()
+
+
+def summary(report: EvaluationReport) -> str:
+    """The score in one line."""
+    parts = ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.as_dict().items())
+    return (f"evaluation: weighted score {report.weighted_score:.4f} on {report.rows} rows ({parts}); "
+            f"{report.truncated_rows} truncated, {report.empty_rows} empty; MLflow run {report.run_id}")

@@ -11,22 +11,24 @@ two or three most extreme of 2,000 resamples. docs/significance.md has its cover
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import stdtrit
 
-from src.errors import InvalidInput
-from src.evidence import GainEvidence
-from src.metrics import block_size, corpus_scores, row_counts, scores_of_counts, weight_vector
-from src.params import METRICS
+from src.core.errors import InvalidInput
+from src.core.params import METRICS, DeploymentParams
+from src.evaluation.metrics import RowStatistics, block_size, corpus_scores, row_counts, scores_of_counts, weight_vector
+from src.evaluation.predictions import Prediction
+from src.model_selection import GainEvidence, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from src.metrics import RowStatistics
+    from src.evaluation.metrics import RowStatistics
 
 # A gain is called detectable when four evaluations in five would show it.
 POWER = 0.8
@@ -171,3 +173,18 @@ def _rows_needed(detectable: float, *, threshold: float, rows: int, confidence: 
     if threshold <= 0:
         return None
     return max(least_rows(confidence), math.ceil(rows * (detectable / threshold) ** 2))
+
+
+def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Prediction], *, policy: Policy, contract: str,
+                  params: DeploymentParams, challengers: int) -> GainEvidence:
+    """What the shared rows say about the gain; under `require` the confidence allows for the k-th challenger."""
+    ours, theirs = shared_rows([row.id for row in challenger], [row.id for row in baseline])
+    confidence = params.confidence
+    if policy.require_significance:
+        confidence = adjusted_confidence(params.confidence, challengers)
+    return paired_bootstrap(
+        RowStatistics.from_rows([row.stats for row in challenger]).take(ours),
+        RowStatistics.from_rows([row.stats for row in baseline]).take(theirs),
+        weights=policy.weights, threshold=float(policy.threshold), confidence=confidence,
+        resamples=params.resamples, seed=seed_from(contract),
+    )

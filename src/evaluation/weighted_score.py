@@ -1,4 +1,4 @@
-"""The weighted score as an `evaluate.Metric`: `evaluate.load("src/weighted_score.py")` works offline.
+"""The weighted score as an `evaluate.Metric`: `evaluate.load("src/evaluation/weighted_score.py")` works offline.
 
 `evaluate` reads the import lines of this file itself, so an `import` line names one module. Importing it costs
 seconds, so nothing else imports this module.
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import datasets
 import evaluate
 
-from src.metrics import corpus_scores, row_statistics, weight_vector
-from src.model_selection import weighted_score
+from src.core.records import weighted_score
+from src.evaluation.metrics import corpus_scores, row_statistics, weight_vector
 
 _DESCRIPTION = "Weighted sum of cumulative corpus BLEU-1..4 (sacrebleu, 13a, exp) and mean ROUGE-L precision, in 0..1."
 _CITATION = """\

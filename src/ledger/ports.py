@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from src.ledger import HubRef, LedgerView, Slot
+from src.ledger.slots import HubRef, LedgerView, Slot
+
+MANIFEST = "manifest.json"  # in every Champion release, at its top level
+LEDGER_BRANCH = "ledger"
+LEDGER_FILE = "ledger.jsonl"
 
 
 class Ledger(Protocol):
@@ -88,3 +92,22 @@ class Hub(Protocol):
 
     def mirror(self, view: LedgerView) -> None:
         """Copy the slots beside the releases, for the day the tracking server is lost."""
+
+
+@dataclass(frozen=True)
+class HubRelease:
+    """A verified commit; tree is src.manifest.tree_digest of its files (path to sha256) without .gitattributes."""
+
+    repo: str
+    commit: str
+    tree: str
+
+
+@dataclass(frozen=True)
+class HubState:
+    """The repository as it is now: main's commit and tree digest (None: no repository, or no file in it), refs."""
+
+    head: str | None
+    tree: str | None
+    tags: dict[str, str]
+    branches: dict[str, str]

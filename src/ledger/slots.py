@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from src.errors import IntegrityError
-from src.params import first_problem
-from src.records import Digest, Metrics, Record, canonical_json
+from src.core.errors import IntegrityError
+from src.core.params import first_problem
+from src.core.records import Digest, Metrics, Record, canonical_json
 
 MAX_CHARACTERS = 6000  # MLflow silently truncates a longer param
 NO_SLOT = "0" * 64

@@ -13,12 +13,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from src import adapter
-from src.errors import InvalidInput, InvalidParams, Refused
-from src.manifest import manifest, tree_digest
-from src.merging import fit_threads
-from src.params import PocketParams
-from src.records import BaseModelRef
+from src.core.errors import InvalidInput, InvalidParams, Refused
+from src.core.params import PocketParams
+from src.core.records import BaseModelRef, manifest, tree_digest
+from src.models import files
+from src.models.placement import fit_threads
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +107,11 @@ def check(folder: Path) -> None:
     names = [path.name for path in folder.iterdir()]
     if "config.json" not in names:
         raise InvalidInput(f"{folder}: no config.json, so this is no model; {_CHOOSE}")
-    pickles = sorted(name for name in names if Path(name).suffix in adapter.PICKLES)
+    pickles = sorted(name for name in names if Path(name).suffix in files.PICKLES)
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise Refused(f"{folder / pickles[0]}: pickled weights are never loaded; save the model as safetensors "
                       "(save_pretrained does)")
-    adapter.check_base(folder)
+    files.check_base(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

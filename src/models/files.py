@@ -9,9 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from src.errors import IntegrityError, InvalidInput, Refused
-from src.manifest import manifest, tree_digest
-from src.records import BaseModelRef, FineTunedModel, LoraSettings
+from src.core.errors import IntegrityError, InvalidInput, Refused
+from src.core.records import BaseModelRef, FineTunedModel, LoraSettings, manifest, tree_digest
 
 logger = logging.getLogger(__name__)
 

@@ -13,17 +13,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from src.adapter import WEIGHTS_FILE, tensor_shapes
-from src.errors import IntegrityError
+from src.core.errors import IntegrityError
+from src.models.files import WEIGHTS_FILE, tensor_shapes
 
 logger = logging.getLogger(__name__)
-
 Model: TypeAlias = PreTrainedModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
-
 # An upload resumes by whole files: a lost connection costs at most this much.
 SHARD_SIZE = "500MB"
-SMALL_MODEL = 20_000_000
 _TRAIN_AGAIN = "run `dvc repro fine_tuning`"
 _TIED_LAYERS = ("lm_head", "embed_tokens", "wte")
 
@@ -52,15 +49,6 @@ def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
     _check_tokenizer(folder, model, tokenizer)
     tokenizer.padding_side = "left"  # a decoder continues its last token; stored with the tokenizer
     return model.eval(), tokenizer
-
-
-def fit_threads(model: Model) -> None:
-    """Give a small model one thread: on its small matrices threads wait for each other more than they compute.
-
-    It also makes its results the same on any number of cores.
-    """
-    if model.num_parameters() < SMALL_MODEL:
-        torch.set_num_threads(1)
 
 
 def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:

@@ -1,21 +1,28 @@
 """Work shared out among the processes that a launcher started, and gathered; alone, all of it is one's own."""
 
 import logging
+import signal
+import subprocess
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
+from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import disable_fsdp_ram_efficient_loading, gather_object, get_int_from_env, is_cuda_available
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from transformers import PreTrainedModel
 
-from src.errors import RunAgain
+from src.core.errors import InvalidParams, RunAgain
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
 _PATIENCE = timedelta(days=30)  # gloo's own ends a wait after half an hour, and a share may take longer
+_SMALL_MODEL = 20_000_000  # parameters
 _LAUNCHER_SPEAKS = 60  # seconds; it ends the processes that are left, and says which one failed
 
 
@@ -51,3 +58,46 @@ def gather(items: Sequence[T]) -> list[T]:
         logger.debug("gather: %s", error)
         time.sleep(_LAUNCHER_SPEAKS)
         raise RunAgain("another process of the stage is lost; run it again, it goes on from what is saved") from None
+
+
+def fit_threads(model: PreTrainedModel) -> None:
+    """Give a small model one thread: on its small matrices threads wait for each other more than they compute.
+
+    It also makes its results the same on any number of cores.
+    """
+    if model.num_parameters() < _SMALL_MODEL:
+        torch.set_num_threads(1)
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Start and await what the arguments of `accelerate launch` say; returns the stage's exit code.
+
+    The first process that fails decides it, having said why. Raises RunAgain where a signal ended that one, and
+    InvalidParams for arguments that accelerate refuses. Without GPUs several processes are several too, where
+    accelerate by itself would quietly start one.
+    """
+    flags = launch_command_parser().parse_args(list(arguments))
+    for name in ("accelerate.commands.launch", "torch.distributed.elastic"):  # their reports of what is said here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="Port .* is already in use")  # then it takes another one
+    if (flags.num_processes or 1) > 1 and not is_cuda_available():
+        flags.cpu, flags.multi_gpu = False, not flags.use_fsdp
+    try:
+        launch_command(flags)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _code(rank, failure.exitcode)
+    except subprocess.CalledProcessError as error:  # of one process alone
+        return _code(0, error.returncode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except (ValueError, ConnectionError) as error:
+        raise InvalidParams(f"launcher: {error}; `accelerate launch --help` lists its flags") from error
+    return 0
+
+
+def _code(rank: int, exit_code: int) -> int:
+    if exit_code > 0:
+        return exit_code
+    name = signal.Signals(-exit_code).name
+    raise RunAgain(f"process {rank} of the stage was ended by {name}; run it again, it goes on from what is saved")

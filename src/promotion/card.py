@@ -9,12 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from src.deployment_record import Request, explain, signed
-from src.errors import IntegrityError
-from src.evidence import GainEvidence
-from src.model_selection import Decision, contributions
-from src.params import METRICS
-from src.records import DatasetRef
+from src.core.errors import IntegrityError
+from src.core.params import METRICS
+from src.core.records import DatasetRef, contributions
+from src.decisions.record import Request, explain, signed
+from src.model_selection import Decision, GainEvidence
 
 TASK = "text-generation"
 DATASET_TYPE = "chat"

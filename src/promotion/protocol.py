@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from src.errors import HubError, RunAgain, Undecided
-from src.ledger import HubRef, LedgerView, Slot
+from src.core.errors import HubError, RunAgain, Undecided
+from src.ledger.ports import Hub, Ledger, Registry
+from src.ledger.slots import HubRef, LedgerView, Slot
 from src.model_selection import Decision, Verdict
-from src.ports import Hub, Ledger, Registry
 
 MAX_ATTEMPTS = 10
 T = TypeVar("T")
-
 
 class Step(StrEnum):
     """The steps in their order; SETTLE sends back to the projections until they agree with the head."""
@@ -37,6 +36,9 @@ class Step(StrEnum):
     MIRROR = "mirror"
     RECORD = "record"
     DONE = "done"
+
+
+Journal = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,9 @@ def _made(value: T | None) -> T:
         raise AssertionError("a step ran before the one that gives what it needs")
     return value
 
-
 _AFTER_THE_CLAIM = {Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE, Step.SETTLE,
                     Step.MIRROR, Step.RECORD}
+
 # The steps that no decision is needed for: src.appending takes them too.
 FOLLOWING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
     Step.PREFLIGHT: _preflight,
@@ -230,6 +232,7 @@ FOLLOWING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
     Step.SETTLE: _settle,
     Step.MIRROR: _mirror,
 }
+
 _STEPS: Mapping[Step, Callable[[Progress, Ports], Progress]] = {
     **FOLLOWING,
     Step.DECIDE: _decide,
@@ -239,3 +242,51 @@ _STEPS: Mapping[Step, Callable[[Progress, Ports], Progress]] = {
     Step.CLAIM: _claim,
     Step.RECORD: _record,
 }
+
+
+def append(
+    services: Services, journal: Journal, slot_of: Callable[[LedgerView], Slot | None]
+) -> tuple[LedgerView, Slot | None]:
+    """Claim the slot that slot_of makes of the ledger, and make all else follow; returns the ledger after it, and it.
+
+    Nothing is reconciled before the claim: that would show a champion which is about to be replaced. slot_of is asked
+    anew after a lost claim; where it gives None all is made to follow the head that stands. Raises RunAgain after ten
+    lost claims and when a service fails after the claim, else whatever slot_of and the services raise.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        view = services.ledger.view()
+        slot = slot_of(view)
+        if slot is None:
+            return reconcile(services, journal, Step.PREFLIGHT), None
+        _take(Step.PREFLIGHT, services, journal)
+        journal(Step.CLAIM)
+        stands = "may stand: then"
+        try:
+            if services.ledger.claim(slot):
+                stands = "stands:"
+                return reconcile(services, journal, Step.SETTLE), slot
+        except (HubError, Undecided) as error:
+            raise RunAgain(f"slot {slot.number} {stands} version {slot.version} is the champion, but not all shows "
+                           f"it: {error}; settle it by `{REPAIR}`") from error
+    raise RunAgain(f"ledger: lost a slot to another deployer, {MAX_ATTEMPTS} times; run it again")
+
+
+def reconcile(services: Services, journal: Journal, start: Step) -> LedgerView:
+    """From this step on, make registry, Hub and mirror show the ledger's head; returns the ledger."""
+    now = Progress(start)
+    while now.step is not Step.DECIDE:
+        journal(now.step)
+        now = FOLLOWING[now.step](now, services)
+    return now.view
+
+
+def agree(services: Services) -> bool:
+    """Whether registry and Hub show the ledger's head."""
+    return FOLLOWING[Step.SETTLE](Progress(Step.SETTLE), services).step is Step.MIRROR
+
+
+def _take(step: Step, services: Services, journal: Journal) -> None:
+    journal(step)
+    FOLLOWING[step](Progress(step), services)
+
+REPAIR = "python scripts/status_script.py --repair"

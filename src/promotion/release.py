@@ -13,16 +13,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.adapter import read_object
-from src.errors import IntegrityError
-from src.manifest import manifest
+from src.core.errors import IntegrityError
+from src.core.records import manifest
+from src.models.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from src.evaluation import Answer
-    from src.merging import Model, Tokenizer
-    from src.predictions import Prediction
+    from src.evaluation.predictions import Answer, Prediction
+    from src.models.merging import Model, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +64,8 @@ def assemble_release(
     """
     from safetensors import SafetensorError
 
-    from src.evaluation import set_greedy
-    from src.merging import save
+    from src.evaluation.generation import set_greedy
+    from src.models.merging import save
 
     parent = destination.parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +115,8 @@ def verify_release(
     Its files match its manifest, its logits are those of base and adapter unmerged, and loaded plainly from disk it
     generates the answers again: in float32 token for token, below that up to near-ties. Raises IntegrityError.
     """
-    from src.evaluation import answer, prompt_tokens
-    from src.merging import load, load_with_adapter, logits, logits_difference
+    from src.evaluation.generation import answer, prompt_tokens
+    from src.models.merging import load, load_with_adapter, logits, logits_difference
 
     check_release(folder)
     released, tokenizer = load(folder, "auto")
@@ -143,7 +142,7 @@ def verify_release(
 
 def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: Answer, tolerance: float) -> bool:
     """True for an equal answer, False for one that parts from it at a near-tie; raises IntegrityError otherwise."""
-    from src.merging import preference_gap
+    from src.models.merging import preference_gap
 
     if found.tokens == scored.tokens and found.text == scored.prediction:
         return True

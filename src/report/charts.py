@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from src.core.params import METRICS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -31,6 +33,10 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 NARROW, WIDE = 4.7, 12.0  # widths in inches of 72 CSS pixels, before the page scales them
 _DOTS = 60  # more runs than this are a line alone
 _LABELS = 12  # more promotions than this are not named one by one
+WEIGHTED = "weighted_score"
+NAMES = {WEIGHTED: "Weighted score", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
+         "rougeL_precision": "ROUGE-L precision"}
+SIDES = {"best_evaluated": "best evaluated", "best_promoted": "best promoted", "champion": "champion"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Point:
     is_challenger: bool
 
 
-def scores(rows: Sequence[Interval]) -> str:
+def _scores_chart(rows: Sequence[Interval]) -> str:
     """A dot and its interval for each score, the first on top."""
     def draw(axes: Axes) -> None:
         places = range(len(rows))
@@ -71,7 +77,7 @@ def scores(rows: Sequence[Interval]) -> str:
     return _svg("scores", NARROW, 3.1, draw)
 
 
-def gain(value: float, low: float, high: float, threshold: float) -> str:
+def _gain_chart(value: float, low: float, high: float, threshold: float) -> str:
     """The gain with its interval, beside no gain at all and the threshold."""
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=_MUTED, linewidth=1.2)
@@ -90,7 +96,7 @@ def gain(value: float, low: float, high: float, threshold: float) -> str:
     return _svg("gain", NARROW, 1.8, draw)
 
 
-def contributions(sides: Mapping[str, Mapping[str, float]], *, width: float) -> str:
+def _contributions_chart(sides: Mapping[str, Mapping[str, float]], *, width: float) -> str:
     """A bar for each model, of weight x metric, the first on top; width is NARROW or WIDE."""
     def draw(axes: Axes) -> None:
         starts = [0.0] * len(sides)
@@ -110,7 +116,7 @@ def contributions(sides: Mapping[str, Mapping[str, float]], *, width: float) -> 
     return _svg(f"contributions-{width}", width, 1.2 + 0.62 * len(sides), draw)
 
 
-def history(points: Sequence[Point], *, width: float) -> str:
+def _history_chart(points: Sequence[Point], *, width: float) -> str:
     """The scores in the order of their evaluation, the promoted ones marked; width is NARROW or WIDE."""
     def draw(axes: Axes) -> None:
         marker = "o" if len(points) <= _DOTS else ""
@@ -137,7 +143,7 @@ def history(points: Sequence[Point], *, width: float) -> str:
     return _svg(f"history-{width}", width, 2.8 if width == NARROW else 3.4, draw)
 
 
-def losses(train: Sequence[float], validation: Sequence[float]) -> str:
+def _loss_chart(train: Sequence[float], validation: Sequence[float]) -> str:
     """Training and validation loss of each epoch, from 1; the epoch that was kept is marked."""
     def draw(axes: Axes) -> None:
         epochs = range(1, len(train) + 1)
@@ -182,3 +188,89 @@ def _inline(document: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the score table; weight and contribution are None for the weighted score itself."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    weight: float | None
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model in the side-by-side table; delta is the challenger's score minus its own, None for the challenger."""
+
+    name: str
+    run_id: str
+    score: float
+    delta: float | None
+    metrics: Mapping[str, float]
+    contributions: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss per token of each epoch, from 1."""
+
+    train: Sequence[float]
+    validation: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Drawings of one thing, the narrow one last where there are two, and what they show in words."""
+
+    drawings: tuple[str, ...]
+    words: str
+
+
+def draw(scores: Sequence[Score], sides: Sequence[Side], gain: Mapping[str, Any] | None,
+         points: Sequence[Point], losses: Losses | None) -> dict[str, Chart]:
+    """The charts by name; gain, history and losses are left out where there are none."""
+    made = {"scores": _score_chart(scores, sides), "contributions": _contribution_chart(sides)}
+    if gain:
+        drawing = _gain_chart(gain["gain"], gain["low"], gain["high"], gain["threshold"])
+        made["gain"] = Chart((drawing,), f"Gain {gain['gain']:+.4f}, interval {gain['low']:+.4f} to "
+                                         f"{gain['high']:+.4f}, threshold {gain['threshold']:g}.")
+    if points:
+        made["history"] = Chart(_both(lambda width: _history_chart(points, width=width)), _history_words(points))
+    if losses:
+        train, validation = losses.train, losses.validation
+        made["losses"] = Chart((_loss_chart(train, validation),), f"Over {len(train)} epochs the training loss went "
+                               f"from {train[0]:.3f} to {train[-1]:.3f}, the validation loss from {validation[0]:.3f} "
+                               f"to {validation[-1]:.3f}; its lowest was {min(validation):.3f}.")
+    return made
+
+
+def _both(drawn: Callable[[float], str]) -> tuple[str, str]:
+    return drawn(WIDE), drawn(NARROW)
+
+
+def _score_chart(scores: Sequence[Score], sides: Sequence[Side]) -> Chart:
+    promoted = next((side for side in sides if side.name == SIDES["best_promoted"]), None)
+    others = {WEIGHTED: promoted.score, **promoted.metrics} if promoted else {}
+    rows = [Interval(NAMES[s.name], s.value, s.low, s.high, others.get(s.name)) for s in scores]
+    return Chart((_scores_chart(rows),), "; ".join(f"{row.name} {row.value:.4f}, interval {row.low:.4f} to "
+                                                   f"{row.high:.4f}" for row in rows) + ".")
+
+
+def _contribution_chart(sides: Sequence[Side]) -> Chart:
+    bars: dict[str, Mapping[str, float]] = {}
+    for run_id in dict.fromkeys(side.run_id for side in sides):
+        same = [side for side in sides if side.run_id == run_id]
+        bars[", ".join(side.name for side in same)] = {NAMES[m]: same[0].contributions[m] for m in METRICS}
+    words = (f"{name}: " + ", ".join(f"{m} {part:.4f}" for m, part in parts.items()) for name, parts in bars.items())
+    return Chart(_both(lambda width: _contributions_chart(bars, width=width)), "; ".join(words) + ".")
+
+
+def _history_words(points: Sequence[Point]) -> str:
+    promoted = [f"version {point.promoted} at {point.score:.4f}" for point in points if point.promoted is not None]
+    lowest, highest = min(point.score for point in points), max(point.score for point in points)
+    return (f"{len(points)} evaluations with weighted scores from {lowest:.4f} to {highest:.4f}; promoted: "
+            f"{', '.join(promoted) or 'none'}.")

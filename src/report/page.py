@@ -1,5 +1,8 @@
-"""The report of one deployment: records in, one self-contained HTML page out. Equal records give equal bytes."""
+"""What a report is made of: the records of a deployment, and what MLflow knows of those before it."""
 
+import csv
+import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,17 +10,212 @@ from typing import Any
 
 import jinja2
 
-from src import charts
-from src.ledger import Slot
-from src.metrics import RowStatistics
-from src.model_selection import contributions, weighted_score
-from src.params import METRICS
-from src.report_answers import AnswerGroup, ranked_answers
-from src.report_charts import NAMES, SIDES, WEIGHTED, Chart, Score, Side, draw
-from src.report_identities import Facts, identities
-from src.report_records import Past, Records, rival_slot
-from src.report_verdict import Verdict, verdict
-from src.significance import score_intervals, seed_from
+from src.core.errors import InvalidInput
+from src.core.params import METRICS, DeploymentParams
+from src.core.records import DatasetRef, EvaluationReport, FineTunedModel, contributions, weighted_score
+from src.decisions.words import Verdict, verdict
+from src.evaluation.metrics import RowStatistics, row_scores
+from src.evaluation.predictions import Prediction
+from src.evaluation.significance import score_intervals, seed_from
+from src.ledger.slots import LedgerView, Slot
+from src.model_selection import ScoredRun
+from src.report import charts
+from src.report.charts import NAMES, SIDES, WEIGHTED, Chart, Losses, Score, Side, draw
+
+ANSWERS = 10
+LONGEST = 1500  # characters of a text that are shown: 20 rows of four texts stay far below 1 MB
+Facts = Mapping[str, str | int | None]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What MLflow knows of this model name under this contract.
+
+    runs: the latest evaluations, oldest first, the challenger's own among them; older says that there are more.
+    rival: the answers to compare with, None where they are not at hand.
+    problem: why nothing of this is available, empty where it is.
+    """
+
+    runs: Sequence[ScoredRun]
+    older: bool
+    ledger: LedgerView
+    rival: Sequence[Prediction] | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that a page is made of. info and comparison are the files of results/deployment, empty before a decision."""
+
+    report: EvaluationReport
+    model: FineTunedModel
+    predictions: Sequence[Prediction]
+    info: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+    losses: Losses | None
+    past: Past
+    policy: DeploymentParams
+    versions: Mapping[str, str]
+
+    @property
+    def are_judged(self) -> bool:
+        """Whether info tells of a decision on the evaluated model, rather than of another one or of a failure."""
+        report = self.report
+        judged = (self.info.get("model_digest"), self.info.get("contract"))
+        return judged == (report.model_digest, report.contract_digest)
+
+    @property
+    def deployment_run(self) -> str | None:
+        """The MLflow run of the decision, None where it was not recorded."""
+        run_id = str(self.info["deployment_run"]) if self.are_judged else "none"
+        return None if run_id.startswith("none") else run_id
+
+
+def no_past(problem: str) -> Past:
+    """The past of a model when MLflow cannot be asked, with the reason."""
+    return Past((), older=False, ledger=LedgerView(()), rival=None, problem=problem)
+
+
+def losses_of(text: str, *, where: Path) -> Losses | None:
+    """The content of loss.csv, None where it has no row; raises InvalidInput for other content."""
+    rows = list(csv.DictReader(io.StringIO(text)))
+    try:
+        train, validation = ([float(row[name]) for row in rows] for name in ("train_loss", "validation_loss"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{where}: {error!r}; run `dvc repro fine_tuning` to write it afresh") from None
+    if not all(math.isfinite(loss) for loss in (*train, *validation)):
+        raise InvalidInput(f"{where}: a loss is not finite; run `dvc repro fine_tuning` with a lower learning rate")
+    return Losses(train, validation) if rows else None
+
+
+def rival_slot(ledger: LedgerView, model_digest: str) -> Slot | None:
+    """Whose answers stand beside the challenger's: the champion's, or its predecessor's where it is the champion."""
+    is_champion = ledger.head is not None and ledger.head.model_digest == model_digest
+    return ledger.previous if is_champion else ledger.head
+
+
+def rival_run(slot: Slot, runs: Sequence[ScoredRun]) -> str | None:
+    """The evaluation run with a model's answers: its latest under today's contract, else the one it was promoted by."""
+    known = [run.run_id for run in runs if run.model_digest == slot.model_digest]
+    return known[-1] if known else slot.evaluation_run
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer and the weighted score of that row alone, in [0, 1]."""
+
+    text: str
+    score: float
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class AnsweredRow:
+    """A row with what was asked, what was expected and what was answered; other is None where it is not at hand.
+
+    earlier counts the user's turns before the question.
+    """
+
+    row_id: str
+    intent: str | None
+    question: str
+    earlier: int
+    reference: str
+    own: Answer
+    other: Answer | None
+
+
+@dataclass(frozen=True)
+class AnswerGroup:
+    """Rows under one heading."""
+
+    title: str
+    rows: Sequence[AnsweredRow]
+
+
+def ranked_answers(predictions: Sequence[Prediction], rival: Sequence[Prediction], weights: Mapping[str, float]
+                   ) -> list[AnswerGroup]:
+    """The ten best rows, best first, and the ten worst, worst first; no row is in both, and ties go by row id."""
+    scores = _row_scores(predictions, weights)
+    others = dict(zip((row.id for row in rival), zip(rival, _row_scores(rival, weights), strict=True), strict=True))
+    order = sorted(range(len(predictions)), key=lambda place: (-scores[place], predictions[place].id))
+    best = order[:ANSWERS]
+    worst = order[len(best):][-ANSWERS:][::-1]
+
+    def answered(place: int) -> AnsweredRow:
+        other = others.get(predictions[place].id)
+        return _row(predictions[place], scores[place], _answer(*other) if other else None)
+
+    return [AnswerGroup(title, [answered(place) for place in places])
+            for title, places in (("Best answers", best), ("Worst answers", worst)) if places]
+
+
+def shortened(text: str) -> str:
+    """A text of at most LONGEST characters, and how many were left out."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
+
+
+def _row(row: Prediction, score: float, other: Answer | None) -> AnsweredRow:
+    asked = [message.content for message in row.messages if message.role == "user"]
+    return AnsweredRow(row.id, row.intent, shortened(asked[-1] if asked else ""), max(0, len(asked) - 1),
+                       shortened(row.reference), _answer(row, score), other)
+
+
+def _answer(row: Prediction, score: float) -> Answer:
+    return Answer(shortened(row.prediction), score, row.truncated)
+
+
+def _row_scores(rows: Sequence[Prediction], weights: Mapping[str, float]) -> list[float]:
+    if not rows:
+        return []
+    scores: list[float] = row_scores(RowStatistics.from_rows([row.stats for row in rows]), weights).tolist()
+    return scores
+
+
+def identities(report: EvaluationReport, model: FineTunedModel, info: Mapping[str, Any], versions: Mapping[str, str]
+               ) -> dict[str, Facts]:
+    """Groups of names and values; None where a deployment that failed, or none, left a value out."""
+    base, contract, hub = report.model, report.contract, info.get("hub")
+    champion = info.get("champion")
+    return {
+        "Model": {
+            "Registered name": info.get("model_name"),
+            "Champion's version": champion["version"] if champion else None,
+            "Model digest": report.model_digest,
+            "Promotion key": info.get("key"),
+            "Adapter": report.model.adapter_sha256,
+            "Base model": f"{base.base_name} at revision {base.base_revision}",
+            "Base model's weights": base.base_sha256,
+            "Precision": base.dtype,
+            "On the Hub": f"{hub['repo']} at {hub['commit']}" if hub else None,
+        },
+        "Data": {"Training": _data(model.train), "Evaluation": _data(report.evaluation)},
+        "Score contract": {
+            "Contract": report.contract_digest,
+            "Evaluated rows": contract.rows_sha256,
+            "Decoding": f"greedy, at most {contract.generation.max_new_tokens} new tokens",
+            "Metric": contract.metric_signature,
+        },
+        "MLflow": {
+            "Tracking server": info.get("tracking_uri") or report.tracking_uri,
+            "Evaluation run": info.get("evaluation_run") or report.run_id,
+            "Fine-tuning run": model.run_id,
+            "Deployment run": info.get("deployment_run"),
+            "Decision": info.get("decision_id"),
+            "Ledger slot": info.get("ledger_slot"),
+        },
+        "Origin": {
+            "Commit of the training": model.git_commit,
+            "Commit of the decision": info.get("git_commit"),
+            "Decided by": info.get("actor"),
+            "CI run": info.get("ci_url"),
+        },
+        "Software": versions,
+    }
+
+
+def _data(data: DatasetRef) -> str:
+    return f"{data.path}, {data.rows} rows, sha256 {data.sha256}"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from src.errors import InvalidInput
-from src.manifest import manifest, tree_digest
+from src.core.errors import InvalidInput
+from src.core.records import manifest, tree_digest
 
 logger = logging.getLogger(__name__)
 

@@ -29,19 +29,20 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from src import batches, chat_encoding, lora, memory, shared_trainer
-from src.adapter import CONFIG_FILE, WEIGHTS_FILE
-from src.checkpoints import Marks, resumable_by_all
-from src.errors import InvalidParams, RunAgain
-from src.manifest import file_sha256
-from src.params import FineTuningParams
-from src.records import BaseModelRef, DatasetRef, digest_of
+from src.core.errors import InvalidParams, RunAgain
+from src.core.params import FineTuningParams
+from src.core.records import BaseModelRef, DatasetRef, digest_of, file_sha256
+from src.models.files import CONFIG_FILE, WEIGHTS_FILE
+from src.training import encoding
+from src.training import model as trained_model
+from src.training.checkpoints import Marks, resumable_by_all
+from src.training.encoding import Batch
 
 logger = logging.getLogger(__name__)
-
 _LAUNCHER_SPEAKS = 60  # seconds; it ends the processes that are left, and says which one failed
 
 
@@ -55,8 +56,8 @@ class Epoch:
 
 
 def fine_tune(
-    train: Sequence[chat_encoding.Conversation],
-    validation: Sequence[chat_encoding.Conversation],
+    train: Sequence[encoding.Conversation],
+    validation: Sequence[encoding.Conversation],
     params: FineTuningParams,
     *,
     base: Path,
@@ -83,7 +84,7 @@ def fine_tune(
         return trainer
 
     size = _share(params)
-    trainer = memory.with_batches_that_fit(attempt, size) if params.find_batch_size else attempt(size)
+    trainer = trained_model.with_batches_that_fit(attempt, size) if params.find_batch_size else attempt(size)
     if not alone:  # one that lacks memory half-way cannot try again without the others
         _train(trainer, checkpoints)
     if _processes().is_main_process:
@@ -96,8 +97,7 @@ def fingerprint(params: FineTuningParams, *, base: BaseModelRef, train: DatasetR
     return digest_of([
         params.model_dump(mode="json"), base.sha256, train.sha256, validation.sha256, precision(params),
         torch.cuda.is_available(), torch.__version__, transformers.__version__, peft.__version__,
-        *(file_sha256(Path(str(module.__file__))) for module in (sys.modules[__name__], batches, chat_encoding, lora,
-                                                                 shared_trainer)),
+        *(file_sha256(Path(str(module.__file__))) for module in (sys.modules[__name__], encoding, trained_model)),
     ])
 
 
@@ -133,18 +133,18 @@ def _train(trainer: Trainer, checkpoints: Path) -> None:
                        "checkpoint") from None
 
 
-def _trainer(splits: Mapping[str, Sequence[chat_encoding.Conversation]], params: FineTuningParams, base: Path,
+def _trainer(splits: Mapping[str, Sequence[encoding.Conversation]], params: FineTuningParams, base: Path,
              checkpoints: Path, batch_size: int) -> Trainer:
     """All that a training needs, with so many conversations at a time; more accumulation keeps the step's size."""
-    model, tokenizer = lora.load(base, params, precision(params))
+    model, tokenizer = trained_model.load(base, params, precision(params))
     stops, limit = _stops(model, tokenizer), _limit(model, params)
-    sets = {what: chat_encoding.encode_all(rows, tokenizer, stops=stops, limit=limit, what=what)
+    sets = {what: encoding.encode_all(rows, tokenizer, stops=stops, limit=limit, what=what)
             for what, rows in splits.items()}
     arguments, collator = _arguments(params, checkpoints, batch_size), _collator(model, tokenizer, params)
-    wrapped = lora.wrap(model, params).to(arguments.device)
-    arguments.activation_checkpointing = memory.checkpointing(
+    wrapped = trained_model.wrap(model, params).to(arguments.device)
+    arguments.activation_checkpointing = trained_model.checkpointing(
         wrapped, collator, sets["train"], params, batch_size=batch_size, precision=precision(params))
-    trainer = shared_trainer.SharedTrainer(
+    trainer = SharedTrainer(
         model=wrapped, args=arguments, train_dataset=sets["train"], eval_dataset=sets["validation"],
         data_collator=collator, callbacks=[_Reporter(), Marks()])
     trainer.remove_callback(PrinterCallback)
@@ -176,17 +176,17 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self._bar.close()
 
 
-def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: FineTuningParams) -> memory.Collator:
+def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: FineTuningParams) -> trained_model.Collator:
     if params.batches == "padded":
-        padded: memory.Collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=chat_encoding.IGNORED)
+        padded: trained_model.Collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=encoding.IGNORED)
         return padded
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InvalidParams(f"fine_tuning.batches: {type(model).__name__} cannot take conversations laid end to end; "
                             "choose padded")
     if model.device.type == "cuda" and is_flash_attn_2_available() and precision(params) == "bfloat16":
         model.set_attn_implementation("flash_attention_2")  # reads the borders of one long row off its positions
-        return batches.EndToEnd(row_tokens=sys.maxsize, pad=tokenizer.pad_token_id)
-    return batches.EndToEnd(row_tokens=_limit(model, params), pad=tokenizer.pad_token_id)
+        return encoding.EndToEnd(row_tokens=sys.maxsize, pad=tokenizer.pad_token_id)
+    return encoding.EndToEnd(row_tokens=_limit(model, params), pad=tokenizer.pad_token_id)
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -246,3 +246,19 @@ def _curve(history: Sequence[dict[str, float]]) -> list[Epoch]:
     losses = [entry["loss"] for entry in history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     return [Epoch(number, *pair) for number, pair in enumerate(zip(losses, validation, strict=True), start=1)]
+
+
+class SharedTrainer(Trainer):  # type: ignore[misc]
+    """The same conversations in each step, and a validation loss that differs by its batches alone."""
+
+    def _get_train_sampler(self, train_dataset: object = None) -> object:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= self.args.world_size
+        return sampler
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False,
+                     num_items_in_batch: torch.Tensor | None = None) -> object:
+        """In validation each process's own mean: the rows that one repeats, to have as many, are then left out."""
+        count = num_items_in_batch if model.training or self.args.world_size == 1 else None
+        return super().compute_loss(model, inputs, return_outputs, count)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from scripts import status_script
-from src.errors import Refused
-from src.ports import Holders
-from src.records import ModelIdentity
-from tests.promoted import NAME, REPO, Shop, drift, lose_mirror, lose_mlflow, register, run, status
-from utils.mlflow_registry import IDENTITY
+from src.core.errors import Refused
+from src.core.records import ModelIdentity
+from src.ledger.ports import Holders
+from tests.fakes.promoted import NAME, REPO, Shop, drift, lose_mirror, lose_mlflow, register, run, status
+from utils.tracking.registry import IDENTITY
 
-pytest_plugins = ["tests.promoted_fixtures"]
+pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
 
 

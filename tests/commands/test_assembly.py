@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import assembly
-from src import release
-from src.deployment_record import Request
-from src.metrics import RowStatistics
+from scripts.commands import assemble as assembly
+from src.core.records import RELEASE_DIR, Datasets
+from src.decisions.record import Request
+from src.evaluation.metrics import RowStatistics
+from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import Policy, Reason
-from src.records import RELEASE_DIR, Datasets
-from src.significance import score_intervals, seed_from
-from tests import tiny_model
-from tests.history_store import write_params
-from tests.test_model_card import decision, evidence, report_of
-from tests.test_release import scored
+from src.promotion import release
+from tests.fakes import tiny_model
+from tests.fakes.history_store import write_params
+from tests.promotion.test_model_card import decision, evidence, report_of
+from tests.promotion.test_release import scored
 from utils import json_utils, yaml_utils
 from utils.results import Inputs
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 FIRST = decision(reason=Reason.FIRST_MODEL, gain=None)
 EVALUATIONS = Path("results/evaluations")
 

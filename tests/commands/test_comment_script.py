@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from scripts import comment_script
-from src.errors import InvalidParams
-from src.summary_text import MARKER
-from tests.loopback_github import BOT, REPO, LoopbackGithub, started
+from src.core.errors import InvalidParams
+from src.report.summary import MARKER
+from tests.fakes.loopback_github import BOT, REPO, LoopbackGithub, started
 
 
 @pytest.fixture

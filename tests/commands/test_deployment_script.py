@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from scripts import deployment_script
-from src.params import MlflowParams, Params
-from tests.history_store import answers, challenger, deploy, write_params
+from src.core.params import MlflowParams, Params
+from tests.fakes.history_store import answers, challenger, deploy, write_params
 from utils import mlflow_utils, process, yaml_utils
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAME = "ecommerce-chatbot"
 METRICS = Path("results/evaluations/metrics.json")
 OUTPUT = Path("results/deployment")
@@ -215,7 +215,7 @@ def test_a_run_that_the_server_lacks_is_logged_anew(params: Params, tmp_path: Pa
 
 
 def test_what_was_decided_stays_recorded_where_the_pruning_after_it_fails(params: Params) -> None:
-    with patch("scripts.deployer.Deployer.prune", side_effect=RuntimeError("the store went away")) as prune:
+    with patch("scripts.commands.deploy.Deployer.prune", side_effect=RuntimeError("the store went away")) as prune:
         assert call("--min-improvement-threshold", "0.9") == 1
     assert prune.called
     found = json.loads((OUTPUT / "deployment_info.json").read_text())

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from scripts import deployer
-from src.ledger import LedgerView
+from scripts.commands import deploy as deployer
+from src.core.params import MlflowParams, Params
+from src.ledger.slots import LedgerView
 from src.model_selection import Reason
-from src.params import MlflowParams, Params
-from tests.history_store import answers, challenger, deploy, write_params
-from tests.loopback_hub import WRITE, LoopbackHub
-from tests.promoted import PUSHING, REPO
-from tests.weightless import call
+from tests.fakes.history_store import answers, challenger, deploy, write_params
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
+from tests.fakes.promoted import PUSHING, REPO
+from tests.fakes.weightless import call
 from utils import mlflow_utils, yaml_utils
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG, REPORT = Path("params.yaml"), Path("results/evaluations/report.json")
 INFO = Path("results/deployment/deployment_info.json")
 NAME = "ecommerce-chatbot"
@@ -166,7 +166,7 @@ def test_row_67_a_path_with_blanks_and_umlauts_a_c_locale_and_an_odd_time_zone_c
     config = (odd / CONFIG).read_text().replace(f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///mlflow.db")
     (odd / CONFIG).write_text(config)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "LC_", "MLFLOW_"))}
-    done = subprocess.run([sys.executable, str(ROOT / "tests/weightless.py")], cwd=odd, capture_output=True,
+    done = subprocess.run([sys.executable, str(ROOT / "tests/fakes/weightless.py")], cwd=odd, capture_output=True,
                           check=False, env={**kept, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "TZ": "Pacific/Chatham"})
     assert done.stderr.endswith(b"PROMOTE result=promoted code=0 reason=improved\n"), done.stderr
     assert json.loads((odd / INFO).read_text())["version"] == 2

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts import examination
-from src import doctor
-from tests import doctor_world as broken
-from tests.doctor_world import DVC, LOGIN, NOWHERE, ROOT, SECRETS, World
-from utils import machine, yaml_utils
+from scripts.commands import diagnose
+from tests.fakes import doctor_world as broken
+from tests.fakes.doctor_world import DVC, LOGIN, NOWHERE, ROOT, SECRETS, World
+from utils import yaml_utils
 
-pytest_plugins = ["tests.doctor_fixtures"]
+pytest_plugins = ["tests.fakes.doctor_fixtures"]
 
 ROWS: list[tuple[Any, str, int, str]] = [
     (broken.good, "mlflow", 0, "params are write-once, registry with aliases and stages"),
@@ -55,7 +54,7 @@ def test_one_line_names_the_trouble_and_its_remedy(breaking: Any, service: str, 
                                                    ) -> None:
     breaking(world)
     found = world.check(service)
-    line = doctor.text([found])
+    line = diagnose.text([found])
     print(f"\n{breaking.__name__.replace('_', ' '):34} exit {found.code}  {line}", end="")
     assert (found.code, found.state in ("ok", "unused")) == (code, code == 0), line
     assert words in line
@@ -69,10 +68,10 @@ def test_one_line_names_the_trouble_and_its_remedy(breaking: Any, service: str, 
 
 
 def test_a_python_that_is_too_new_and_a_full_disk_are_named(world: World) -> None:
-    world.patch.setattr(machine, "python", lambda: (3, 14))
+    world.patch.setattr(diagnose, "python", lambda: (3, 14))
     assert world.check("machine").text == "Python 3.14"
     world.patch.undo()
-    world.patch.setattr(machine, "free_bytes", lambda _: 10**8)
+    world.patch.setattr(diagnose, "free_bytes", lambda _: 10**8)
     found = world.check("machine")
     assert (found.code, found.text) == (2, "0.1 GB free on this disk, 1 needed")
 
@@ -92,11 +91,11 @@ def test_a_base_model_of_the_hub_is_looked_for(world: World) -> None:
     values = yaml.safe_load(world.params().read_bytes())
     values["model"]["base_model"] = "acme/base"
     Path("params.yaml").write_text(yaml.safe_dump(values))
-    asked = examination.checks(yaml_utils.load_params(Path("params.yaml")))
-    (absent,) = examination.performed({"base": asked["base"]})
+    asked = diagnose.checks(yaml_utils.load_params(Path("params.yaml")))
+    (absent,) = diagnose.performed({"base": asked["base"]})
     assert (absent.code, "acme/base" in absent.text) == (6, True)
     world.hub.put("acme/base", {"config.json": b"{}"})
-    (found,) = examination.performed({"base": asked["base"]})
+    (found,) = diagnose.performed({"base": asked["base"]})
     assert (found.state, "acme/base at " in found.text) == ("ok", True)
 
 
@@ -136,22 +135,22 @@ def test_it_says_everything_of_the_embedded_default_within_seconds(tmp_path: Pat
 
 def test_a_wrong_parameter_is_the_first_thing_said(world: World) -> None:
     world.params(significance="perhaps")
-    first, *others = examination.examine(Path("params.yaml"))
+    first, *others = diagnose.examine(Path("params.yaml"))
     assert (first.service, first.code) == ("config", 2)
     assert [check.service for check in others] == ["git", "dvc"]
 
 
 def test_the_first_failed_line_gives_the_exit_code() -> None:
-    checks = [doctor.good("a", "x"), doctor.doubtful("b", "x", "y"), doctor.failed("c", 6, "x", "y"),
-              doctor.failed("d", 4, "x", "y")]
-    assert (doctor.exit_code(checks), doctor.exit_code(checks[:2])) == (6, 0)
-    assert doctor.text(checks).splitlines()[2] == "FAILED    c        x; y"
+    checks = [diagnose.good("a", "x"), diagnose.doubtful("b", "x", "y"), diagnose.failed("c", 6, "x", "y"),
+              diagnose.failed("d", 4, "x", "y")]
+    assert (diagnose.exit_code(checks), diagnose.exit_code(checks[:2])) == (6, 0)
+    assert diagnose.text(checks).splitlines()[2] == "FAILED    c        x; y"
 
 
 @pytest.mark.parametrize(("version", "old"), [("2.8.1", True), ("2.9.0", False), ("2.22.0", False), ("3.17.2", False),
                                               ("1.30.0", True), ("weird", False)])
 def test_servers_before_2_9_are_too_old(version: str, old: bool) -> None:
-    assert doctor.is_too_old(version) is old
+    assert diagnose.is_too_old(version) is old
 
 
 @pytest.mark.slow  # the time limits of six services, one after another
@@ -168,8 +167,8 @@ def test_it_ends_within_a_minute_when_every_service_hangs(world: World) -> None:
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text(f"[core]\n    no_scm = true\n    remote = s\n['remote \"s\"']\n    url = {url}\n")
     started = time.monotonic()
-    checks = examination.examine(Path("params.yaml"))
+    checks = diagnose.examine(Path("params.yaml"))
     assert time.monotonic() - started < 60
-    print(f"\n{doctor.text(checks)}\n{time.monotonic() - started:.0f} s")
+    print(f"\n{diagnose.text(checks)}\n{time.monotonic() - started:.0f} s")
     assert {check.service for check in checks if check.state == "failed"} == {"dvc", "dagshub", "mlflow", "hub", "base"}
     listener.close()

@@ -13,15 +13,14 @@ import yaml
 from mlflow import MlflowClient
 
 from scripts import evaluation_script
-from src.errors import IntegrityError, InvalidInput, InvalidParams, Undecided
-from src.manifest import manifest
-from src.metrics import RowStatistics, corpus_scores
-from src.params import METRICS, MlflowParams
-from src.records import EvaluationReport
-from tests import tiny_model
-from tests.evaluated_shop import REPOSITORY, kept, promote, write_records, write_shop
+from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Undecided
+from src.core.params import METRICS, MlflowParams
+from src.core.records import EvaluationReport, manifest
+from src.evaluation.metrics import RowStatistics, corpus_scores
+from tests.fakes import tiny_model
+from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_records, write_shop
 from utils import json_utils
-from utils.partial_answers import PartialAnswers
+from utils.answers import PartialAnswers
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
 
 def kill(moment: str, batches: int = 0) -> None:
     """Run the stage in a process of its own that SIGKILL ends."""
-    done = subprocess.run([sys.executable, "-m", "tests.killed_evaluation", moment, str(batches), "0"], check=False,
+    done = subprocess.run([sys.executable, "-m", "tests.fakes.killed_evaluation", moment, str(batches), "0"], check=False,
                           env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
 

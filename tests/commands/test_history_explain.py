@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from src.errors import IntegrityError, InvalidInput, InvalidParams
-from src.params import Params
-from tests.history_fixtures import Run, client, config, evaluate_and_deploy, evidence_of, params, run
-from tests.history_store import answers, challenger, deploy
+from src.core.errors import IntegrityError, InvalidInput, InvalidParams
+from src.core.params import Params
+from tests.fakes.history_fixtures import Run, client, config, evaluate_and_deploy, evidence_of, params, run
+from tests.fakes.history_store import answers, challenger, deploy
 
 __all__ = ["config", "params", "run"]  # fixtures, found by their names
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from src.errors import InvalidParams, PipelineError, Refused
+from src.core.errors import InvalidParams, PipelineError, Refused
+from src.core.params import Params
 from src.model_selection import Reason, Verdict
-from src.params import Params
-from tests.history_fixtures import ROOT, Run, client, config, evaluate_and_deploy, evidence_of, params, run
-from tests.history_store import answers, challenger, deploy
+from tests.fakes.history_fixtures import ROOT, Run, client, config, evaluate_and_deploy, evidence_of, params, run
+from tests.fakes.history_store import answers, challenger, deploy
 
 __all__ = ["config", "params", "run"]  # fixtures, found by their names
 

@@ -1,4 +1,4 @@
-"""The workflow's own steps: what is asked for, and DVC's part with real DVC; tests/test_git_records.py has the rest."""
+"""The workflow's own steps: what is asked for, and DVC's part with real DVC; tests/utils/test_git_records.py has the rest."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from scripts import pipeline_script
-from src.errors import InvalidParams, PipelineError, Refused, RunAgain
-from tests.history_store import write_params
-from tests.promoted import run
-from tests.scratch_git import EVIL, MONA, git, write
-from utils import asked_of_ci, dvc_command
+from src.core.errors import InvalidParams, PipelineError, Refused, RunAgain
+from tests.fakes.history_store import write_params
+from tests.fakes.promoted import run
+from tests.fakes.scratch_git import EVIL, MONA, git, write
+from utils import dvc_utils, github_utils
 
-SOURCE = Path(__file__).parents[1] / "params.yaml"
+SOURCE = Path(__file__).parents[2] / "params.yaml"
 STAGE = f"""import sys; sys.path.append({str(SOURCE.parent)!r})
 from utils import git_utils; open('out', 'w').write(sys.executable + ' ' + git_utils.identity().commit)
 """
@@ -24,11 +24,11 @@ REFUSED = [
     ({"GITHUB_EVENT_NAME": "pull_request"}, Refused, "a pull_request event never promotes"),
     ({"GITHUB_EVENT_NAME": "pull_request_target"}, Refused, "never promotes"),
     ({"GITHUB_EVENT_NAME": "push", "GITHUB_REF_TYPE": "tag"}, Refused, "this is a tag"),
-    ({asked_of_ci.PROFILE: EVIL}, InvalidParams, "is unknown; choose one of pocket, tinyllama"),
-    ({asked_of_ci.PROFILE: "pocket,tinyllama"}, InvalidParams, "is unknown"),
-    *(({asked_of_ci.THRESHOLD: text}, InvalidParams, "is no usable threshold")
+    ({github_utils.PROFILE: EVIL}, InvalidParams, "is unknown; choose one of pocket, tinyllama"),
+    ({github_utils.PROFILE: "pocket,tinyllama"}, InvalidParams, "is unknown"),
+    *(({github_utils.THRESHOLD: text}, InvalidParams, "is no usable threshold")
       for text in (EVIL, "nan", "-1", "1e-3", "0.00001", "0.1,0.2", "range(1)", ".5")),
-    ({asked_of_ci.THRESHOLD: "1.5"}, InvalidParams, "min_improvement_threshold"),
+    ({github_utils.THRESHOLD: "1.5"}, InvalidParams, "min_improvement_threshold"),
     ({"DEPLOY_FORCE": "perhaps"}, InvalidParams, "neither true nor false"),
     ({"DEPLOY_FORCE": "true"}, InvalidParams, "force_requires_reason"),
     ({"DEPLOY_FORCE": "true", "DEPLOY_REASON": " \t "}, InvalidParams, "force_requires_reason"),
@@ -49,17 +49,17 @@ def test_what_could_not_end_in_a_promotion_is_refused(
 def test_a_run_may_be_given_parameters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_params(tmp_path, SOURCE, force_requires_reason=True)
     for name, value in {"GITHUB_EVENT_NAME": "workflow_dispatch", "GITHUB_REF_TYPE": "branch", "DEPLOY_FORCE": "true",
-                        "DEPLOY_REASON": EVIL, asked_of_ci.PROFILE: "tinyllama", asked_of_ci.THRESHOLD: "0.5"}.items():
+                        "DEPLOY_REASON": EVIL, github_utils.PROFILE: "tinyllama", github_utils.THRESHOLD: "0.5"}.items():
         monkeypatch.setenv(name, value)
     assert run(pipeline_script, "check", "--config", config) == 0
-    params = asked_of_ci.check(config)  # with the profile's push_to_hub, and no token at hand
+    params = github_utils.check(config)  # with the profile's push_to_hub, and no token at hand
     assert (params.profile, params.deployment.min_improvement_threshold) == ("tinyllama", 0.5)
-    assert asked_of_ci.overrides().settings() == ["profile=tinyllama", "deployment.min_improvement_threshold=0.5"]
+    assert github_utils.overrides().settings() == ["profile=tinyllama", "deployment.min_improvement_threshold=0.5"]
 
 
 def test_a_run_that_asks_for_nothing_has_no_parameters_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(asked_of_ci.PROFILE, " ")
-    assert asked_of_ci.overrides().settings() == []
+    monkeypatch.setenv(github_utils.PROFILE, " ")
+    assert github_utils.overrides().settings() == []
 
 
 # DVC's part
@@ -92,26 +92,26 @@ def remote(url: str) -> None:
 
 
 def test_without_a_remote_nothing_is_pulled_and_it_is_said(pipeline: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dvc_command.pull()
+    dvc_utils.pull()
     assert "dvc pull: no default remote" in caplog.text
 
 
 def test_parameters_of_a_run_reach_it_and_the_cache_the_remote(pipeline: Path) -> None:
     remote(str(pipeline.parent / "there"))
-    dvc_command.pull()  # nobody has pushed yet
-    assert dvc_command.reproduce(["deployment.min_improvement_threshold=0.0001"]) == 0
+    dvc_utils.pull()  # nobody has pushed yet
+    assert dvc_utils.reproduce(["deployment.min_improvement_threshold=0.0001"]) == 0
     assert "min_improvement_threshold: 0.0001" in (pipeline / "params.yaml").read_text()
     python, commit = (pipeline / "out").read_text().split()
     assert (Path(python).parent, commit) == (Path(sys.executable).parent, git("rev-parse", "HEAD"))
-    dvc_command.push()
+    dvc_utils.push()
     assert len([path for path in (pipeline.parent / "there").rglob("*") if path.is_file()]) == 2  # out, and its run
 
 
 def test_a_failed_pipeline_and_a_lost_remote_are_told(pipeline: Path) -> None:
     write("dvc.yaml", "stages:\n  one:\n    cmd: python -c 'raise SystemExit(4)'\n    outs: [out]\n")
-    assert dvc_command.reproduce([]) == 255
+    assert dvc_utils.reproduce([]) == 255
     remote("s3://nowhere/at-all")
     write("dvc.lock", "schema: '2.0'\nstages:\n  one:\n    cmd: x\n    outs:\n    - path: out\n      hash: md5\n"
                       "      md5: d41d8cd98f00b204e9800998ecf8427e\n      size: 0\n")
     with pytest.raises(RunAgain, match=r"dvc pull: remote here failed.*doctor_script"):
-        dvc_command.pull()
+        dvc_utils.pull()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from scripts import remote_script
-from src.errors import InvalidParams
-from tests.test_dagshub_utils import TOKEN, dagshub
-from utils import dvc_remote
+from src.core.errors import InvalidParams
+from tests.utils.test_dagshub_utils import TOKEN, dagshub
+from utils import dvc_utils
 
 __all__ = ["dagshub"]  # a fixture
 SECRET = "dagshub-secret"
@@ -35,8 +35,8 @@ def run(*arguments: str) -> None:
         sys.argv = before
 
 
-def remote() -> dvc_remote.Remote:
-    found = dvc_remote.default_remote()
+def remote() -> dvc_utils.Remote:
+    found = dvc_utils.default_remote()
     assert found is not None
     return found
 
@@ -85,11 +85,11 @@ def test_a_folder_is_made_and_found_again(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.splitlines() == [
         "remote: store/dvc: set up; commit .dvc/config, then `dvc push`", "remote: store/dvc: set up already"]
     assert Path("store/dvc").is_dir()
-    assert dvc_remote.look(remote()) == "reachable"
+    assert dvc_utils.look(remote()) == "reachable"
 
 
 def test_s3_takes_an_endpoint_where_its_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dvc_remote, "check_plugin", lambda _: None)
+    monkeypatch.setattr(dvc_utils, "check_plugin", lambda _: None)
     run("s3", "s3://bucket/prefix", "--endpoint-url", "https://minio.example.com")
     config = Path(".dvc/config").read_text()
     assert "url = s3://bucket/prefix" in config

@@ -8,13 +8,14 @@ import pytest
 from mlflow import MlflowClient
 
 from scripts import report_script
-from src.errors import InvalidInput
-from src.params import MlflowParams
-from src.records import canonical_json
-from tests.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
-from utils import evaluation_run, json_utils, mlflow_utils
-from utils.mlflow_ledger import MlflowLedger
-from utils.report_run import LatestEvaluations
+from src.core.errors import InvalidInput
+from src.core.params import MlflowParams
+from src.core.records import canonical_json
+from tests.fakes.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
+from utils import json_utils, mlflow_utils
+from utils.tracking import runs as evaluation_run
+from utils.tracking.history import LatestEvaluations
+from utils.tracking.ledger import MlflowLedger
 from utils.yaml_utils import load_params
 
 PARAMS = load_params(CONFIG)
@@ -33,10 +34,10 @@ def log(client: MlflowClient, example: Example, folder: Path) -> Example:
     """An evaluation run of a model with its answers; the model with that run's id."""
     report = example.report
     home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
-    tags = evaluation_run.tags(PARAMS.deployment, report.model, report.contract)
+    tags = evaluation_run.evaluation_tags(PARAMS.deployment, report.model, report.contract)
     run = client.create_run(home.experiment_id, tags={mlflow_utils.KIND: "evaluation", **tags})
     json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
-    evaluation_run.log(client, run.info.run_id, report.metrics.as_dict(), [folder / "predictions.jsonl"])
+    evaluation_run.log_evaluation(client, run.info.run_id, report.metrics.as_dict(), [folder / "predictions.jsonl"])
     client.set_terminated(run.info.run_id)
     return Example(report.model_copy(update={"run_id": run.info.run_id}), example.predictions)
 

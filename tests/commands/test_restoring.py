@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from scripts.restoring import promote
-from src.errors import InvalidInput, InvalidParams, Refused
-from src.params import MlflowParams, Params
-from src.records import EvaluationReport
-from tests.history_store import BASE, answers, challenger, deploy, write_params
-from utils import fine_tuning_run, json_utils, mlflow_utils, yaml_utils
-from utils.deployment_run import latest
+from scripts.commands.history import promote
+from src.core.errors import InvalidInput, InvalidParams, Refused
+from src.core.params import MlflowParams, Params
+from src.core.records import EvaluationReport
+from tests.fakes.history_store import BASE, answers, challenger, deploy, write_params
+from utils import json_utils, mlflow_utils, yaml_utils
+from utils.tracking import runs
+from utils.tracking.deployments import latest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def lone(config: Path, params: Params) -> EvaluationReport:
     report = challenger(params, "lone", answers(10))
     tags = {"champion.model_name": params.deployment.model_registry_name}
     with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags) as run_id:
-        fine_tuning_run.log(run_id, params, {}, adapter=Path("results/adapter"), base=Path("results/base_model"),
+        runs.log_fine_tuning(run_id, params, {}, adapter=Path("results/adapter"), base=Path("results/base_model"),
                             adapter_sha256=report.model.adapter_sha256,
                             location=Path("results/fine_tuned_model_location.json"))
     challenger(params, "a", answers(30))

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from scripts import rollback_script, status_script
-from src.errors import HubError, InvalidParams, Refused, RunAgain
-from src.ledger import Slot
+from src.core.errors import HubError, InvalidParams, Refused, RunAgain
+from src.ledger.ports import Holders
+from src.ledger.slots import Slot
 from src.model_selection import Reason, Verdict
-from src.ports import Holders
-from tests.promoted import REPO, Shop, run
-from utils.mlflow_ledger import MlflowLedger
+from tests.fakes.promoted import REPO, Shop, run
+from utils.tracking.ledger import MlflowLedger
 
-pytest_plugins = ["tests.promoted_fixtures"]
+pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def versions(shop: Shop) -> list[tuple[int, str]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from scripts import score_script
-from src.errors import InvalidInput
-from src.metrics import corpus_scores, row_statistics
-from tests.space_process import ROOT
+from src.core.errors import InvalidInput
+from src.evaluation.metrics import corpus_scores, row_statistics
+from tests.fakes.space_process import ROOT
 
 PREDICTIONS, REFERENCES = ["a b c d e", "we ship abroad on Mondays"], ["a b c d e f", "we ship on Mondays"]
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from scripts import space_script
-from src.errors import IntegrityError, InvalidParams
-from src.space_record import SpaceRecord
-from tests.space_process import ROOT
+from src.core.errors import IntegrityError, InvalidParams
+from src.core.records import SpaceRecord
+from tests.fakes.space_process import ROOT
 from utils import json_utils
 
 KEY = "cd" * 32

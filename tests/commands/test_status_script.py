@@ -6,15 +6,15 @@ import pytest
 from huggingface_hub import HfApi
 
 from scripts import status_script
-from src.errors import HubError, IntegrityError, Refused
+from src.core.errors import HubError, IntegrityError, Refused
+from src.ledger.ports import Holders
 from src.model_selection import Reason
-from src.ports import Holders
-from src.promotion import Step
-from tests.loopback_hub import WRITE
-from tests.promoted import NAME, REPO, Shop, drift, lose_ledger, lose_mirror, run, status
-from utils.journal import Journal
+from src.promotion.protocol import Step
+from tests.fakes.loopback_hub import WRITE
+from tests.fakes.promoted import NAME, REPO, Shop, drift, lose_ledger, lose_mirror, run, status
+from utils.tracking.deployments import Journal
 
-pytest_plugins = ["tests.promoted_fixtures"]
+pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
 SETTLED = Holders(champion=3, previous=2, production=frozenset({3}))
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faulty_hub import ROOT, opened, prepare
-from tests.loopback_hub import TOKENS, WRITE
-from tests.promoted import NAME, Shop
+from tests.fakes.faulty_hub import ROOT, opened, prepare
+from tests.fakes.loopback_hub import TOKENS, WRITE
+from tests.fakes.promoted import NAME, Shop
 
-pytest_plugins = ["tests.promoted_fixtures"]
+pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
 MARK = "C4N4RY"
 USER = "ci-bot"
@@ -115,7 +115,7 @@ def check(shop: Shop, processes: set[bytes]) -> None:
     """Nothing of it stands in any file, request or command line, and the search would have found it."""
     assert hits(shop.root) == []
     assert not [entry for entry in shop.hub.log if MARK in entry["path"]]
-    assert any(b"utils.hub_upload" in line for line in processes)
+    assert any(b"utils.hub.upload" in line for line in processes)
     assert not [line for line in processes if any(mark in line for mark in MARKS)]
     assert list((shop.root / "home").rglob("*token*")) == []
     shop.client.set_model_version_tag(NAME, "4", "odd", SECRETS["GITHUB_TOKEN"])

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.postgres import MlflowServer
+from tests.fakes.postgres import MlflowServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAINED = ("data_preprocessing", "base_model", "fine_tuning", "evaluation")
 SMALL = {
     "model": {"pocket": {"vocabulary": 512, "hidden_size": 32, "layers": 1, "heads": 2, "epochs": 1}},
@@ -66,7 +66,7 @@ def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def server(tmp_path: Path, migrated_store: Path) -> Iterator[str]:
-    """With OLD_MLFLOW, an address, that server instead: how the oldest version in src/doctor.py was measured."""
+    """With OLD_MLFLOW, an address, that server instead: how the oldest version in scripts/commands/diagnose.py was measured."""
     if address := os.environ.get("OLD_MLFLOW"):
         yield address
         return

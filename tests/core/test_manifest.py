@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import IntegrityError
-from src.manifest import file_sha256, manifest, tree_digest
+from src.core.errors import IntegrityError
+from src.core.records import file_sha256, manifest, tree_digest
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from pydantic import BaseModel
 
-import src.ledger
-import src.params
-import src.predictions
-import src.records
-from src.errors import InvalidParams
-from src.params import METRICS, parse
+from src.core import params as params_module
+from src.core import records
+from src.core.errors import InvalidParams
+from src.core.params import METRICS, parse
+from src.data import rows
+from src.evaluation import predictions
+from src.ledger import slots
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 WEIGHTS = "deployment.weighted_scoring.weights"
 THRESHOLD = "deployment.min_improvement_threshold"
@@ -217,7 +218,7 @@ def models(module: object) -> list[type[BaseModel]]:
     return [c for c in found if issubclass(c, BaseModel) and c.__module__ == module.__name__]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("module", [src.params, src.records, src.ledger, src.predictions], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [params_module, records, slots, rows, predictions], ids=lambda m: m.__name__)
 def test_no_field_has_a_default(module: object) -> None:
     assert models(module)
     assert [f"{c.__name__}.{name}" for c in models(module) for name, field in c.model_fields.items()

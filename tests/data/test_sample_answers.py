@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from benchmarks import sample_answers
-from src import evaluation, merging
-from tests import tiny_model
+from src.evaluation import generation
+from src.models import merging
+from tests.fakes import tiny_model
 
 
 @pytest.mark.parametrize("count", [0, 5])
@@ -27,7 +28,7 @@ def test_answers_are_drawn_from_the_whole_distribution_and_again_by_the_same_see
 
     def drawn(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return [answer.tokens for answer in evaluation.answer(model, tokenizer, prompts, tokens_per_batch=10_000)]
+        return [answer.tokens for answer in generation.answer(model, tokenizer, prompts, tokens_per_batch=10_000)]
 
     first = drawn(1)
     assert drawn(1) == first

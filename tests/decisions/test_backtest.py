@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from src.backtest import Step, backtest, changed, comparison, policy_of
-from src.errors import InvalidParams
-from src.evidence import GainEvidence
-from src.ledger import LedgerView
-from src.model_selection import Policy, ScoredRun, Verdict, challengers_since_head, decide
-from src.params import METRICS, DeploymentParams
-from src.records import Metrics, digest_of
-from tests.factories import CONTRACT, POLICY, question, run, slot
+from src.core.errors import InvalidParams
+from src.core.params import METRICS, DeploymentParams
+from src.core.records import Metrics, digest_of
+from src.decisions.backtest import Step, backtest, changed, comparison, policy_of
+from src.ledger.slots import LedgerView
+from src.model_selection import GainEvidence, Policy, ScoredRun, Verdict, challengers_since_head, decide
+from tests.fakes.factories import CONTRACT, POLICY, question, run, slot
 from utils.yaml_utils import load_params
 
 REQUIRED = replace(POLICY, require_significance=True)
@@ -22,7 +21,7 @@ REQUIRED = replace(POLICY, require_significance=True)
 
 @pytest.fixture(scope="module")
 def params() -> DeploymentParams:
-    return load_params(Path(__file__).parents[1] / "params.yaml").deployment
+    return load_params(Path(__file__).parents[2] / "params.yaml").deployment
 
 
 def none(*_: object) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from src.deployment_record import RESULTS, Request, comparison, decision_id, explain, info, signed, summary
-from src.ledger import LedgerView
+from src.core.records import canonical_json
+from src.decisions.record import RESULTS, Request, comparison, decision_id, explain, info, signed, summary
+from src.ledger.slots import LedgerView
 from src.model_selection import Decision, Question, Reason, Verdict, decide
-from src.records import canonical_json
-from tests.factories import POLICY, WEIGHTS, hub_ref, ledger, model, question, report, rollback, run
-from tests.test_model_selection import ROWS
+from tests.decisions.test_model_selection import ROWS
+from tests.fakes.factories import POLICY, WEIGHTS, hub_ref, ledger, model, question, report, rollback, run
 
 EMPTY = LedgerView(())
 DOCUMENTED = {"should_deploy", "current_score", "historical_best_score", "improvement", "threshold", "reason"}

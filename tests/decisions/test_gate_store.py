@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from scripts import rollback_script
+from src.core.params import MlflowParams, Params
+from src.core.records import EvaluationReport
 from src.model_selection import Decision, Reason, Verdict
-from src.params import MlflowParams, Params
-from src.records import EvaluationReport
-from tests.history_store import answers, challenger, deploy, evaluate, write_params
+from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
 from utils import mlflow_utils, yaml_utils
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
 ANSWERS = answers(3, rows=8)
 TOMORROW = answers(3, rows=8, split="Please: ")
@@ -43,7 +43,7 @@ class Shop:
 @pytest.fixture
 def shop(mlflow_params: MlflowParams, tmp_path: Path) -> Shop:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return Shop(write_params(tmp_path, Path(__file__).parents[1] / "params.yaml"))
+    return Shop(write_params(tmp_path, Path(__file__).parents[2] / "params.yaml"))
 
 
 def test_steps_below_the_threshold_promote_once_they_add_up_to_it(shop: Shop) -> None:

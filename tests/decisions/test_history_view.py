@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from src.history_view import (
+from src.core.records import digest_of
+from src.decisions.history import (
     HEADINGS,
     Evaluation,
     age,
@@ -22,10 +23,9 @@ from src.history_view import (
     in_the_way,
     table,
 )
-from src.ledger import LedgerView
+from src.ledger.slots import LedgerView
 from src.model_selection import Policy
-from src.records import digest_of
-from tests.factories import POLICY, ledger, rollback, run
+from tests.fakes.factories import POLICY, ledger, rollback, run
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 HOUR = 3_600_000

@@ -1,4 +1,4 @@
-"""The gate's table, row by row and in its order; tests/test_gate_sequences.py follows it over many decisions."""
+"""The gate's table, row by row and in its order; tests/reliability/test_gate_sequences.py follows it over many decisions."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from src.ledger import LedgerView
+from src.core.params import METRICS
+from src.core.records import Metrics, contributions, digest_of, weighted_score
+from src.ledger.slots import LedgerView
 from src.model_selection import (
     Policy,
     Question,
@@ -16,14 +18,10 @@ from src.model_selection import (
     Verdict,
     bars,
     comparable,
-    contributions,
     decide,
     needs_champion_evaluated,
-    weighted_score,
 )
-from src.params import METRICS
-from src.records import Metrics, digest_of
-from tests.factories import CONTRACT, POLICY, WEIGHTS, ledger, metrics, question, rollback, run
+from tests.fakes.factories import CONTRACT, POLICY, WEIGHTS, ledger, metrics, question, rollback, run
 
 EMPTY = LedgerView(())
 CHAMPION = ledger(("champion", 0.5))

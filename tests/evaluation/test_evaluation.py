@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from src import evaluation, generation, merging
-from src.errors import InvalidInput
-from src.predictions import AnsweredBatch
-from tests import tiny_model
+from src.core.errors import InvalidInput
+from src.evaluation import generation
+from src.evaluation import generation as evaluation
+from src.evaluation.predictions import Answer, AnsweredBatch
+from src.models import merging
+from tests.fakes import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def prompts() -> list[list[dict[str, str]]]:
     return [row.prompt() for row in tiny_model.rows()]
 
 
-def single(model: merging.Model, tokenizer: merging.Tokenizer) -> list[evaluation.Answer]:
+def single(model: merging.Model, tokenizer: merging.Tokenizer) -> list[Answer]:
     """Each prompt on its own, by the library alone."""
     stops, answers = set(model.generation_config.eos_token_id), []
     for prompt in prompts():
@@ -152,7 +154,7 @@ def test_settings_whose_result_would_depend_on_the_batches_are_refused(
 ) -> None:
     greedy[0].generation_config.update(**asked)
     with pytest.raises(InvalidInput, match="call set_greedy first"):
-        generation.answer(greedy[0], [[5, 6]], size=1)
+        generation.generate(greedy[0], [[5, 6]], size=1)
 
 
 def test_greedy_settings_keep_every_stop_token_and_drop_the_rest(

@@ -12,9 +12,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from src.params import MlflowParams
-from src.records import EvaluationReport
-from tests.evaluated_shop import REPOSITORY, kept, promote, write_shop
+from src.core.params import MlflowParams
+from src.core.records import EvaluationReport
+from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_shop
 from utils import json_utils
 
 LAUNCH = str(REPOSITORY / "scripts/launch_script.py")
@@ -75,7 +75,7 @@ def test_a_killed_process_is_one_line_and_the_rerun_of_any_number_resumes(shop: 
     undisturbed = ANSWERS.read_bytes()
     for path in RESULTS.iterdir():
         path.unlink()
-    killed = start(["-m", "tests.killed_evaluation", "after", "1", str(rank)], processes=2)
+    killed = start(["-m", "tests.fakes.killed_evaluation", "after", "1", str(rank)], processes=2)
     assert killed.returncode == 75, killed.stderr
     assert [line for line in killed.stderr.splitlines() if not line.startswith("INFO ")] == [
         f"ERROR process {rank} of the stage was ended by SIGKILL; run it again, it goes on from what is saved"]
@@ -84,7 +84,7 @@ def test_a_killed_process_is_one_line_and_the_rerun_of_any_number_resumes(shop: 
     saved = kept(shop)
     assert 2 <= len(saved) <= 5
 
-    again = start(["-m", "tests.killed_evaluation", "records", "0", "0"], processes=2)
+    again = start(["-m", "tests.fakes.killed_evaluation", "records", "0", "0"], processes=2)
     assert f"going on: {len(saved)} of 6 batches were answered before" in again.stderr
     assert sorted(batch.places for batch in kept(shop)) == [[place] for place in range(6)]
     ANSWERS.unlink()
@@ -129,7 +129,7 @@ def test_what_the_first_process_alone_finds_ends_the_stage_with_its_exit_code_an
 
 @pytest.mark.slow
 def test_a_stage_that_is_terminated_ends_all_its_processes(shop: Path) -> None:
-    stage = subprocess.Popen([sys.executable, LAUNCH, "--num_processes", "2", "-m", "tests.killed_evaluation", "hangs",
+    stage = subprocess.Popen([sys.executable, LAUNCH, "--num_processes", "2", "-m", "tests.fakes.killed_evaluation", "hangs",
                               "0", "1"], stderr=subprocess.PIPE, text=True,
                              env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     while len(kept(shop)) < 3:  # all that the first process has to answer

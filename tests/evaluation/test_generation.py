@@ -9,9 +9,11 @@ import pytest
 from accelerate.utils import get_max_memory
 from transformers import GenerationConfig
 
-from src import evaluation, generation, merging, sharing
-from src.errors import InvalidParams
-from tests import tiny_model
+from src.core.errors import InvalidParams
+from src.evaluation import generation
+from src.evaluation import generation as evaluation
+from src.models import merging, placement
+from tests.fakes import tiny_model
 
 ROWS = 1200
 REFUSED = f"""
@@ -56,7 +58,7 @@ def limit_for(rows: int) -> int:
 
 def refused(base: Path, megabytes: int) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", REFUSED, str(base), str(megabytes)], check=False, capture_output=True,
-                          text=True, cwd=Path(__file__).parents[1])
+                          text=True, cwd=Path(__file__).parents[2])
 
 
 def test_memory_that_is_refused_halves_the_batch_and_changes_no_answer(base: Path) -> None:
@@ -73,7 +75,7 @@ def test_room_that_full_answers_would_lack_halves_the_batch_before_linux_kills(
 ) -> None:
     prompts = [[5, 6, 7]] * 8
     stopping.generation_config.max_new_tokens = limit_for(6)
-    answers, size = generation.answer(stopping, prompts, size=8)
+    answers, size = generation.generate(stopping, prompts, size=8)
     assert [len(answer) for answer in answers] == [1] * 8
     assert size == 4
     assert [record.message for record in caplog.records] == ["not enough memory: generating 4 answers at a time"]
@@ -83,12 +85,12 @@ def test_each_process_counts_on_its_share_of_the_room(
     stopping: merging.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopping.generation_config.max_new_tokens = limit_for(6)
-    monkeypatch.setattr(sharing.state(), "num_processes", 2)
-    _, size = generation.answer(stopping, [[5, 6, 7]] * 8, size=8)
+    monkeypatch.setattr(placement.state(), "num_processes", 2)
+    _, size = generation.generate(stopping, [[5, 6, 7]] * 8, size=8)
     assert size == 2
 
 
 def test_where_not_even_one_answer_fits_it_says_what_to_change(stopping: merging.Model) -> None:
     stopping.generation_config.max_new_tokens = 4 * limit_for(1)
     with pytest.raises(InvalidParams, match="not even one answer at a time fits the memory; lower"):
-        generation.answer(stopping, [[5, 6, 7]] * 2, size=2)
+        generation.generate(stopping, [[5, 6, 7]] * 2, size=2)

@@ -8,9 +8,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from src.errors import InvalidInput, InvalidParams
-from src.metrics import RowStatistics, corpus_scores, resampled_scores, row_scores, row_statistics, signature
-from src.params import METRICS
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.params import METRICS
+from src.evaluation.metrics import RowStatistics, corpus_scores, resampled_scores, row_scores, row_statistics, signature
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 ANSWER = "Your order #4521 ships within 2 days. You can follow it under My Orders, page 3."
@@ -142,7 +142,7 @@ def test_resampling_gives_the_same_bits_however_it_is_cut_into_blocks(monkeypatc
     statistics = row_statistics(*every_row())
     indices = np.random.default_rng(6).integers(len(statistics), size=(64, len(statistics)))
     at_once = resampled_scores(statistics, indices)
-    monkeypatch.setattr("src.metrics._BLOCK_CELLS", 3 * len(statistics))
+    monkeypatch.setattr("src.evaluation.metrics._BLOCK_CELLS", 3 * len(statistics))
     assert np.array_equal(resampled_scores(statistics, indices), at_once)
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from src.errors import InvalidInput
-from src.predictions import parse_rows, score_contract, spread
-from src.records import digest_of
-from tests import tiny_model
+from src.core.errors import InvalidInput
+from src.core.records import digest_of
+from src.data.rows import parse_rows
+from src.evaluation.predictions import score_contract, spread
+from tests.fakes import tiny_model
 
 SPLIT = Path("evaluation.jsonl")
 

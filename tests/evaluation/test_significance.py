@@ -10,10 +10,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest, Result
 from scipy.stats import ttest_rel
 
-from src.errors import InvalidInput
-from src.evidence import GainEvidence
-from src.metrics import RowStatistics, corpus_scores, resampled_scores, row_statistics
-from src.significance import (
+from src.core.errors import InvalidInput
+from src.evaluation.metrics import RowStatistics, corpus_scores, resampled_scores, row_statistics
+from src.evaluation.significance import (
     adjusted_confidence,
     least_rows,
     paired_bootstrap,
@@ -23,6 +22,7 @@ from src.significance import (
     seed_from,
     shared_rows,
 )
+from src.model_selection import GainEvidence
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 BLEU4 = dict.fromkeys(WEIGHTS, 0.0) | {"bleu4": 1.0}
@@ -246,7 +246,7 @@ def test_equal_arguments_give_equal_bits_and_the_seed_matters() -> None:
 def test_blocks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     challenger, baseline = systems()
     at_once = evidence(challenger, baseline)
-    monkeypatch.setattr("src.metrics._BLOCK_CELLS", 7 * ROWS)
+    monkeypatch.setattr("src.evaluation.metrics._BLOCK_CELLS", 7 * ROWS)
     assert evidence(challenger, baseline) == at_once
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from src.metrics import corpus_scores, row_statistics
-from src.model_selection import weighted_score
-from src.params import METRICS
+from src.core.params import METRICS
+from src.core.records import weighted_score
+from src.evaluation.metrics import corpus_scores, row_statistics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 PREDICTIONS = ["Your order ships within 2 days, we promise.", "", "Yes"]
 REFERENCES = ["Your order ships within 3 days, we promise.", "Page 7.", "Yes"]
@@ -36,7 +36,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], 
     unreachable = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     environment = os.environ | unreachable | {"HF_HOME": str(tmp_path_factory.mktemp("hf")), "PYTHONPATH": str(ROOT)}
     finished = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "src/weighted_score.py"],
+        [sys.executable, "-c", SCRIPT, "src/evaluation/weighted_score.py"],
         input=json.dumps([PREDICTIONS, REFERENCES, WEIGHTS]),
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from src.hub_records import LEDGER_BRANCH, LEDGER_FILE
-from src.manifest import tree_digest
-from tests.loopback_hub import LoopbackHub
-from tests.promoted import REPO
-from utils.hub_reader import ATTRIBUTES
+from src.core.records import tree_digest
+from src.ledger.ports import LEDGER_BRANCH, LEDGER_FILE
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.promoted import REPO
+from utils.hub.repository import ATTRIBUTES
 
 World = dict[str, Any]
 

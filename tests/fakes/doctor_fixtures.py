@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from werkzeug.serving import make_server
 
-from scripts import examination
-from tests.doctor_world import LOGIN, World
-from tests.loopback_hub import WRITE, LoopbackHub
-from tests.mlflow_proxy import MlflowProxy
+from scripts.commands import diagnose
+from tests.fakes.doctor_world import LOGIN, World
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
+from tests.fakes.mlflow_proxy import MlflowProxy
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> It
 @pytest.fixture
 def world(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
-    for name in examination.IMPATIENT:
+    for name in diagnose.IMPATIENT:
         monkeypatch.setenv(name, "")  # so that what is set is undone
     for name in ("DAGSHUB_CLIENT_HOST", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import examination
-from src.doctor import Check
-from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
-from tests.mlflow_proxy import Fault, Kind, MlflowProxy
+from scripts.commands import diagnose
+from scripts.commands.diagnose import Check
+from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
+from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy
 from utils import yaml_utils
-from utils.hub_reader import Patience
+from utils.hub.repository import Patience
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOGIN = ("alice", "mlflow-canary")
 REPO = "acme/shop"
 NOWHERE = "http://127.0.0.1:9"
@@ -47,7 +47,7 @@ class World:
     def check(self, service: str, **deployment: object) -> Check:
         """One service's line."""
         params = yaml_utils.load_params(self.params(**deployment))
-        (found,) = examination.performed({service: examination.checks(params)[service]})
+        (found,) = diagnose.performed({service: diagnose.checks(params)[service]})
         return found
 
 
@@ -68,7 +68,7 @@ def mlflow_down(world: World) -> None:
 
 
 def mlflow_hangs(world: World) -> None:
-    world.patch.setattr(examination, "MLFLOW_SECONDS", 1)
+    world.patch.setattr(diagnose, "MLFLOW_SECONDS", 1)
     world.mlflow.fault = Fault(Kind.HUNG, "POST experiments/search")
 
 
@@ -95,7 +95,7 @@ def a_page_instead(world: World) -> None:
 
 def rewritable_params(world: World) -> None:
     world.mlflow.answer = lambda call, _: (200, b"{}") if call.endpoint == "POST runs/log-parameter" else None
-    world.patch.setattr("utils.mlflow_ledger.MlflowLedger._stored", lambda *_: "rewritten")
+    world.patch.setattr("utils.tracking.ledger.MlflowLedger._stored", lambda *_: "rewritten")
 
 
 def credentials_in_the_address(world: World) -> None:
@@ -123,7 +123,7 @@ def hub_down(world: World) -> None:
 
 
 def hub_hangs(world: World) -> None:
-    world.patch.setattr(examination, "_PATIENCE", Patience(1, 1, 1, 1, 1))
+    world.patch.setattr(diagnose, "_PATIENCE", Patience(1, 1, 1, 1, 1))
     world.hub.fault("/whoami", delay=3)
 
 

@@ -5,17 +5,18 @@ from pathlib import Path
 import yaml
 from mlflow import MlflowClient
 
-from src import merging, release
-from src.ledger import Slot
-from src.manifest import file_sha256
-from src.params import MlflowParams
-from src.predictions import AnsweredBatch
-from src.records import DatasetRef, Datasets, EvaluationReport, canonical_json
-from tests import tiny_model
-from utils import json_utils, mlflow_registry
-from utils.mlflow_ledger import MlflowLedger
+from src.core.params import MlflowParams
+from src.core.records import DatasetRef, Datasets, EvaluationReport, canonical_json, file_sha256
+from src.evaluation.predictions import AnsweredBatch
+from src.ledger.slots import Slot
+from src.models import merging
+from src.promotion import release
+from tests.fakes import tiny_model
+from utils import json_utils
+from utils.tracking import registry as mlflow_registry
+from utils.tracking.ledger import MlflowLedger
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def write_shop(root: Path, mlflow_params: MlflowParams, *, tokens_per_batch: int = 160) -> None:

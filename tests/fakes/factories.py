@@ -4,11 +4,19 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from src.ledger import HubRef, LedgerView, Slot
-from src.manifest import manifest, tree_digest
+from src.core.params import METRICS
+from src.core.records import (
+    EvaluationReport,
+    FineTunedModel,
+    Metrics,
+    ModelIdentity,
+    ScoreContract,
+    digest_of,
+    manifest,
+    tree_digest,
+)
+from src.ledger.slots import HubRef, LedgerView, Slot
 from src.model_selection import Policy, Question, ScoredRun
-from src.params import METRICS
-from src.records import EvaluationReport, FineTunedModel, Metrics, ModelIdentity, ScoreContract, digest_of
 from utils.json_utils import write_object
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}

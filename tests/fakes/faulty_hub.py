@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from src.manifest import manifest
-from src.ports import Holders
-from tests import weightless
-from tests.history_store import answers, challenger, write_params
-from tests.loopback.publishing import release_folder
-from tests.loopback_hub import LoopbackHub
-from tests.promoted import NAME, PUSHING, REPO, SOURCE, Shop, set_environment
-from utils.hub_reader import Patience
+from src.core.records import manifest
+from src.ledger.ports import Holders
+from tests.fakes import weightless
+from tests.fakes.history_store import answers, challenger, write_params
+from tests.fakes.loopback.publishing import release_folder
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.promoted import NAME, PUSHING, REPO, SOURCE, Shop, set_environment
+from utils.hub.repository import Patience
 
 QUICK = Patience(deadline=30, request=5, stall=6, attempts=4, backoff=0.02)
 ENOUGH = "64m"  # of disk for a release of two layers
@@ -130,7 +130,7 @@ def promoted_once(shop: Shop, before: World, *, strangers: int = 0) -> int:
 
 # A big release, killed half-way.
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARDS, SHARD_BYTES = 4, 500_000_000
 
 
@@ -145,7 +145,7 @@ def grow_release(shards: int, size: int) -> int:
 
 def start() -> "subprocess.Popen[str]":
     """The deployment as a process of its own."""
-    return subprocess.Popen([sys.executable, str(ROOT / "tests/weightless.py")], text=True, stdout=subprocess.DEVNULL,
+    return subprocess.Popen([sys.executable, str(ROOT / "tests/fakes/weightless.py")], text=True, stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny_shop
-from tests.faulty_hub import ENOUGH, Resize
-from tests.loopback_hub import LoopbackHub
-from tests.promoted import Shop, set_environment
+from tests.fakes import tiny_shop
+from tests.fakes.faulty_hub import ENOUGH, Resize
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.promoted import Shop, set_environment
 
 
 @pytest.fixture

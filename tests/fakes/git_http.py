@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.local_http import LocalServer
+from tests.fakes.local_http import LocalServer
 
 
 class GitServer(LocalServer):

@@ -8,13 +8,13 @@ import pytest
 from mlflow import MlflowClient
 
 from scripts import history_script
-from src.params import MlflowParams, Params
-from src.records import EvaluationReport
-from tests import history_store
-from tests.history_store import answers, challenger, deploy
+from src.core.params import MlflowParams, Params
+from src.core.records import EvaluationReport
+from tests.fakes import history_store
+from tests.fakes.history_store import answers, challenger, deploy
 from utils import mlflow_utils, yaml_utils
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
 
 

@@ -6,17 +6,11 @@ from pathlib import Path
 
 import yaml
 
-from scripts.deployer import Deployer
+from scripts.commands.deploy import Deployer, challenger_setting
+from scripts.commands.services import prune, registry_of
 from scripts.deployment_script import PARSER
-from scripts.wiring import challenger_setting, prune, registry_of
-from src.evaluation_record import numbers
-from src.manifest import manifest, tree_digest
-from src.metrics import corpus_scores, row_statistics
-from src.model_selection import Decision, weighted_score
-from src.params import METRICS, Params
-from src.predictions import EvaluationRow, Message, Prediction, score_contract
-from src.promotion import Progress, promote
-from src.records import (
+from src.core.params import METRICS, Params
+from src.core.records import (
     OUTPUT_DIR,
     BaseModelRef,
     DatasetRef,
@@ -26,9 +20,18 @@ from src.records import (
     Metrics,
     ModelIdentity,
     digest_of,
+    manifest,
+    tree_digest,
+    weighted_score,
 )
-from utils import evaluation_run, json_utils, mlflow_utils
+from src.data.rows import EvaluationRow, Message
+from src.evaluation.metrics import corpus_scores, row_statistics
+from src.evaluation.predictions import Prediction, numbers, score_contract
+from src.model_selection import Decision
+from src.promotion.protocol import Progress, promote
+from utils import json_utils, mlflow_utils
 from utils.results import LogBuffer, check_output_dir
+from utils.tracking import runs
 
 BASE = BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="b" * 64)
 SPLIT = DatasetRef(path="results/data/evaluation.jsonl", sha256="d" * 64, rows=40)
@@ -90,7 +93,7 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], s
     values: dict[str, float] = found if score is None else dict.fromkeys(METRICS, score)
     metrics = Metrics(**values)
     weights = params.deployment.weighted_scoring.weights
-    tags = evaluation_run.tags(params.deployment, identity, contract)
+    tags = runs.evaluation_tags(params.deployment, identity, contract)
     with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
         report = EvaluationReport(
             run_id=run_id, tracking_uri=params.mlflow.tracking_uri, model=identity, model_digest=identity.digest(),
@@ -101,7 +104,7 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], s
         json_utils.write_object(folder / "report.json", report.model_dump(mode="json"))
         json_utils.write_object(folder / "metrics.json", numbers(report))
         client = mlflow_utils.connect(params.mlflow)
-        evaluation_run.log(client, run_id, numbers(report), sorted(folder.iterdir()))
+        runs.log_evaluation(client, run_id, numbers(report), sorted(folder.iterdir()))
     return report
 
 

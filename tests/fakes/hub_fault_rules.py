@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tests.loopback_hub import READ, UNKNOWN
-from tests.promoted import REPO
+from tests.fakes.loopback_hub import READ, UNKNOWN
+from tests.fakes.promoted import REPO
 
 RELEASE, MAIN = "/commit/release/", "/commit/main"
 LOCK = {"status": 409, "body": {"error": "Another commit operation is in progress"}}

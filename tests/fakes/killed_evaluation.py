@@ -14,9 +14,9 @@ from typing import NoReturn
 from unittest import mock
 
 from scripts import evaluation_script
-from src.predictions import AnsweredBatch
+from src.evaluation.predictions import AnsweredBatch
 from utils import json_utils, process
-from utils.partial_answers import PartialAnswers
+from utils.answers import PartialAnswers
 
 
 def main() -> None:

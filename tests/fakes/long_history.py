@@ -13,11 +13,11 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlRun, SqlTag
 
-from src.ledger import LedgerView, Slot
+from src.core.params import METRICS, Params
+from src.core.records import EvaluationReport, Metrics, digest_of
+from src.ledger.slots import LedgerView, Slot
 from src.model_selection import ScoredRun
-from src.params import METRICS, Params
-from src.records import EvaluationReport, Metrics, digest_of
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
 THRESHOLD = 0.001
 BATCH = 500

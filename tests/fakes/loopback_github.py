@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.local_http import LocalServer
+from tests.fakes.local_http import LocalServer
 
 TOKEN = "ghs_canary"
 REPO = "acme/shop"

@@ -32,7 +32,7 @@ _WATCH = """exec 3<&0; end=$1; shift; "$@" </dev/null 3<&- & child=$!
 (read -r _ <&3; [ $end = INT ] && kill -INT $child || kill -KILL 0) &
 wait $child"""
 _WATCHED = ("sh", "-c", _WATCH, "sh")
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _START_SECONDS = 90
 
 needs_postgres = pytest.mark.skipif(not _INITDB, reason="initdb is missing: apt-get install postgresql (.ci/run does)")

@@ -17,21 +17,21 @@ from huggingface_hub import HfApi
 from mlflow import MlflowClient
 
 from scripts import status_script
-from src.ledger import LedgerView, Slot
+from src.core.params import Params
+from src.ledger.ports import Holders
+from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Decision
-from src.params import Params
-from src.ports import Holders
 from tests.conftest import TOKENS
-from tests.history_store import answers, challenger, deploy
-from tests.loopback.publishing import release_folder
-from tests.loopback_hub import WRITE, LoopbackHub
+from tests.fakes.history_store import answers, challenger, deploy
+from tests.fakes.loopback.publishing import release_folder
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from utils import json_utils, mlflow_utils, yaml_utils
-from utils.mlflow_ledger import MlflowLedger
-from utils.mlflow_registry import MlflowRegistry
+from utils.tracking.ledger import MlflowLedger
+from utils.tracking.registry import MlflowRegistry
 
 REPO = "acme/shop"
 NAME = "ecommerce-chatbot"
-SOURCE = Path(__file__).parents[1] / "params.yaml"
+SOURCE = Path(__file__).parents[2] / "params.yaml"
 PUSHING = {"model_id": REPO, "push_to_hub": True, "create_model_card": True, "private": True, "deadline_seconds": 30}
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.history_store import write_params
-from tests.loopback_hub import LoopbackHub
-from tests.promoted import PUSHING, SOURCE, Shop, set_environment
+from tests.fakes.history_store import write_params
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.promoted import PUSHING, SOURCE, Shop, set_environment
 
 RIGHT = {"one": 10, "two": 20, "three": 30}  # of 40 answers
 

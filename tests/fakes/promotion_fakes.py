@@ -10,13 +10,13 @@ from decimal import Decimal
 from functools import cache
 from typing import Any, Protocol
 
-from src.errors import IntegrityError
-from src.ledger import HubRef, LedgerView, Slot, parse_slots
+from src.core.errors import IntegrityError
+from src.core.params import METRICS
+from src.core.records import Metrics, digest_of
+from src.ledger.ports import Holders
+from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
 from src.model_selection import Decision, Policy, Question, Reason, ScoredRun, decide
-from src.params import METRICS
-from src.ports import Holders
-from src.promotion import Ports
-from src.records import Metrics, digest_of
+from src.promotion.protocol import Ports
 
 REPO = "shop/bot"
 CONTRACT = digest_of("contract")

@@ -2,9 +2,9 @@
 
 from decimal import Decimal
 
-from src.ledger import LedgerView, Slot
-from src.model_selection import weighted_score
-from tests.promotion_fakes import POLICY, World
+from src.core.records import weighted_score
+from src.ledger.slots import LedgerView, Slot
+from tests.fakes.promotion_fakes import POLICY, World
 
 
 class Violation(AssertionError):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from src.promotion import Ports, Progress, Step, promote
-from tests.promotion_fakes import Challenger, Effect, World, ports_of
-from tests.promotion_invariants import check_always
+from src.promotion.protocol import Ports, Progress, Step, promote
+from tests.fakes.promotion_fakes import Challenger, Effect, World, ports_of
+from tests.fakes.promotion_invariants import check_always
 
 CHAMPION, CHALLENGER, LATER = Challenger("champion", 0.4), Challenger("challenger", 0.5), Challenger("later", 0.6)
 WORSE = tuple(Challenger(f"worse {n}", 0.4 + n / 200) for n in range(1, 12))

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from src.appending import append, reconcile
-from src.errors import PipelineError
-from src.ledger import LedgerView, Slot
+from src.core.errors import PipelineError
+from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Verdict
-from src.promotion import Progress, Services, Step, advance
-from src.rollback import Origin, rollback
-from tests.promotion_fakes import Challenger, Effect, FakeHub, FakeLedger, FakeRegistry, World, ports_of
-from tests.promotion_invariants import Violation
+from src.promotion.protocol import Progress, Services, Step, advance, append, reconcile
+from src.promotion.rollback import Origin, rollback
+from tests.fakes.promotion_fakes import Challenger, Effect, FakeHub, FakeLedger, FakeRegistry, World, ports_of
+from tests.fakes.promotion_invariants import Violation
 
 FRESH = 0  # the place where a run starts
 _NOTHING = LedgerView(())

@@ -5,13 +5,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from src.deployment_record import Request, comparison, info
-from src.ledger import LedgerView
-from src.metrics import RowStatistics, corpus_scores, row_statistics
-from src.model_selection import Policy, ScoredRun, bars, decide, weighted_score
-from src.params import DeploymentParams
-from src.predictions import EvaluationRow, Prediction, score_contract
-from src.records import (
+from src.core.params import DeploymentParams
+from src.core.records import (
     BaseModelRef,
     DatasetRef,
     EvaluationReport,
@@ -19,13 +14,21 @@ from src.records import (
     Metrics,
     ModelIdentity,
     digest_of,
+    weighted_score,
 )
-from src.report_records import Losses, Past, Records
-from src.significance import paired_bootstrap, seed_from
-from tests import factories
+from src.data.rows import EvaluationRow
+from src.decisions.record import Request, comparison, info
+from src.evaluation.metrics import RowStatistics, corpus_scores, row_statistics
+from src.evaluation.predictions import Prediction, score_contract
+from src.evaluation.significance import paired_bootstrap, seed_from
+from src.ledger.slots import LedgerView
+from src.model_selection import Policy, ScoredRun, bars, decide
+from src.report.charts import Losses
+from src.report.page import Past, Records
+from tests.fakes import factories
 from utils.yaml_utils import load_params
 
-CONFIG = Path(__file__).parents[1] / "params.yaml"
+CONFIG = Path(__file__).parents[2] / "params.yaml"
 POLICY: DeploymentParams = load_params(CONFIG).deployment.model_copy(update={"resamples": 200})
 DATA = DatasetRef(path="results/data/evaluation.jsonl", sha256="d" * 64, rows=30)
 BASE = BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="b" * 64)

@@ -11,11 +11,10 @@ from typing import Any
 from mlflow import MlflowClient
 
 from scripts import status_script
-from src.manifest import manifest, tree_digest
-from src.records import OUTPUT_DIR
-from tests.promoted import NAME
+from src.core.records import OUTPUT_DIR, manifest, tree_digest
+from tests.fakes.promoted import NAME
 from utils import mlflow_utils, results, yaml_utils
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
 _TIMES = {"time"}
 _IDS = {"deployment_run", "decision_id"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mlflow_proxy import SqliteServer
-from tests.postgres import MlflowServer
+from tests.fakes.mlflow_proxy import SqliteServer
+from tests.fakes.postgres import MlflowServer
 
 
 @pytest.fixture(scope="session")

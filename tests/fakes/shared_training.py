@@ -1,6 +1,6 @@
 """One process of a training on the tiny model, as a launcher starts it: trains, and the first writes its losses.
 
-    accelerate launch ... tests/shared_training.py FOLDER BASE CHANGES
+    accelerate launch ... tests/fakes/shared_training.py FOLDER BASE CHANGES
 
 Given `killed`, the second process dies half-way, in the second epoch.
 """
@@ -12,12 +12,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from transformers import Trainer
 
-from tests.test_fine_tuning import Run
-from utils import process, ranks
+from tests.training.test_fine_tuning import Run
+from utils import process
+from utils import process as ranks
 
 FOLDER, BASE, CHANGES = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 

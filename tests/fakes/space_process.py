@@ -1,6 +1,6 @@
 """The serving app of space/ as a process of its own, with a tiny chat model of random weights.
 
-tests/space_bundle.tar.gz holds that model as a release (tiny-chat) and as the bundle that prepare_assets.py made of it
+tests/fakes/space_bundle.tar.gz holds that model as a release (tiny-chat) and as the bundle that prepare_assets.py made of it
 in the builder's environment (assets). It says letters and blanks and never ends by itself.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space"
 PYTHON = SPACE / ".venv/bin/python"
 CHAT = "/v1/chat/completions"
@@ -28,7 +28,7 @@ needs_serving = pytest.mark.skipif(not PYTHON.exists(), reason="space/.venv is m
 
 def unpack(folder: Path) -> Path:
     """The tiny model; returns its bundle."""
-    with tarfile.open(ROOT / "tests/space_bundle.tar.gz") as packed:
+    with tarfile.open(ROOT / "tests/fakes/space_bundle.tar.gz") as packed:
         packed.extractall(folder, filter="data")
     return folder / "assets"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.loopback.server import LoopbackHub
-from tests.loopback.store import WRITE
-from tests.space_process import PYTHON, SPACE, unpack
+from tests.fakes.loopback.server import LoopbackHub
+from tests.fakes.loopback.store import WRITE
+from tests.fakes.space_process import PYTHON, SPACE, unpack
 
 NAME = "acme/chat"
 

@@ -9,9 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from src.manifest import manifest, tree_digest
-from src.predictions import EvaluationRow, parse_rows
-from src.records import BaseModelRef, DatasetRef, FineTunedModel, LoraSettings, digest_of
+from src.core.records import BaseModelRef, DatasetRef, FineTunedModel, LoraSettings, digest_of, manifest, tree_digest
+from src.data.rows import EvaluationRow, parse_rows
 
 TARGETS = ["down_proj", "q_proj", "v_proj"]
 RANK, ALPHA = 4, 8

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from scripts import evaluation_script
-from src.manifest import file_sha256
-from src.records import DatasetRef, Datasets
-from tests import tiny_model
-from tests.history_store import write_params
-from tests.promoted import PUSHING, SOURCE
+from src.core.records import DatasetRef, Datasets, file_sha256
+from tests.fakes import tiny_model
+from tests.fakes.history_store import write_params
+from tests.fakes.promoted import PUSHING, SOURCE
 from utils import json_utils
 
 

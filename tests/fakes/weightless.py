@@ -1,6 +1,6 @@
 """The deployment script, whole, but for the weights: nothing is merged, and a text is registered in their place.
 
-`call` runs it in this process; `python tests/weightless.py FLAGS` is the same as a process of its own.
+`call` runs it in this process; `python tests/fakes/weightless.py FLAGS` is the same as a process of its own.
 """
 
 import logging
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import deployer, deployment_script
+from scripts import deployment_script
+from scripts.commands import deploy
 from src.model_selection import Decision
 from utils import process
 
@@ -36,11 +37,11 @@ def call(*flags: str, weights: bool = False) -> int:
 
 
 def _without_weights(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(deployer.Deployer, "_assemble", _assemble)
-    patch.setattr(deployer, "_save", _save)
+    patch.setattr(deploy.Deployer, "_assemble", _assemble)
+    patch.setattr(deploy, "_save", _save)
 
 
-def _assemble(_deployer: deployer.Deployer, _decision: Decision) -> None:
+def _assemble(_deployer: deploy.Deployer, _decision: Decision) -> None:
     """results/release lies there already."""
 
 

@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from src import release
-from src.manifest import manifest
-from src.records import RELEASE_DIR
+from src.core.records import RELEASE_DIR, manifest
+from src.promotion import release
 
 SIZE = 3_000_000  # bytes; the Hub of the fault matrix takes them in six parts
 

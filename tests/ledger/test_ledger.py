@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from src.errors import IntegrityError
-from src.ledger import MAX_CHARACTERS, NO_SLOT, LedgerView, parse_slots, slot_name
-from src.records import digest_of
-from tests.factories import hub_ref, ledger, rollback, slot
+from src.core.errors import IntegrityError
+from src.core.records import digest_of
+from src.ledger.slots import MAX_CHARACTERS, NO_SLOT, LedgerView, parse_slots, slot_name
+from tests.fakes.factories import hub_ref, ledger, rollback, slot
 from utils.environment import MAX_REASON
 
 THREE = ledger(("a", 0.3), ("b", 0.4), ("c", 0.5))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import base_model, merging
-from src.errors import InvalidInput, InvalidParams, PipelineError, Refused
-from src.manifest import manifest, tree_digest
-from src.params import PocketParams
-from tests.tiny_model import conversations, edit_json, write_base
+from src.core.errors import InvalidInput, InvalidParams, PipelineError, Refused
+from src.core.params import PocketParams
+from src.core.records import manifest, tree_digest
+from src.models import base_model, merging
+from tests.fakes.tiny_model import conversations, edit_json, write_base
 
 TINY = PocketParams(vocabulary=320, hidden_size=32, layers=2, heads=2, context=64, epochs=2, batch_size=4,
                     learning_rate=0.01, seed=3)

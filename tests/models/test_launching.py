@@ -10,14 +10,14 @@ import pytest
 import yaml
 from peft import LoraConfig
 
-from src import launching, merging
-from src.errors import InvalidParams, RunAgain
-from src.params import parse
-from tests.tiny_model import write_base
-from utils import ranks
+from src.core.errors import InvalidParams, RunAgain
+from src.core.params import parse
+from src.models import merging, placement
+from tests.fakes.tiny_model import write_base
+from utils import process
 
-ROOT = Path(__file__).parents[1]
-STAGE = "tests/shared_training.py"
+ROOT = Path(__file__).parents[2]
+STAGE = "tests/fakes/shared_training.py"
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +77,25 @@ def test_a_wrong_parameter_is_said_once_with_its_exit_code(base: Path, tmp_path:
 @pytest.mark.parametrize("code", [2, 75])
 def test_one_process_alone_ends_the_launcher_with_its_own_exit_code(tmp_path: Path, code: int) -> None:
     (tmp_path / "stage.py").write_text(f"raise SystemExit({code})")
-    assert launching.launch(["--num_processes", "1", str(tmp_path / "stage.py")]) == code
+    assert placement.launch(["--num_processes", "1", str(tmp_path / "stage.py")]) == code
 
 
 def test_one_process_alone_that_is_killed_is_to_be_run_again(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text("import os\nos.kill(os.getpid(), 9)")
     with pytest.raises(RunAgain, match=r"^process 0 of the stage was ended by SIGKILL; run it again"):
-        launching.launch(["--num_processes", "1", str(tmp_path / "stage.py")])
+        placement.launch(["--num_processes", "1", str(tmp_path / "stage.py")])
 
 
 def test_flags_that_accelerate_refuses_are_an_error_of_the_configuration() -> None:
     with pytest.raises(InvalidParams, match=r"^launcher: You can only use one of .*--use_fsdp.*; `accelerate launch -"):
-        launching.launch(["--cpu", "--use_fsdp", "stage.py"])
+        placement.launch(["--cpu", "--use_fsdp", "stage.py"])
 
 
 def test_fsdp_without_gpus_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setattr("accelerate.utils.is_cuda_available", lambda: False)
     with pytest.raises(InvalidParams, match=r"^launcher: FSDP needs GPUs and this machine has none; take --use"):
-        ranks.set_up()
+        process.set_up()
 
 
 def test_a_launcher_in_a_profile_is_refused_for_it_would_start_nothing() -> None:

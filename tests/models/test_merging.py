@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src import merging
-from src.adapter import check_adapter, check_base, check_sources, inside
-from src.errors import IntegrityError, InvalidInput, PipelineError, Refused
-from src.records import BaseModelRef, FineTunedModel
-from tests import tiny_model
-from tests.tiny_model import edit_json
+from src.core.errors import IntegrityError, InvalidInput, PipelineError, Refused
+from src.core.records import BaseModelRef, FineTunedModel
+from src.models import merging
+from src.models.files import check_adapter, check_base, check_sources, inside
+from tests.fakes import tiny_model
+from tests.fakes.tiny_model import edit_json
 
 BASE, ADAPTER = "results/base_model", "results/adapter"
 WEIGHTS, CONFIG = f"{ADAPTER}/adapter_model.safetensors", f"{ADAPTER}/adapter_config.json"

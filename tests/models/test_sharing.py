@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src import sharing
+from src.models import placement
 
 PROCESS = """
 import json, os
@@ -32,8 +32,8 @@ except RunAgain as error:
 
 
 def test_alone_all_of_it_is_ones_own() -> None:
-    sharing.start()
-    assert (sharing.own("abc"), sharing.gather("abc")) == ("abc", ["a", "b", "c"])
+    placement.start()
+    assert (placement.own("abc"), placement.gather("abc")) == ("abc", ["a", "b", "c"])
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def outputs() -> list[list[str]]:
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([sys.executable, "-c", PROCESS], stdout=subprocess.PIPE, text=True,
-                         cwd=Path(__file__).parents[1],
+                         cwd=Path(__file__).parents[2],
                          env=os.environ | meeting | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
     return [process.communicate(timeout=120)[0].splitlines() for process in processes]
 

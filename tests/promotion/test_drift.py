@@ -5,13 +5,22 @@ from typing import Any
 
 import pytest
 
-from src.drift import HubSeen, Seen, drift, highest_release, versions
-from src.hub_records import HubState
-from src.ledger import LedgerView
-from src.ports import Holders
-from src.records import digest_of
-from src.status import Begun, Decided, facts, text, unfinished
-from tests.factories import hub_ref, ledger, rollback, slot
+from src.core.records import digest_of
+from src.ledger.ports import Holders, HubState
+from src.ledger.slots import LedgerView
+from src.promotion.status import (
+    Begun,
+    Decided,
+    HubSeen,
+    Seen,
+    drift,
+    facts,
+    highest_release,
+    text,
+    unfinished,
+    versions,
+)
+from tests.fakes.factories import hub_ref, ledger, rollback, slot
 
 THREE = ledger(*((model, 0.3, {"hub": hub_ref(model)}) for model in "abc"))
 KEYS = {each.version: each.key for each in THREE.slots}

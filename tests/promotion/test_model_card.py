@@ -11,16 +11,17 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from src import evaluation, merging, release
-from src.deployment_record import Request
-from src.errors import IntegrityError
-from src.evidence import GainEvidence
-from src.model_card import CardFacts, CardMetric, Intervals, body, metadata, usage_snippet
-from src.model_selection import Bars, Decision, Policy, Reason, Verdict
-from src.params import METRICS as NAMES
-from src.records import EvaluationReport, FineTunedModel, GenerationSettings, Metrics, ModelIdentity, ScoreContract
-from tests import tiny_model
-from utils import model_card_utils
+from src.core.errors import IntegrityError
+from src.core.params import METRICS as NAMES
+from src.core.records import EvaluationReport, FineTunedModel, GenerationSettings, Metrics, ModelIdentity, ScoreContract
+from src.decisions.record import Request
+from src.evaluation import generation
+from src.model_selection import Bars, Decision, GainEvidence, Policy, Reason, Verdict
+from src.models import merging
+from src.promotion import release
+from src.promotion.card import CardFacts, CardMetric, Intervals, body, metadata, usage_snippet
+from tests.fakes import tiny_model
+from utils.hub import card as model_card_utils
 
 REPO = "ShenghaoYummy/TinyLlama-ECommerce-Chatbot"
 WEIGHTS = {"bleu1": 0.1, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.4, "rougeL_precision": 0.1}
@@ -233,7 +234,7 @@ def test_the_usage_snippet_runs_and_prints_the_models_own_answer(root: Path, fac
     with contextlib.redirect_stdout(printed):
         exec(snippet.replace(REPO, str(folder)), {})
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How do I return an item?"}]
-    [answer] = evaluation.answer(model, tokenizer, [asked], tokens_per_batch=1)
+    [answer] = generation.answer(model, tokenizer, [asked], tokens_per_batch=1)
     assert printed.getvalue().strip() == answer.text.strip()
 
 

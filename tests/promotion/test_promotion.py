@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from src import promotion
-from src.errors import IntegrityError, RunAgain, Undecided
-from src.ledger import LedgerView
+from src.core.errors import IntegrityError, RunAgain, Undecided
+from src.ledger.ports import Holders
+from src.ledger.slots import LedgerView
 from src.model_selection import Reason, Verdict
-from src.ports import Holders
-from src.promotion import MAX_ATTEMPTS, Progress, Step
-from tests.promotion_fakes import Challenger, FakeHub, FakeRegistry, World, ports_of
-from tests.promotion_invariants import check_settled
-from tests.promotion_line import CHALLENGER, CHAMPION, KNOWN, LATER, STARTS, WORSE, Line, deploy, deployed
+from src.promotion import protocol
+from src.promotion.protocol import MAX_ATTEMPTS, Progress, Step
+from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeRegistry, World, ports_of
+from tests.fakes.promotion_invariants import check_settled
+from tests.fakes.promotion_line import CHALLENGER, CHAMPION, KNOWN, LATER, STARTS, WORSE, Line, deploy, deployed
 
 WHOLE = [Step.PREFLIGHT, Step.RECONCILE, Step.SETTLE, Step.MIRROR, Step.DECIDE, Step.ASSEMBLE, Step.REGISTER,
          Step.PUBLISH, Step.CLAIM, Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE,
@@ -233,5 +233,5 @@ def test_a_server_without_stages_is_settled_by_its_aliases() -> None:
 
 def test_a_step_out_of_its_order_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="a step ran before"):
-        promotion.advance(Progress(Step.CLAIM), ports_of(CHALLENGER, KNOWN, Line(World())))
+        protocol.advance(Progress(Step.CLAIM), ports_of(CHALLENGER, KNOWN, Line(World())))
     assert Progress().view == LedgerView(())

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from src.errors import HubError, PipelineError, RunAgain, Undecided
+from src.core.errors import HubError, PipelineError, RunAgain, Undecided
 from src.model_selection import Verdict
-from tests.promotion_fakes import World
-from tests.promotion_invariants import check_settled
-from tests.promotion_line import CHALLENGER, CHAMPION, LATER, STARTS, Crash, Line, deploy, deployed
+from tests.fakes.promotion_fakes import World
+from tests.fakes.promotion_invariants import check_settled
+from tests.fakes.promotion_line import CHALLENGER, CHAMPION, LATER, STARTS, Crash, Line, deploy, deployed
 
 
 def requests(start: World) -> list[str]:

@@ -7,11 +7,11 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from src import pruning
-from src.errors import Refused
-from src.ledger import LedgerView, Slot
-from src.rollback import Origin, default_target, rollback
-from tests.promotion_fakes import Challenger
+from src.core.errors import Refused
+from src.ledger.slots import LedgerView, Slot
+from src.promotion import rollback as pruning
+from src.promotion.rollback import Origin, default_target, rollback
+from tests.fakes.promotion_fakes import Challenger
 
 BY = Origin("me", "test", "0" * 40, None, "2026-11-21T00:00:00+00:00")
 

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import evaluation, merging, release
-from src.errors import IntegrityError, InvalidInput
-from src.manifest import manifest
-from src.metrics import row_statistics
-from src.predictions import Prediction, as_predictions, spread
-from tests import tiny_model
+from src.core.errors import IntegrityError, InvalidInput
+from src.core.records import manifest
+from src.evaluation import generation
+from src.evaluation.metrics import row_statistics
+from src.evaluation.predictions import Prediction, as_predictions, spread
+from src.models import merging
+from src.promotion import release
+from tests.fakes import tiny_model
 
 TEXTS = {release.CARD: "# A card\n", release.EVAL_RESULTS: "- value: 1\n"}
 NEW_TOKENS = {"float32": 16, "bfloat16": 6}  # below float32 a CPU takes 0.1 s for each
@@ -40,9 +42,9 @@ def assemble(models: Path, folder: Path, *, dtype: str = "float32", texts: Mappi
 def scored(models: Path, dtype: str = "float32", count: int = 6) -> list[Prediction]:
     """What the evaluation stage records: answers of the merged model in memory, two at a time."""
     model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
-    evaluation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS[dtype])
+    generation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS[dtype])
     rows = tiny_model.rows()[:count]
-    answers = evaluation.answer(model, tokenizer, [row.prompt() for row in rows], tokens_per_batch=200)
+    answers = generation.answer(model, tokenizer, [row.prompt() for row in rows], tokens_per_batch=200)
     texts = [answer.text for answer in answers]
     return as_predictions(rows, answers, row_statistics(texts, [row.reference() for row in rows]))
 
@@ -136,7 +138,7 @@ def test_below_float32_only_a_near_tie_may_part_the_answers(models: Path, tmp_pa
     assemble(models, tmp_path / "release", dtype="bfloat16")
     row = scored(models, "bfloat16", count=1)[0]
     model, tokenizer = merging.load(tmp_path / "release", "auto")
-    prompt = evaluation.prompt_tokens(tokenizer, row.prompt())
+    prompt = generation.prompt_tokens(tokenizer, row.prompt())
     with torch.inference_mode():
         order = model(torch.tensor([prompt])).logits[0, -1].float().argsort(descending=True).tolist()
     unlikely = row.model_copy(update={"tokens": [order[-1], *row.tokens[1:]]})

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from src.errors import InvalidParams, Refused
-from src.ledger import LedgerView, Slot, parse_slots
-from src.records import digest_of
-from src.rollback import Found, Origin, adoption, default_target, info, rollback, slot_of_version
-from tests.factories import hub_ref, ledger, slot
+from src.core.errors import InvalidParams, Refused
+from src.core.records import digest_of
+from src.ledger.slots import LedgerView, Slot, parse_slots
+from src.promotion.rollback import Found, Origin, adoption, default_target, info, rollback, slot_of_version
+from tests.fakes.factories import hub_ref, ledger, slot
 
 BY = Origin(actor="octocat", reason="bad answers", git_commit="1" * 40, ci_url=None, time="2026-11-20T13:00:00+00:00")
 EMPTY = LedgerView(())

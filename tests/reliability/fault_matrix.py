@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from tests.compared_worlds import broken, differences, essence, parts, seen_hub
-from tests.history_store import write_params
-from tests.kill_points import Point
-from tests.loopback_hub import WRITE, LoopbackHub
-from tests.postgres import MlflowServer, PostgresCluster
-from tests.promoted import PUSHING, SOURCE
+from tests.fakes.compared_worlds import broken, differences, essence, parts, seen_hub
+from tests.fakes.history_store import write_params
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
+from tests.fakes.postgres import MlflowServer, PostgresCluster
+from tests.fakes.promoted import PUSHING, SOURCE
+from tests.reliability.kill_points import Point
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KILLED = -9
 FIRST_MODEL = ("one", 10)  # what stands for the weights, and how many of 40 answers are right
 SECOND_MODEL = ("two", 20)
@@ -92,7 +92,7 @@ class Deployers:
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GITHUB_ACTOR": "tester", "LANG": "C.UTF-8"}
         self.home.mkdir(exist_ok=True)
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.killed_deployer"], cwd=ROOT, text=True,
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.reliability.killed_deployer"], cwd=ROOT, text=True,
                                         env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         start_new_session=True)
         assert self._answer()["ready"]
@@ -106,7 +106,7 @@ class Deployers:
     def do(self, job: Mapping[str, Any], *, fresh: bool) -> int:
         """Its exit code, negative for a signal."""
         if fresh:
-            return subprocess.run([sys.executable, "-m", "tests.killed_deployer", json.dumps(job)], cwd=ROOT,
+            return subprocess.run([sys.executable, "-m", "tests.reliability.killed_deployer", json.dumps(job)], cwd=ROOT,
                                   env=self.environment, check=False).returncode
         assert self.process.stdin
         self.process.stdin.write(json.dumps(job) + "\n")

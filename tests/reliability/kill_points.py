@@ -18,9 +18,10 @@ import httpx2
 from huggingface_hub import HfApi
 from mlflow import MlflowClient
 
-from src.promotion import Step
-from tests import weightless_assembly
-from utils import deployment_run, journal, json_utils, process, results
+from src.promotion.protocol import Step
+from tests.fakes import weightless_assembly
+from utils import json_utils, process, results
+from utils.tracking import deployments
 
 Arm = Callable[[], None]
 BOTH, FIRST, LATER = "both", "first", "later"  # with which prior state a point is met
@@ -50,7 +51,7 @@ def _before(step: Step, nth: int = 1) -> Arm:
     """Before the nth time that a step is taken, once the journal tells of it."""
 
     def arm() -> None:
-        _wrap(journal.Journal, "note", lambda _self, noted: noted is step, nth=nth, after=True)
+        _wrap(deployments.Journal, "note", lambda _self, noted: noted is step, nth=nth, after=True)
 
     return arm
 
@@ -95,13 +96,13 @@ def _when_the_hub_gets(method: str, path: str, nth: int = 1, later: float = 0.0)
 
 
 def _half_a_line() -> None:
-    def note(self: journal.Journal, _step: Step) -> None:
+    def note(self: deployments.Journal, _step: Step) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write('{"time": "2026-1')
         kill()
 
-    journal.Journal.note = note  # type: ignore[method-assign, assignment]
+    deployments.Journal.note = note  # type: ignore[method-assign, assignment]
 
 
 def _some_of_the_model() -> None:
@@ -197,7 +198,7 @@ POINTS = (
     Point("info written, nothing in MLflow", _after(json_utils, "write_object", _file(results.INFO))),
     Point("deployment run in part", _after(MlflowClient, "log_batch")),
     Point("deployment run not ended", _after(MlflowClient, "log_dict")),
-    Point("deployment run ended, older ones open", _ahead(deployment_run.DeploymentRun, "_end_abandoned")),
+    Point("deployment run ended, older ones open", _ahead(deployments.DeploymentRun, "_end_abandoned")),
     Point("all done, process not ended", _after(process, "promote_line")),
 )
 
@@ -211,9 +212,9 @@ def _in_module(module: str, name: str) -> Arm:
 
 
 MERGING = (
-    Point("weights merged in memory", _in_module("src.merging", "merge")),
-    Point("merged weights written, no manifest", _in_module("src.merging", "save")),
-    Point("release in place, not verified", _in_module("src.release", "_put_in_place")),
-    Point("MLflow's copy saved, not kept", _in_module("scripts.assembly", "save_flavour")),
+    Point("weights merged in memory", _in_module("src.models.merging", "merge")),
+    Point("merged weights written, no manifest", _in_module("src.models.merging", "save")),
+    Point("release in place, not verified", _in_module("src.promotion.release", "_put_in_place")),
+    Point("MLflow's copy saved, not kept", _in_module("scripts.commands.assemble", "save_flavour")),
 )
 NAMED = {point.name: point for point in (*POINTS, *MERGING)}

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests import weightless_assembly
+from tests.fakes import weightless_assembly
 
-sys.modules["scripts.assembly"] = weightless_assembly  # before anything imports torch for the real one
+sys.modules["scripts.commands.assemble"] = weightless_assembly  # before anything imports torch for the real one
 
 
 def main() -> None:
@@ -40,9 +40,9 @@ def _import_everything() -> None:
     import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401
 
-    from scripts import deployer, standing, status_script, wiring  # noqa: F401
-    from src import drift, status  # noqa: F401
-    from tests import history_store, kill_points, seen_world  # noqa: F401
+    from scripts import status_script  # noqa: F401
+    from src.promotion import status  # noqa: F401
+    from tests.reliability import kill_points  # noqa: F401
 
 
 def _do(job: Mapping[str, Any]) -> NoReturn:
@@ -53,9 +53,9 @@ def _do(job: Mapping[str, Any]) -> NoReturn:
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = [job["do"], *job["arguments"]]
     if job["merges"]:
-        del sys.modules["scripts.assembly"]  # the real one will be imported
+        del sys.modules["scripts.commands.assemble"]  # the real one will be imported
     if job["at"]:
-        from tests.kill_points import NAMED
+        from tests.reliability.kill_points import NAMED
 
         NAMED[job["at"]].arm()
     _WORK[job["do"]](*job["arguments"])
@@ -72,7 +72,7 @@ def _deploy(*_flags: str) -> NoReturn:
 
 def _evaluate(mark: str, right: str) -> NoReturn:
     """Leave results/ as training and evaluation do, of weights that `mark` stands for."""
-    from tests.history_store import answers, challenger
+    from tests.fakes.history_store import answers, challenger
     from utils import process, yaml_utils
 
     def stage() -> int:
@@ -87,9 +87,8 @@ def _evaluate_tiny() -> NoReturn:
     import yaml
 
     from scripts import evaluation_script
-    from src.manifest import file_sha256
-    from src.records import DatasetRef, Datasets
-    from tests import tiny_model
+    from src.core.records import DatasetRef, Datasets, file_sha256
+    from tests.fakes import tiny_model
     from utils import json_utils, process
 
     tiny_model.write_models(Path())
@@ -107,7 +106,7 @@ def _evaluate_tiny() -> NoReturn:
 
 
 def _look() -> NoReturn:
-    from tests.seen_world import look
+    from tests.fakes.seen_world import look
     from utils import process
 
     process.run(look)

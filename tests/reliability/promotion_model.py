@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from src.model_selection import Verdict
-from tests.promotion_fakes import POLICY, Challenger, World
-from tests.promotion_invariants import Violation, check_always, check_settled
-from tests.promotion_runs import FRESH, Actor, PromotionRun, Rollback, RollbackRun, Run
+from tests.fakes.promotion_fakes import POLICY, Challenger, World
+from tests.fakes.promotion_invariants import Violation, check_always, check_settled
+from tests.fakes.promotion_runs import FRESH, Actor, PromotionRun, Rollback, RollbackRun, Run
 
 _BITS = 14
 _ABSENT = (1 << _BITS) - 1  # before its evaluation run ended

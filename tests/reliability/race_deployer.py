@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from scripts import status_script
-from tests import weightless
-from tests.history_store import answers, challenger
-from tests.loopback.publishing import release_folder
-from tests.promoted import PUSHING, SOURCE
-from tests.promoted import run as run_script
+from tests.fakes import weightless
+from tests.fakes.history_store import answers, challenger
+from tests.fakes.loopback.publishing import release_folder
+from tests.fakes.promoted import PUSHING, SOURCE
+from tests.fakes.promoted import run as run_script
 from utils import json_utils, yaml_utils
 
 _ROWS = 8  # of the evaluation: the score is given

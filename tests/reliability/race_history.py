@@ -12,7 +12,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from src.manifest import tree_digest
+from src.core.records import tree_digest
 
 NO_SLOT = "0" * 64
 

@@ -1,6 +1,6 @@
 """The rounds of a race: deployers that start together, a killer, and what must hold once it is quiet again.
 
-Processes are forked from one that imported everything and never speaks to a service; see tests/races.py.
+Processes are forked from one that imported everything and never speaks to a service; see tests/reliability/races.py.
 """
 
 import json
@@ -18,12 +18,12 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
-from tests import race_deployer
-from tests.loopback_hub import WRITE
-from tests.race_deployer import Entrant, Killer, World
-from tests.race_history import Observation, misshown, uncrowned, unsettled, violations
-from tests.race_watcher import Watcher, recorded
-from utils import mlflow_store
+from tests.fakes.loopback_hub import WRITE
+from tests.reliability import race_deployer
+from tests.reliability.race_deployer import Entrant, Killer, World
+from tests.reliability.race_history import Observation, misshown, uncrowned, unsettled, violations
+from tests.reliability.race_watcher import Watcher, recorded
+from utils.tracking import store
 
 ROUNDS_PER_WORLD = 5
 ARRIVALS = ("together", "ascending", "descending", "random", "forced")
@@ -80,7 +80,7 @@ class Race:
 
     def run(self, rounds: int) -> None:
         """Race so many rounds; raises Broken."""
-        self._child(mlflow_store.prepare, self.tracking_uri)  # an absent sqlite file: the watcher is there first
+        self._child(store.prepare, self.tracking_uri)  # an absent sqlite file: the watcher is there first
         for first in range(1, rounds + 1, ROUNDS_PER_WORLD):
             self._race_in(World(self.root / f"race-{first}", f"race-{first}", self.tracking_uri),
                           range(first, min(first + ROUNDS_PER_WORLD, rounds + 1)))

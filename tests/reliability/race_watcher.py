@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tests.race_history import Observation
+from tests.reliability.race_history import Observation
 
 PAUSE = 0.05  # seconds between two looks
 

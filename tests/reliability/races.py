@@ -19,13 +19,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.loopback_hub import WRITE
-from tests.reliability_page import table
+from tests.fakes.loopback_hub import WRITE
+from tests.reliability.reliability_page import table
 
 if TYPE_CHECKING:
-    from tests.race_rounds import Race
+    from tests.reliability.race_rounds import Race
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _COUNTED = ("started", "killed", "claimed", "lost", "run_again", "rerun")
 _HEADER = ("store", "deployers", "rounds", "processes", "killed", "slots claimed", "claims lost", "promoted", "kept",
            "already", "run again", "looks", "broken invariants", "seconds")
@@ -49,7 +49,7 @@ def main() -> None:
                        "MLFLOW_DISABLE_TELEMETRY": "true"}
         uri = _store(flags.store, root, stack)
         _warm_up()
-        from tests.race_rounds import Race
+        from tests.reliability.race_rounds import Race
 
         race, began = Race(root, uri, endpoint, flags.deployers, flags.share, flags.seed), time.monotonic()
         race.run(flags.rounds)
@@ -79,7 +79,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _warm_up() -> None:
     """Import once what every deployer would import for itself; nothing here opens a connection."""
-    for module in ("tests.race_deployer", "tests.race_watcher", "scripts.standing", "utils.journal", "alembic.command",
+    for module in ("tests.reliability.race_deployer", "tests.reliability.race_watcher", "scripts.commands.services", "utils.tracking.deployments", "alembic.command",
                    "git", "mako.template", "mlflow.store.db.utils", "mlflow.store.model_registry.sqlalchemy_store",
                    "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracing.otel"):
         importlib.import_module(module)
@@ -89,7 +89,7 @@ def _warm_up() -> None:
 
 @contextmanager
 def _hub(root: Path) -> Iterator[str]:
-    command = [sys.executable, str(_ROOT / "tests/loopback_hub.py"), "--port", "0", "--root", str(root)]
+    command = [sys.executable, str(_ROOT / "tests/fakes/loopback_hub.py"), "--port", "0", "--root", str(root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
@@ -101,7 +101,7 @@ def _hub(root: Path) -> Iterator[str]:
 def _store(store: str, root: Path, stack: ExitStack) -> str:
     if store == "sqlite":
         return f"sqlite:///{root}/mlflow.db"
-    from tests.postgres import MlflowServer, PostgresCluster
+    from tests.fakes.postgres import MlflowServer, PostgresCluster
 
     cluster = stack.enter_context(PostgresCluster())
     return stack.enter_context(MlflowServer(cluster.migrated("races"), root / "artifacts")).url

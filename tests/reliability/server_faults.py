@@ -15,13 +15,13 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from tests.history_store import answers, challenger, write_params
-from tests.mlflow_proxy import Fault, Kind, MlflowProxy, SqliteServer
-from tests.promoted import NAME, SOURCE
+from tests.fakes.history_store import answers, challenger, write_params
+from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy, SqliteServer
+from tests.fakes.promoted import NAME, SOURCE
 from utils import yaml_utils
-from utils.mlflow_ledger import MlflowLedger
-from utils.mlflow_registry import DUPLICATE
 from utils.mlflow_utils import KEY
+from utils.tracking.ledger import MlflowLedger
+from utils.tracking.registry import DUPLICATE
 
 SECONDS = 60  # what the issue allows a run whose server fails
 EVALUATIONS = {"first": ("one", 10), "second": ("two", 20)}  # mark of the weights, and how many of 40 answers are right
@@ -29,8 +29,8 @@ QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 
 HEADER = ("promotion", "call", *Kind)
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.weightless", "scripts.deployer", "scripts.wiring", "scripts.status_script",
-                               "scripts.standing", "mlflow.store.tracking.rest_store"])
+_forks.set_forkserver_preload(["tests.fakes.weightless", "scripts.commands.deploy", "scripts.commands.deploy", "scripts.status_script",
+                               "scripts.commands.services", "mlflow.store.tracking.rest_store"])
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Place:
 
 def _command(folder: str, environment: Mapping[str, str], out: str, err: str, status: bool) -> None:
     from scripts import status_script
-    from tests import weightless
+    from tests.fakes import weightless
     from utils import process
 
     os.chdir(folder)

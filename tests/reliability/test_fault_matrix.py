@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_matrix import HEADER, Deployers, MergingShop, Postgres, Row, Shop, Sqlite, by_store
-from tests.kill_points import MERGING, NAMED, POINTS, Point
-from tests.postgres import MlflowServer, PostgresCluster, needs_postgres
-from tests.reliability_page import report, table
+from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
+from tests.reliability.fault_matrix import HEADER, Deployers, MergingShop, Postgres, Row, Shop, Sqlite, by_store
+from tests.reliability.kill_points import MERGING, NAMED, POINTS, Point
+from tests.reliability.reliability_page import report, table
 
 IN_EVERY_RUN = ("upload: third of six parts", "slot written, reply unread", "main shown, no tag")
 FRESH = 7  # every seventh row in interpreters of its own, the others in forks of one

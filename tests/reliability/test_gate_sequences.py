@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from src.ledger import LedgerView
+from src.core.records import digest_of
+from src.ledger.slots import LedgerView
 from src.model_selection import Decision, Reason, ScoredRun, Verdict, decide, needs_champion_evaluated
-from src.records import digest_of
-from tests.factories import CONTRACT, ledger, question, rollback, run, slot
+from tests.fakes.factories import CONTRACT, ledger, question, rollback, run, slot
 
 NEW_CONTRACT = digest_of("tomorrow's contract")
 

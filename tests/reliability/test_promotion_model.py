@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from src import promotion
-from src.promotion import Ports, Progress, Step
-from tests.promotion_fakes import Challenger, FakeHub, FakeLedger, World
-from tests.promotion_invariants import Violation
-from tests.promotion_line import CHAMPION, deployed
-from tests.promotion_model import Model
-from tests.promotion_runs import Actor, Rollback
+from src.promotion import protocol
+from src.promotion.protocol import Ports, Progress, Step
+from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeLedger, World
+from tests.fakes.promotion_invariants import Violation
+from tests.fakes.promotion_line import CHAMPION, deployed
+from tests.fakes.promotion_runs import Actor, Rollback
+from tests.reliability.promotion_model import Model
 
 A, B, C = Challenger("a", 0.5), Challenger("b", 0.6), Challenger("c", 0.7)
 NEAR_A = Challenger("near a", 0.5005)
@@ -77,7 +77,7 @@ def no_verify_and_repeat(patch: pytest.MonkeyPatch) -> None:
     def settle(now: Progress, ports: Ports) -> Progress:
         return replace(now, step=now.settled, view=ports.ledger.view())
 
-    patch.setitem(promotion._STEPS, Step.SETTLE, settle)
+    patch.setitem(protocol._STEPS, Step.SETTLE, settle)
 
 
 def a_slot_that_can_be_overwritten(patch: pytest.MonkeyPatch) -> None:
@@ -91,14 +91,14 @@ def a_slot_that_can_be_overwritten(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_reconcile(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(promotion._STEPS, Step.RECONCILE, lambda now, _ports: replace(now, step=Step.DECIDE))
+    patch.setitem(protocol._STEPS, Step.RECONCILE, lambda now, _ports: replace(now, step=Step.DECIDE))
 
 
 def a_mirror_of_ones_own_promotions_only(patch: pytest.MonkeyPatch) -> None:
     def mirror(now: Progress, ports: Ports) -> Progress:
-        return promotion._mirror(now, ports) if now.promoted else replace(now, step=Step.DECIDE)
+        return protocol._mirror(now, ports) if now.promoted else replace(now, step=Step.DECIDE)
 
-    patch.setitem(promotion._STEPS, Step.MIRROR, mirror)
+    patch.setitem(protocol._STEPS, Step.MIRROR, mirror)
 
 
 def a_second_commit_for_a_known_key(patch: pytest.MonkeyPatch) -> None:
@@ -106,23 +106,23 @@ def a_second_commit_for_a_known_key(patch: pytest.MonkeyPatch) -> None:
         assert ports.hub
         return replace(now, step=Step.CLAIM, release=ports.hub.publish(ports.key))
 
-    patch.setitem(promotion._STEPS, Step.PUBLISH, publish)
+    patch.setitem(protocol._STEPS, Step.PUBLISH, publish)
 
 
 def shown_before_it_is_claimed(patch: pytest.MonkeyPatch) -> None:
     def publish(now: Progress, ports: Ports) -> Progress:
-        now = promotion._publish(now, ports)
+        now = protocol._publish(now, ports)
         ports.registry.set_alias("champion", now.version)
         return now
 
-    patch.setitem(promotion._STEPS, Step.PUBLISH, publish)
+    patch.setitem(protocol._STEPS, Step.PUBLISH, publish)
 
 
 def a_claim_without_a_new_decision(patch: pytest.MonkeyPatch) -> None:
     def claim(now: Progress, ports: Ports) -> Progress:
-        return promotion._claim(replace(now, view=ports.ledger.view()), ports)
+        return protocol._claim(replace(now, view=ports.ledger.view()), ports)
 
-    patch.setitem(promotion._STEPS, Step.CLAIM, claim)
+    patch.setitem(protocol._STEPS, Step.CLAIM, claim)
 
 
 def a_mirror_without_a_parent(patch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.postgres import needs_postgres
-from tests.race_history import NO_SLOT, Observation, misshown, uncrowned, unsettled, violations
-from tests.races import page
-from tests.reliability_page import report
+from tests.fakes.postgres import needs_postgres
+from tests.reliability.race_history import NO_SLOT, Observation, misshown, uncrowned, unsettled, violations
+from tests.reliability.races import page
+from tests.reliability.reliability_page import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 THRESHOLD = Decimal("0.001")
 
 
@@ -119,7 +119,7 @@ def test_a_history_without_fault_is_let_through() -> None:
 def race(root: Path, store: str, *, deployers: int, rounds: int, seed: int, share: float) -> dict[str, Any]:
     """Run a race in a process of its own; gives its summary, fails with its words."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.races", "--store", store, "--root", str(root), "--seed", str(seed),
+        [sys.executable, "-m", "tests.reliability.races", "--store", store, "--root", str(root), "--seed", str(seed),
          "--deployers", str(deployers), "--rounds", str(rounds), "--share", str(share)],
         cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)

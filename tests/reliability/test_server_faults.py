@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TOKENS
-from tests.mlflow_proxy import Fault, Kind, SqliteServer
-from tests.reliability_page import report, table
-from tests.server_faults import HEADER, SECONDS, Place, Row, pivot
+from tests.fakes.mlflow_proxy import Fault, Kind, SqliteServer
+from tests.reliability.reliability_page import report, table
+from tests.reliability.server_faults import HEADER, SECONDS, Place, Row, pivot
 
-pytest_plugins = ["tests.server_fixtures"]
+pytest_plugins = ["tests.fakes.server_fixtures"]
 
 CLAIM = ("POST runs/log-parameter", 3)  # the first two are the probe's
 

@@ -4,16 +4,26 @@ from typing import Any
 
 import pytest
 
-from src.errors import InvalidInput
-from src.metrics import RowStatistics
+from src.core.errors import InvalidInput
+from src.decisions.words import Verdict, verdict
+from src.evaluation.metrics import RowStatistics
+from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import ScoredRun
-from src.report import Page, build, render
-from src.report_answers import ANSWERS, LONGEST, ranked_answers
-from src.report_records import Past, losses_of, no_past, rival_run, rival_slot
-from src.report_verdict import Verdict, verdict
-from src.significance import score_intervals, seed_from
-from tests.parsed_html import Parsed
-from tests.report_example import POLICY, decided, evaluated, ledger, records
+from src.report.page import (
+    ANSWERS,
+    LONGEST,
+    Page,
+    Past,
+    build,
+    losses_of,
+    no_past,
+    ranked_answers,
+    render,
+    rival_run,
+    rival_slot,
+)
+from tests.fakes.parsed_html import Parsed
+from tests.fakes.report_example import POLICY, decided, evaluated, ledger, records
 
 WEIGHTS = POLICY.weighted_scoring.weights
 HOSTILE = "<script>alert(1)</script><img src=https://x.test/a onerror=alert(2)>'\"&amp;"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from src.report import render
-from tests import chromium
-from tests.parsed_html import Parsed
-from tests.report_example import records
+from src.report.page import render
+from tests.fakes import chromium
+from tests.fakes.parsed_html import Parsed
+from tests.fakes.report_example import records
 
-CSS = (Path(__file__).parents[1] / "src" / "report.css").read_text(encoding="ascii")
+CSS = (Path(__file__).parents[2] / "src" / "report" / "report.css").read_text(encoding="ascii")
 
 
 @pytest.fixture(scope="module")

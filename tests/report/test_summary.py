@@ -9,11 +9,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from scripts import summary_script
-from src.errors import InvalidParams
-from src.summary import Found, Link, Summary, summary
-from src.summary_text import MARKER, escaped, markdown, plain, text
-from tests.parsed_html import Parsed
-from tests.report_example import decided, evaluated, ledger
+from src.core.errors import InvalidParams
+from src.report.summary import MARKER, Found, Link, Summary, escaped, markdown, plain, summary, text
+from tests.fakes.parsed_html import Parsed
+from tests.fakes.report_example import decided, evaluated, ledger
 from utils import json_utils
 
 CI = "https://github.com/acme/shop/actions/runs/5"
@@ -171,7 +170,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("GITHUB_STEP_SUMMARY", "PIPELINE_OUTCOME", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    Path("params.yaml").write_bytes((Path(__file__).parents[1] / "params.yaml").read_bytes())
+    Path("params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
     return tmp_path
 
 

@@ -11,9 +11,9 @@ import yaml
 PACKAGES = ("src", "utils", "scripts")
 SERVICES = {"mlflow", "huggingface_hub", "dagshub", "dvc"}
 HEAVY = {"torch", "transformers", "peft"}
-TRAINERS = {"src/base_model.py", "src/batches.py", "src/checkpoints.py", "src/evaluation.py", "src/fine_tuning.py",
-            "src/generation.py", "src/launching.py", "src/lora.py", "src/memory.py", "src/merging.py",
-            "src/shared_trainer.py"}
+TRAINERS = {"src/models/base_model.py", "src/training/encoding.py", "src/training/checkpoints.py", "src/evaluation/generation.py", "src/training/fine_tuning.py",
+            "src/evaluation/generation.py", "src/models/placement.py", "src/training/model.py", "src/training/model.py", "src/models/merging.py",
+            "src/training/fine_tuning.py"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 # The modules of src that hold types, small values and their checks, and nothing that computes a result.
 TYPES = {"errors", "evidence", "hub_records", "ledger", "manifest", "model_card", "model_selection", "params", "ports",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import architecture_rules as rules
+from tests.repository import architecture_rules as rules
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Rule = Callable[[Path], list[str]]
 DOC = '"""A module."""\n'
 RULES: list[Rule] = [rules.forbidden_imports, rules.oversized_files, rules.non_ascii_code, rules.missing_docstrings,
@@ -19,8 +19,8 @@ RULES: list[Rule] = [rules.forbidden_imports, rules.oversized_files, rules.non_a
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A repository that breaks no rule."""
-    for name in ("src/merging.py", "src/evaluation.py", "src/params.py", "src/records.py", "utils/near.py",
-                 "scripts/wiring.py", "scripts/assembly.py", "space/app.py", "benchmarks/speed.py"):
+    for name in ("src/models/merging.py", "src/evaluation/generation.py", "src/core/params.py", "src/core/records.py", "utils/near.py",
+                 "scripts/commands/deploy.py", "scripts/commands/assemble.py", "space/app.py", "benchmarks/speed.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(DOC)
     (tmp_path / "params.yaml").write_text("seed: 1\ntraining: {batch_size: 8, learning_rate: 0.1, epochs: 3}\n")
@@ -42,7 +42,7 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (IMPORTS, "src/x.py", "from . import params", "src/x.py: imports relative"),
     (IMPORTS, "src/x.py", "import torch.nn", "src/x.py: imports torch.nn, which is heavy"),
     (IMPORTS, "utils/x.py", "def f():\n    import peft", "utils/x.py: imports peft, which is heavy"),
-    (IMPORTS, "scripts/assembly.py", "import transformers", "scripts/assembly.py: imports transformers"),
+    (IMPORTS, "scripts/commands/assemble.py", "import transformers", "scripts/commands/assemble.py: imports transformers"),
     (IMPORTS, "utils/x.py", "from src import merging", "utils/x.py: imports src.merging, which is no mod"),
     (IMPORTS, "utils/x.py", "from src.evaluation import f", "utils/x.py: imports src.evaluation, which is"),
     (IMPORTS, "utils/x.py", "import scripts", "utils/x.py: imports scripts"),
@@ -72,7 +72,7 @@ def test_a_module_without_a_docstring_is_found(small: Path) -> None:
 
 
 ALLOWED = [
-    ("src/merging.py", "import torch"), ("src/x.py", "if TYPE_CHECKING:\n    import torch"),
+    ("src/models/merging.py", "import torch"), ("src/x.py", "if TYPE_CHECKING:\n    import torch"),
     ("src/x.py", "from pathlib import Path\nimport os\nos.replace"), ("src/x.py", "TEXT = '''import mlflow'''"),
     ("utils/x.py", "import mlflow, os\nfrom src.records import Metrics\nos.environ"),
     ("scripts/x_script.py", "from scripts import wiring\np.add_argument('--seed', default=None, type=int)"),

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from src.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
-from tests.architecture_rules import closure, undeclared_params, undeclared_sources
+from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from tests.repository.architecture_rules import closure, undeclared_params, undeclared_sources
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DVC["stages"]
 
@@ -21,7 +21,7 @@ def small(tmp_path: Path) -> Path:
     """A repository of one stage, whose script reaches src/far.py through scripts and utils; it breaks no rule."""
     files = {
         "scripts/one_script.py": "def main():\n    from scripts import wiring\n    print(params.data.path)\n",
-        "scripts/wiring.py": "from utils.near import x\n",
+        "scripts/commands/deploy.py": "from utils.near import x\n",
         "utils/near.py": "from src.far import y\n",
         "src/far.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from src import unused\n",
         "src/unused.py": "", "src/__init__.py": "",
@@ -77,7 +77,7 @@ def test_what_is_declared_in_full_is_not_found(small: Path) -> None:
 
 def test_the_closure_follows_imports_inside_functions_and_not_those_for_types(small: Path) -> None:
     assert closure(small, small / "scripts/one_script.py") == {
-        "scripts/one_script.py", "scripts/wiring.py", "utils/near.py", "src/far.py"}
+        "scripts/one_script.py", "scripts/commands/deploy.py", "utils/near.py", "src/far.py"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _NAME = re.compile(r"(MLFLOW|HF|HUGGINGFACE|DAGSHUB|AWS|DEPLOY|PIPELINE|CHAMPION)_[A-Z0-9_]*[A-Z0-9]")
 _LINE = re.compile(r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$", re.MULTILINE)
 # What the code sets for the libraries, and nobody needs to.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gate_noise
-from src.metrics import corpus_scores, weight_vector
+from src.evaluation.metrics import corpus_scores, weight_vector
 
 TEXT = "the parcel comes on friday with a new label and you pay nothing for it at all"
 ROWS, SAMPLES = 30, 6

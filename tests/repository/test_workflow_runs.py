@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.git_http import GitServer
-from tests.loopback_github import TOKEN, LoopbackGithub
-from tests.loopback_hub import LoopbackHub
-from tests.postgres import MlflowServer, PostgresCluster, needs_postgres, unique
-from tests.workflow_actions import git
-from tests.workflow_harness import Job
-from tests.workflow_shop import PASSWORD, REPO, USER, Shop, log_in
+from tests.fakes.actions.actions import git
+from tests.fakes.actions.harness import Job
+from tests.fakes.actions.shop import PASSWORD, REPO, USER, Shop, log_in
+from tests.fakes.git_http import GitServer
+from tests.fakes.loopback_github import TOKEN, LoopbackGithub
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres, unique
 
 pytestmark = [pytest.mark.slow, needs_postgres]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.workflow_actions import ACTIONS
-from tests.workflow_expressions import Open, Scope, UnknownExpression, condition, evaluate, interpolated
-from tests.workflow_harness import Event, GitHub, read, triggered
+from tests.fakes.actions.actions import ACTIONS
+from tests.fakes.actions.expressions import Open, Scope, UnknownExpression, condition, evaluate, interpolated
+from tests.fakes.actions.harness import Event, GitHub, read, triggered
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / ".github/workflows").glob("*.yml"))
 CI, PIPELINE = (ROOT / ".github/workflows" / name for name in ("ci.yml", "pipeline.yml"))
 TOOLS = Path(sys.executable).parent

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.space_process import CHAT, PYTHON, SPACE, Server, environment, needs_serving, serve, unpack
+from tests.fakes.space_process import CHAT, PYTHON, SPACE, Server, environment, needs_serving, serve, unpack
 
 pytestmark = needs_serving
 APP = SPACE / "app.py"

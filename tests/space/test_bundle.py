@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.space_process import SPACE, environment, unpack
+from tests.fakes.space_process import SPACE, environment, unpack
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_a_space_a_container_and_a_laptop_are_told_apart() -> None:
 
 
 def test_a_client_over_its_rate_waits_as_long_as_it_is_told() -> None:
-    from serving.admission import Busy, Rate
+    from serving.limits import Busy, Rate
 
     now = 0.0
     rate = Rate(2, clock=lambda: now)
@@ -118,8 +118,8 @@ def test_a_client_over_its_rate_waits_as_long_as_it_is_told() -> None:
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off_and_leaves_its_place() -> None:
-    from serving.admission import Gate
-    from serving.replies import HeldStream
+    from serving.limits import Gate
+    from serving.schema import HeldStream
 
     gate = Gate(concurrency=1, queue=0)
 
@@ -159,7 +159,7 @@ def test_released_weights_answer_as_transformers_itself_does_several_at_once(tmp
     from transformers import AutoModelForCausalLM
 
     from serving.bundle import Bundle
-    from serving.generation import Options
+    from serving.engine import Options
     from serving.transformers_model import TransformersModel
 
     bundle = Bundle.open(tmp_path / "tiny-chat")

@@ -26,7 +26,7 @@ ENVIRONMENT: dict[str, tuple[str, list[str]]] = {
     ("base>=1", []),
 ])
 def test_a_chain_ends_in_what_is_missing_or_wrong(asked: str, said: list[str]) -> None:
-    from dependencies.chains import Installed, sentence, unmet
+    from dependencies.environment import Installed, sentence, unmet
 
     def find(name: str) -> Installed | None:
         version, requires = ENVIRONMENT.get(name, ("", []))

@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.space_process import SPACE, Server, needs_serving, serve, unpack
+from tests.fakes.space_process import SPACE, Server, needs_serving, serve, unpack
 
 pytestmark = needs_serving
 FUZZER = Path(sys.executable).with_name("schemathesis")

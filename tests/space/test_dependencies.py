@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.space_process import PYTHON, ROOT, SPACE, needs_serving
+from tests.fakes.space_process import PYTHON, ROOT, SPACE, needs_serving
 
 pytestmark = pytest.mark.usefixtures("modules_of_space")
 
@@ -68,7 +68,7 @@ TRACED = {
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ERRORS.iterdir()))
 def test_a_real_error_is_traced_to_the_requirement_to_change(name: str) -> None:
-    from dependencies.diagnosis import diagnose
+    from dependencies.strategies import diagnose
 
     found = diagnose((ERRORS / f"{name}.txt").read_text())
     assert found
@@ -77,7 +77,7 @@ def test_a_real_error_is_traced_to_the_requirement_to_change(name: str) -> None:
 
 
 def test_what_is_no_known_error_is_traced_to_nothing() -> None:
-    from dependencies.diagnosis import diagnose
+    from dependencies.strategies import diagnose
 
     assert diagnose("") is None
     assert diagnose("Successfully installed jinja2-3.1.6\nlistening on port 7860") is None
@@ -139,7 +139,8 @@ def test_a_lock_has_what_is_asked_for_all_with_hashes_and_torch_in_a_file_of_its
 
 
 def test_every_strategy_that_an_error_leads_to_exists_and_every_feature_is_explained() -> None:
-    from dependencies import diagnosis, strategies
+    from dependencies import strategies
+    from dependencies import strategies as diagnosis
 
     known = strategies.load()
     assert {error.strategy for error in diagnosis.errors()} <= {*known}

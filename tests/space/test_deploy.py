@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.space_process import needs_serving
-from tests.space_shop import NAME, Shop, open_shop
+from tests.fakes.space_process import needs_serving
+from tests.fakes.space_shop import NAME, Shop, open_shop
 
 pytestmark = needs_serving
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.space_process import CHAT, SPACE, Server, serve
+from tests.fakes.space_process import CHAT, SPACE, Server, serve
 
 
 @pytest.fixture(scope="module")

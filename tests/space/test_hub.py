@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback_hub import LoopbackHub
-from tests.space_process import PYTHON, SPACE, environment, needs_serving, serve, unpack
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.space_process import PYTHON, SPACE, environment, needs_serving, serve, unpack
 
 pytestmark = needs_serving
 

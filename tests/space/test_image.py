@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.loopback.dockerfile import BuildError, Stage, context, image, stages
-from tests.space_process import PYTHON, SPACE, environment, needs_serving, serve, unpack
+from tests.fakes.loopback.dockerfile import BuildError, Stage, context, image, stages
+from tests.fakes.space_process import PYTHON, SPACE, environment, needs_serving, serve, unpack
 
 DOCKERFILES = ["Dockerfile", "fallback.Dockerfile"]
 

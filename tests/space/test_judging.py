@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.space_process import SPACE
+from tests.fakes.space_process import SPACE
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
     score: float, empty: float, looping: float, said: list[str]
 ) -> None:
-    from bundling.judging import Answers, judge
+    from bundling.comparison import Answers, judge
 
     released = Answers((), {}, 0.3, 0.0, 0.1)
     verdict = judge(released, Answers((), {}, score, empty, looping), 0.01)
@@ -38,6 +38,6 @@ def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
     (list(range(30)) * 2, False), (list(range(100)), False), ([*[4, 5] * 12, 9], False), ([], False),
 ])
 def test_an_answer_loops_where_it_ends_in_one_run_three_times_over(tokens: list[int], looping: bool) -> None:
-    from bundling.judging import loops
+    from bundling.comparison import loops
 
     assert loops(tokens) == looping

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.space_process import CHAT, SPACE, Server, needs_serving, serve, unpack
+from tests.fakes.space_process import CHAT, SPACE, Server, needs_serving, serve, unpack
 
 pytestmark = needs_serving
 CLIENTS, QUEUE = 200, 16

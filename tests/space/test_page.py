@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import chromium
-from tests.space_process import SPACE, Server, needs_serving, serve, unpack
-from tests.test_report_page import contrast
+from tests.fakes import chromium
+from tests.fakes.space_process import SPACE, Server, needs_serving, serve, unpack
+from tests.report.test_report_page import contrast
 
 STATIC = SPACE / "serving/static"
 needs_chromium = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="Chromium is missing: apt-get install chromium")

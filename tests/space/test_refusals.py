@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.space_process import PYTHON, SPACE, needs_serving
-from tests.space_shop import NAME, Shop, open_shop
+from tests.fakes.space_process import PYTHON, SPACE, needs_serving
+from tests.fakes.space_shop import NAME, Shop, open_shop
 
 pytestmark = needs_serving
 

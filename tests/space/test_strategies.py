@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.space_process import SPACE, Server, environment, serve, unpack
-from tests.tiny_model import edit_json, write_adapter
+from tests.fakes.space_process import SPACE, Server, environment, serve, unpack
+from tests.fakes.tiny_model import edit_json, write_adapter
 
 pytestmark = pytest.mark.slow
 TABLE: dict[str, dict[str, Any]] = tomllib.loads((SPACE / "dependencies/strategies.toml").read_text())["strategies"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.loopback_hub import LoopbackHub
-from tests.space_process import PYTHON, ROOT, SPACE, environment, needs_serving, unpack
+from tests.fakes.loopback_hub import LoopbackHub
+from tests.fakes.space_process import PYTHON, ROOT, SPACE, environment, needs_serving, unpack
 
 BUILDER = SPACE / ".venv-builder/bin/python"
 DIGEST = "ab" * 32
@@ -60,7 +60,7 @@ class World:
         (self.bundle / "identity.json").write_text(json.dumps(identity | sums))
 
     def problems(self) -> list[str]:
-        from bundling.judging import identity_problems
+        from bundling.comparison import identity_problems
         from bundling.source import find
 
         found: list[str] = identity_problems(self.bundle, find(str(self.release), None))
@@ -131,7 +131,7 @@ def test_a_bundle_without_an_identity_is_nobodys(world: World) -> None:
 
 
 def test_answers_of_the_evaluation_are_taken_only_for_this_model_these_rows_and_this_limit(world: World) -> None:
-    from bundling.measuring import evaluated
+    from bundling.comparison import evaluated
     from bundling.source import find
 
     release = find(str(world.release), None)
@@ -152,7 +152,7 @@ def test_answers_of_the_evaluation_are_taken_only_for_this_model_these_rows_and_
 
 
 def test_a_scorer_that_fails_is_no_verdict(world: World) -> None:
-    from bundling.measuring import MeasuringError, Scorer
+    from bundling.comparison import MeasuringError, Scorer
 
     with pytest.raises(MeasuringError, match=r"ended with 3: .*prediction is missing"):
         Scorer((sys.executable, "-m", "scripts.score_script")).score(world.root / "rows.jsonl")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.space_process import PYTHON, SPACE, needs_serving, unpack
-from tests.test_space_dependencies import plant
+from tests.fakes.space_process import PYTHON, SPACE, needs_serving, unpack
+from tests.space.test_dependencies import plant
 
 pytestmark = needs_serving
 
@@ -122,7 +122,7 @@ def test_what_is_whole_is_ready_and_verbose_says_what_was_looked_at(space: Path)
 
 def test_one_emoji_may_be_of_several_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SPACE))
-    from dependencies.deployment import is_one_emoji
+    from dependencies.checks import is_one_emoji
 
     assert all(map(is_one_emoji, ("\U0001f6d2", "\u2764\ufe0f", "\U0001f1eb\U0001f1f7", "\U0001f44d\U0001f3fd",
                                   "\U0001f469\u200d\U0001f4bb")))

@@ -7,11 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedModel
 
-from src import merging
-from src.batches import Batch, EndToEnd
-from src.chat_encoding import IGNORED, Example, encode_all
-from tests.test_fine_tuning import TRAIN
-from tests.tiny_model import write_base
+from src.models import merging
+from src.training.encoding import IGNORED, Batch, EndToEnd, Example, encode_all
+from tests.fakes.tiny_model import write_base
+from tests.training.test_fine_tuning import TRAIN
 
 PAD = 0
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from src.chat_encoding import IGNORED, encode, encode_all
-from src.errors import InvalidInput
-from src.evaluation import prompt_tokens
-from tests.tiny_model import TEMPLATE, write_base
+from src.core.errors import InvalidInput
+from src.evaluation.generation import prompt_tokens
+from src.training.encoding import IGNORED, encode, encode_all
+from tests.fakes.tiny_model import TEMPLATE, write_base
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is my order?"},
         {"role": "assistant", "content": "On its way."}]

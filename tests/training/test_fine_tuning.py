@@ -14,13 +14,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
-from src import checkpoints, fine_tuning, merging
-from src.chat_encoding import IGNORED, encode_all
-from src.errors import InvalidInput, InvalidParams
-from src.manifest import manifest, tree_digest
-from src.params import FineTuningParams, LoraParams
-from src.records import BaseModelRef, DatasetRef
-from tests.tiny_model import write_base
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.params import FineTuningParams, LoraParams
+from src.core.records import BaseModelRef, DatasetRef, manifest, tree_digest
+from src.models import merging
+from src.training import checkpoints, fine_tuning
+from src.training.encoding import IGNORED, encode_all
+from tests.fakes.tiny_model import write_base
 
 TARGETS = ["v_proj", "down_proj", "q_proj"]
 PARAMS = FineTuningParams(
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_to_the_bytes_of_one_that_was_not(base: Path, tmp_p
     finished, run = (Run(tmp_path / name, base, batches=batches) for name in ("finished", "killed"))
     finished.start()
     killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, tmp_path / "killed", base, batches],
-                            check=False, cwd=Path(__file__).parents[1])
+                            check=False, cwd=Path(__file__).parents[2])
     left = {path.name for path in run.checkpoints.glob("checkpoint-*[0-9]")}
     assert killed.returncode == -signal.SIGKILL
     assert "checkpoint-21" in left

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from src import memory, merging
-from src.errors import InvalidParams
-from src.manifest import manifest
-from tests.test_fine_tuning import PARAMS, Run
-from tests.tiny_model import write_base
+from src.core.errors import InvalidParams
+from src.core.records import manifest
+from src.models import merging
+from src.training import model as memory
+from tests.fakes.tiny_model import write_base
+from tests.training.test_fine_tuning import PARAMS, Run
 
 # Dropout draws in the order of the batch's places, which is what these runs differ in.
 STILL = PARAMS.lora.model_copy(update={"dropout": 0.0})

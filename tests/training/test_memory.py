@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from src import memory, merging
-from src.batches import EndToEnd
-from src.chat_encoding import Example
-from src.errors import InvalidParams
-from tests.test_fine_tuning import PARAMS, TARGETS
-from tests.tiny_model import write_base
+from src.core.errors import InvalidParams
+from src.models import merging
+from src.models.placement import fit_threads
+from src.training import model as memory
+from src.training.encoding import EndToEnd, Example
+from tests.fakes.tiny_model import write_base
+from tests.training.test_fine_tuning import PARAMS, TARGETS
 
 EXAMPLES: list[Example] = [{"input_ids": [5] * length, "labels": [5] * length} for length in (9, 60, 30, 12, 48)]
 COLLATE = EndToEnd(row_tokens=256, pad=0)
@@ -21,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PeftModel:
     folder = tmp_path_factory.mktemp("base")
     write_base(folder)
     loaded, _ = merging.load(folder, "float32")
-    merging.fit_threads(loaded)
+    fit_threads(loaded)
     return get_peft_model(loaded, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS))
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from src.errors import Undecided
-from utils import dagshub_utils
+from src.core.errors import Undecided
+from utils.tracking import store
 
 TOKEN = "dagshub-canary-token"
 NAMES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -50,7 +50,7 @@ def test_a_token_that_dagshub_does_not_know_is_undecided_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("DAGSHUB_USER_TOKEN", "another-secret")
     with pytest.raises(Undecided, match="DAGSHUB_USER_TOKEN could not be used") as caught:
-        dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+        store.log_in(f"{dagshub}/alice/shop.mlflow")
     assert "secret" not in str(caught.value)
     assert credentials() == ["", ""]
 
@@ -59,27 +59,27 @@ def test_a_dagshub_that_does_not_answer_is_undecided(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DAGSHUB_CLIENT_HOST", "http://127.0.0.1:9")
     monkeypatch.setenv("DAGSHUB_USER_TOKEN", "never-asked-about")  # its client remembers answers
     with pytest.raises(Undecided, match=r"127\.0\.0\.1:9: .* \(ConnectError\)"):
-        dagshub_utils.log_in("http://127.0.0.1:9/alice/shop.mlflow")
+        store.log_in("http://127.0.0.1:9/alice/shop.mlflow")
 
 
 def test_the_token_gives_user_and_password(dagshub: str) -> None:
-    dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    store.log_in(f"{dagshub}/alice/shop.mlflow")
     assert credentials() == ["alice", TOKEN]
 
 
 @pytest.mark.parametrize("uri", ["http://mlflow.example.com", "sqlite:///mlflow.db", "https://dagshub.com/a/b.mlflow"])
 def test_another_server_never_sees_the_token(dagshub: str, uri: str) -> None:
-    dagshub_utils.log_in(uri)
+    store.log_in(uri)
     assert credentials() == ["", ""]
 
 
 def test_a_password_that_is_set_wins(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mine")
-    dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    store.log_in(f"{dagshub}/alice/shop.mlflow")
     assert credentials() == ["", "mine"]
 
 
 def test_without_a_token_there_is_nothing_to_do(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSHUB_USER_TOKEN", " ")
-    dagshub_utils.log_in(f"{dagshub}/alice/shop.mlflow")
+    store.log_in(f"{dagshub}/alice/shop.mlflow")
     assert credentials() == ["", ""]

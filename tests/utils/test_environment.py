@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import InvalidParams
-from src.params import DeploymentParams
+from src.core.errors import InvalidParams
+from src.core.params import DeploymentParams
 from utils.environment import Asked, actor, asked, ci_url, clean_reason, in_ci, may_promote, token, will_push
 from utils.yaml_utils import load_params
 
-SHIPPED = Path(__file__).parents[1] / "params.yaml"
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
 
 def deployment(*, push: bool = False, force_requires_reason: bool = False) -> DeploymentParams:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from scripts import pipeline_script
-from src.errors import RunAgain
-from tests.promoted import run
-from tests.scratch_git import EVIL, MONA, git, write
-from utils import asked_of_ci, git_records
+from src.core.errors import RunAgain
+from tests.fakes.promoted import run
+from tests.fakes.scratch_git import EVIL, MONA, git, write
+from utils import git_utils, github_utils
 
 
 @pytest.fixture
@@ -54,31 +54,31 @@ def on_main(clone: Path, name: str) -> str:
 
 
 def test_the_lock_and_the_small_results_are_committed_and_nothing_else(clone: Path) -> None:
-    made = git_records.commit_records("main", f"Subject\n\n{EVIL}\n")
+    made = git_utils.commit_records("main", f"Subject\n\n{EVIL}\n")
     changed = git("-C", str(clone / "origin.git"), "show", "--name-only", "--format=%H %an%n%B", "main")
     assert changed.split("\n") == [f"{made} github-actions[bot]", "Subject", "", EVIL, "", "", "dvc.lock",
                                    "results/b.json"]
-    assert git_records.commit_records("main", "Again") is None  # though the clone still stands at the first commit
+    assert git_utils.commit_records("main", "Again") is None  # though the clone still stands at the first commit
 
 
 def test_work_that_came_in_meanwhile_stays(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside(clone, monkeypatch, "code.py")
-    assert git_records.commit_records("main", "Records")
+    assert git_utils.commit_records("main", "Records")
     assert (on_main(clone, "code.py"), on_main(clone, "dvc.lock")) == ("theirs code.py", "new")
 
 
 def test_an_earlier_runs_records_give_way(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, email = git_records.BOT
+    name, email = git_utils.BOT
     beside(clone, monkeypatch, "dvc.lock", "results/b.json", GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email,
            GIT_COMMITTER_NAME=name, GIT_COMMITTER_EMAIL=email)
-    assert git_records.commit_records("main", "Records")
+    assert git_utils.commit_records("main", "Records")
     assert (on_main(clone, "dvc.lock"), on_main(clone, "results/b.json")) == ("new", "new")
 
 
 def test_records_that_somebody_changed_meanwhile_are_left_to_them(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside(clone, monkeypatch, "results/a.json")
     with pytest.raises(RunAgain, match=r"main: somebody changed dvc.lock or results while the pipeline ran"):
-        git_records.commit_records("main", "Records")
+        git_utils.commit_records("main", "Records")
     assert on_main(clone, "dvc.lock") == "old"
 
 
@@ -86,11 +86,11 @@ def test_a_branch_that_was_rewritten_gets_no_records(clone: Path) -> None:
     git("-C", str(clone / "mona"), "commit", "-q", "--amend", "-m", "other", **MONA)
     git("-C", str(clone / "mona"), "push", "-q", "--force", "origin", "main")
     with pytest.raises(RunAgain, match="main: was rewritten while the pipeline ran"):
-        git_records.commit_records("main", "Records")
+        git_utils.commit_records("main", "Records")
 
 
 def test_a_branch_that_is_gone_gets_no_records(clone: Path) -> None:
-    assert git_records.commit_records("other", "Records") is None
+    assert git_utils.commit_records("other", "Records") is None
 
 
 def hook(clone: Path, text: str) -> None:
@@ -110,7 +110,7 @@ def racing(clone: Path, times: int) -> None:
 
 def test_a_lost_race_is_run_again_on_top_of_the_winner(clone: Path) -> None:
     racing(clone, 2)
-    assert git_records.commit_records("main", "Records")
+    assert git_utils.commit_records("main", "Records")
     assert len(list(clone.glob("lost-*"))) == 2
     assert git("-C", str(clone / "origin.git"), "log", "--format=%s", "main").split("\n") == [
         "Records", "race", "race", "first"]
@@ -119,22 +119,22 @@ def test_a_lost_race_is_run_again_on_top_of_the_winner(clone: Path) -> None:
 def test_races_without_end_are_given_up(clone: Path) -> None:
     racing(clone, 99)
     with pytest.raises(RunAgain, match="main: moved on 5 times"):
-        git_records.commit_records("main", "Records")
+        git_utils.commit_records("main", "Records")
 
 
 def test_a_protected_branch_is_told_with_the_remedy(clone: Path) -> None:
     hook(clone, "echo 'protected branch' >&2; exit 1")
     with pytest.raises(RunAgain, match=r"git push: .*protected branch.*let github-actions push"):
-        git_records.commit_records("main", "Records")
+        git_utils.commit_records("main", "Records")
 
 
 def test_the_token_reaches_git_in_its_environment_alone(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "ghs_secret")
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com/")
     said = git("config", "--get-urlmatch", "http.extraheader", "https://github.com/acme/shop",
-               **git_records._credentials())
+               **git_utils._credentials())
     assert said == "AUTHORIZATION: basic eC1hY2Nlc3MtdG9rZW46Z2hzX3NlY3JldA=="
-    git_records.commit_records("main", "Records")
+    git_utils.commit_records("main", "Records")
     assert not [path for path in (clone / "runner/.git").rglob("*")
                 if path.is_file() and (b"ghs_secret" in path.read_bytes() or b"eC1hY2Nl" in path.read_bytes())]
 
@@ -142,7 +142,7 @@ def test_the_token_reaches_git_in_its_environment_alone(clone: Path, monkeypatch
 def test_a_run_with_parameters_of_its_own_leaves_no_records(
         clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GITHUB_REF_NAME", "main")
-    monkeypatch.setenv(asked_of_ci.THRESHOLD, "0.5")
+    monkeypatch.setenv(github_utils.THRESHOLD, "0.5")
     assert run(pipeline_script, "commit") == 0
     assert capsys.readouterr().out == (
         "records: not committed: run with deployment.min_improvement_threshold=0.5\n")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from src.errors import HubError, InvalidParams
-from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
-from utils import environment, hub_client, huggingface_utils
+from src.core.errors import HubError, InvalidParams
+from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
+from utils import environment, huggingface_utils
+from utils.hub import client
 
 BASE = "acme/base"
 COMMAND = "from utils.huggingface_utils import test_huggingface_connection; test_huggingface_connection()"
@@ -151,7 +152,7 @@ def test_the_check_of_a_page_that_is_no_hub_says_so(hub: LoopbackHub, said: Said
 def test_the_check_imports_no_torch_and_leaves_no_traceback(hub: LoopbackHub) -> None:
     code = f"{COMMAND}; import sys; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'mlflow')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          env=os.environ | {"HF_TOKEN": WRITE}, cwd=Path(__file__).parents[1])
+                          env=os.environ | {"HF_TOKEN": WRITE}, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stderr) == (0, "")
     assert "connected as alice" in done.stdout
 
@@ -166,7 +167,7 @@ def test_the_check_is_not_collected_as_a_test() -> None:
 def test_a_message_holds_no_token_and_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "odd-token")
     text = f"refused odd-token and {WRITE}\n for https://s3.example.com/part?X-Amz-Signature=abc 'x'"
-    assert hub_client.one_line(text) == "refused *** and *** for https://s3.example.com/part 'x'"
+    assert client.one_line(text) == "refused *** and *** for https://s3.example.com/part 'x'"
 
 
 def test_an_answer_that_repeats_the_token_does_not_leak_it(hub: LoopbackHub, said: Said) -> None:

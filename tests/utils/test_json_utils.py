@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import InvalidInput
+from src.core.errors import InvalidInput
 from utils import json_utils
 from utils.json_utils import MAX_BYTES, read_lines, read_object, write_lines, write_object, write_text
 

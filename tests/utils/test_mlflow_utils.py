@@ -5,13 +5,14 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from src.errors import InvalidParams, Undecided
-from src.ledger import LedgerView
+from src.core.errors import InvalidParams, Undecided
+from src.core.params import METRICS, MlflowParams
+from src.core.records import digest_of
+from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
-from src.params import METRICS, MlflowParams
-from src.records import digest_of
-from utils import mlflow_history, mlflow_utils
-from utils.mlflow_history import History, HistoryReader
+from utils import mlflow_utils
+from utils.tracking import history as mlflow_history
+from utils.tracking.history import History, HistoryReader
 
 NAME, CONTRACT = "test-model", "c" * 64
 

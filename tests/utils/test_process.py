@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from src import errors
-from src.errors import InvalidParams, PipelineError, Undecided
+from src.core import errors
+from src.core.errors import InvalidParams, PipelineError, Undecided
 from utils.process import Arguments, deadline
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LEAVES = {cls.__name__: cls.code for cls in PipelineError.__subclasses__()}
 STAGE = """
 import json, logging, os, signal, sys, time

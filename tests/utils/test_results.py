@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from src.errors import InvalidInput, InvalidParams
-from src.records import EVALUATION_RESULTS, MODEL_LOCATION
-from tests.factories import write_results
+from src.core.errors import InvalidInput, InvalidParams
+from src.core.records import EVALUATION_RESULTS, MODEL_LOCATION
+from tests.fakes.factories import write_results
 from utils import results
 from utils.json_utils import MAX_BYTES
 from utils.results import Inputs, check_output_dir, last_info, read_inputs, write_failure
@@ -80,7 +80,7 @@ def link_to_itself() -> None:
 
 def of_another_adapter() -> None:
     (ADAPTER / "adapter_model.safetensors").write_bytes(b"newer")
-    from src.manifest import manifest, tree_digest
+    from src.core.records import manifest, tree_digest
 
     change(MODEL_LOCATION, adapter_sha256=tree_digest(manifest(ADAPTER)))()
 

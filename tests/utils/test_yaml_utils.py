@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import InvalidParams
-from src.params import Params
+from src.core.errors import InvalidParams
+from src.core.params import Params
 from utils.yaml_utils import load_params
 
-SHIPPED = (Path(__file__).parents[1] / "params.yaml").read_text()
+SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_text()
 
 
 def refusal(content: str | bytes, folder: Path) -> str:
@@ -96,5 +96,5 @@ def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path) -> None:
 import sys; from pathlib import Path; from utils.yaml_utils import load_params
 print(ascii(load_params(next(Path(sys.argv[1]).glob("p*"))).data.intent_column))"""
     done = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)], env={"LC_ALL": "C"}, text=True,
-                          capture_output=True, check=True, cwd=Path(__file__).parents[1])
+                          capture_output=True, check=True, cwd=Path(__file__).parents[2])
     assert "\\xe9choppe" in done.stdout

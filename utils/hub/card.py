@@ -3,7 +3,7 @@
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from src.model_card import DATASET_TYPE, TASK, CardMetadata
+from src.promotion.card import DATASET_TYPE, TASK, CardMetadata
 
 
 def render(metadata: CardMetadata, body: str) -> str:

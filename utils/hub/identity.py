@@ -1,16 +1,22 @@
 """Whose token it is, and what it may do on the Hub."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub._oidc import oidc_login
+from huggingface_hub.errors import OIDCError
 
-from utils import keyless
-from utils.hub_client import endpoint
+from src.core.errors import HubError, InvalidParams
+from utils.hub.client import endpoint, talking, time_limit
 
 logger = logging.getLogger(__name__)
+RESOURCE = "HF_OIDC_RESOURCE"
+_SECONDS, _REQUEST_SECONDS = 60, 20
+_PREFIX = "hf_jwt_"  # of exchanged tokens alone
 
 
 def no_token() -> str:
@@ -57,7 +63,7 @@ def who(api: HfApi) -> Identity:
 
     A trusted publisher's is nobody's: it may write to the one repository that it was exchanged for.
     """
-    if publishes_to := keyless.resource(api.token):
+    if publishes_to := resource(api.token):
         return Identity(name=f"trusted publisher {publishes_to}", role="fineGrained", organisations=(),
                         scopes={publishes_to: ("repo.write",)})
     answer: dict[str, Any] = api.whoami()
@@ -69,3 +75,27 @@ def who(api: HfApi) -> Identity:
         organisations=tuple(organisation["name"] for organisation in answer.get("orgs", [])),
         scopes={scope["entity"]["name"]: tuple(scope["permissions"]) for scope in scoped},
     )
+
+
+def exchange() -> str:
+    """A token for the repository that HF_OIDC_RESOURCE names; held in HF_TOKEN, so that it is asked for once.
+
+    Raises InvalidParams where the job has no identity, HubError where the Hub does not trust it or does not answer.
+    """
+    resource = os.environ[RESOURCE].strip()
+    try:
+        with time_limit(_SECONDS, _REQUEST_SECONDS, client_waits=0), talking(resource):
+            answer = oidc_login(resource=resource, subject_token=os.environ.get("HF_OIDC_ID_TOKEN") or None,
+                                endpoint=endpoint())
+    except OIDCError as error:
+        raise InvalidParams(f"{RESOURCE}: {resource}: {' '.join(str(error).split())}") from error
+    except HubError as error:
+        raise HubError(f"{error}; is this workflow a trusted publisher there (docs/ci.md)?") from error
+    os.environ["HF_TOKEN"] = str(answer["access_token"])
+    return os.environ["HF_TOKEN"]
+
+
+def resource(token: str | bool | None) -> str | None:
+    """The one repository that an exchanged token may write to; None for any other token."""
+    named = os.environ.get(RESOURCE, "").strip()
+    return named or None if isinstance(token, str) and token.startswith(_PREFIX) else None

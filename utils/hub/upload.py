@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from src.errors import HubError
-from utils.hub_client import HubBusy, endpoint, talking, time_limit
+from src.core.errors import HubError
+from utils.hub.client import HubBusy, endpoint, talking, time_limit
 from utils.redaction import show_exception
 
 STALLED = 3
 _THREADS = 2  # files at once by plain LFS: what a kill leaves whole is not sent again
 _FLUSH = "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL"  # how often Xet notes what it has sent; 20 s without it
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def commit_files(job: Job, *, token: str, seconds: float, stall_seconds: float, 
     order = {"job": asdict(job), "token": token, "stall_seconds": stall_seconds, "parent_pid": os.getpid()}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "utils.hub_upload"], input=json.dumps(order), stdout=subprocess.PIPE,
+            [sys.executable, "-P", "-m", "utils.hub.upload"], input=json.dumps(order), stdout=subprocess.PIPE,
             text=True, timeout=seconds, env=environment, check=False, start_new_session=True)
     except subprocess.TimeoutExpired:
         raise HubError(f"{job.repo_id}: upload not done within {seconds:.0f} s; run it again, or allow it more time") \

@@ -1,7 +1,9 @@
 """The MLflow runs of the deployment stage: its own, and an evaluation run that the server lacks."""
 
+import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,18 +13,19 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.run_status import RunStatus
 
-from src.errors import InvalidInput, Undecided
-from src.params import METRICS, Params
-from src.records import EvaluationReport, canonical_json
+from src.core.errors import InvalidInput, Undecided
+from src.core.params import METRICS, Params
+from src.core.records import EvaluationReport, canonical_json
+from src.promotion.protocol import Step
 from utils import mlflow_utils
 from utils.mlflow_utils import CONTRACT, KEY, KIND, MODEL_DIGEST, MODEL_NAME, WEIGHTS, talking
 from utils.results import Inputs
 
 logger = logging.getLogger(__name__)
-
 RESTORED = "restored_from"
 EVIDENCE = "evidence.json"
 DECISION = "champion.decision"
+FOLDER = Path(".promotion")
 
 
 class DeploymentRun:
@@ -148,3 +151,43 @@ def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str,
         client.log_artifacts(run.info.run_id, str(folder))
         client.set_terminated(run.info.run_id)
     return str(run.info.run_id)
+
+
+class Journal:
+    """Appends to .promotion/<first 12 of the key>/journal.jsonl, flushed line by line."""
+
+    def __init__(self, key: str) -> None:
+        self._path = FOLDER / key[:12] / "journal.jsonl"
+
+    def note(self, step: Step) -> None:
+        """Write that a step is about to be taken."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        line = {"time": datetime.now(UTC).isoformat(), "pid": os.getpid(), "step": step.value}
+        with self._path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The last step that a journal tells of; running says whether its process still is."""
+
+    key: str
+    step: Step
+    time: str
+    pid: int
+    running: bool
+
+
+def traces() -> Iterator[Trace]:
+    """The last line of every journal on this machine; one that a crash cut short is passed over."""
+    for path in sorted(FOLDER.glob("*/journal.jsonl")):
+        for text in reversed(path.read_text(encoding="ascii", errors="replace").splitlines()):
+            try:
+                line = json.loads(text)
+                yield Trace(path.parent.name, Step(line["step"]), str(line["time"]), int(line["pid"]),
+                            Path("/proc", str(line["pid"])).exists())
+            except (ValueError, KeyError, TypeError):
+                continue
+            break

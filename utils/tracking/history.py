@@ -6,29 +6,46 @@ hash of the weights they were scored under; where it equals today's the server c
 """
 
 import logging
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from pydantic import ValidationError
 
-from src.errors import Undecided
-from src.ledger import LedgerView
+from src.core.errors import InvalidInput, InvalidParams, Undecided
+from src.core.params import METRICS
+from src.core.records import Metrics, digest_of
+from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
-from src.params import METRICS
-from src.records import Metrics, digest_of
-from utils.mlflow_utils import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST, MODEL_NAME, WEIGHTS, find_experiment, talking
+from utils import json_utils
+from utils.mlflow_utils import (
+    CONTRACT,
+    EXCLUDED,
+    KEY,
+    KIND,
+    MODEL_DIGEST,
+    MODEL_NAME,
+    WEIGHTS,
+    fetch_files,
+    find_experiment,
+    find_run,
+    talking,
+)
+from utils.tracking.deployments import DECISION, EVIDENCE
 
 logger = logging.getLogger(__name__)
-
 PAGE = 1000
 SHORT = 300  # a history of so many runs is read whole
 _BY_ID = 500  # the server's parser takes a few thousand ids in one query
 _NO_BAR = Decimal(-1)
 _Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
+REASON = "champion.reason"
 
 
 @dataclass(frozen=True)
@@ -192,3 +209,82 @@ def _scored_run(run: Run, wanted: Mapping[str, str]) -> ScoredRun | None:
         logger.warning("MLflow run %s: a component or a digest is missing or out of range; left out", run.info.run_id)
         return None
     return ScoredRun(run.info.run_id, digest, contract, metrics, int(run.info.end_time or 0))
+
+
+class HistoryRuns:
+    """Runs of one registered model in one experiment."""
+
+    def __init__(self, client: MlflowClient, *, experiment: str, model_name: str) -> None:
+        self._client = client
+        self._experiment = experiment
+        self._model_name = model_name
+
+    def decisions(self) -> dict[str, str]:
+        """The latest decision of each promotion key, as `verdict (reason)`."""
+        deployments = sorted(self._deployments(""), key=lambda run: int(run.info.end_time or 0))
+        return {run.data.tags[KEY]: f"{run.data.tags[DECISION]} ({run.data.tags.get(REASON, 'no reason')})"
+                for run in deployments if KEY in run.data.tags and DECISION in run.data.tags}
+
+    def find(self, run_id: str, *kinds: str) -> Run:
+        """A run of this model, of one of these kinds and not deleted; raises InvalidParams for any other."""
+        run = find_run(self._client, run_id)
+        what = None if run is None else run.data.tags.get(KIND)
+        if run is None or run.info.lifecycle_stage != "active":
+            raise InvalidParams(f"run {run_id}: MLflow has no such run; `python scripts/history_script.py` lists them")
+        if what not in kinds or run.data.tags.get(MODEL_NAME) != self._model_name:
+            raise InvalidParams(f"run {run_id}: is no {' or '.join(kinds)} of {self._model_name}; "
+                                "`python scripts/history_script.py` lists them")
+        return run
+
+    def deployment_of(self, key: str) -> Run | None:
+        """The latest deployment of a promotion key that came to a decision."""
+        found = (run for run in self._deployments(f"tags.`{KEY}` = '{key}' and ") if DECISION in run.data.tags)
+        return max(found, key=lambda run: int(run.info.end_time or 0), default=None)
+
+    def evidence(self, deployment: Run) -> dict[str, Any]:
+        """The evidence.json of a deployment; raises InvalidInput where it keeps none."""
+        run_id = deployment.info.run_id
+        with tempfile.TemporaryDirectory() as folder:
+            return json_utils.read_object(self.download(run_id, EVIDENCE, Path(folder)))
+
+    def download(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """An artifact of a run, below a folder; raises InvalidInput where the run keeps none of this name."""
+        try:
+            return fetch_files(self._client, run_id, artifact, folder)
+        except Undecided as error:
+            raise InvalidInput(f"MLflow run {run_id}: its artifact {artifact} cannot be read "
+                               f"({error!s:.300}); is the artifact store complete?") from error
+
+    def exclude(self, run: Run, note: str) -> None:
+        """Take an evaluation out of every later comparison."""
+        with talking():
+            self._client.set_tag(run.info.run_id, EXCLUDED, note)
+
+    def _deployments(self, clause: str) -> Iterator[Run]:
+        return self.search(f"{clause}tags.{KIND} = 'deployment' and attributes.status = 'FINISHED'")
+
+    def search(self, clause: str) -> Iterator[Run]:
+        """The active runs of this model that a clause leaves."""
+        experiment, token = find_experiment(self._client, self._experiment), None
+        while experiment is not None:
+            with talking():
+                page = self._client.search_runs(
+                    [experiment.experiment_id], f"{clause} and tags.`{MODEL_NAME}` = '{self._model_name}'",
+                    ViewType.ACTIVE_ONLY, PAGE, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+class LatestEvaluations(HistoryReader):
+    """The history by time rather than by score."""
+
+    def read_latest(self, count: int) -> tuple[list[ScoredRun], bool]:
+        """The latest evaluations, at most count of them, oldest first, and whether there are older ones."""
+        experiment = find_experiment(self._client, self._experiment)
+        if experiment is None:
+            return [], False
+        page, more = self._page(experiment.experiment_id, "", None)  # the server gives the latest first
+        runs = sorted(self._scored(page), key=lambda run: (run.finished_at, run.run_id))
+        return runs[-count:], more is not None or len(runs) > count

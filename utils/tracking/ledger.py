@@ -9,8 +9,8 @@ import logging
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from src.errors import IntegrityError, Undecided
-from src.ledger import MAX_CHARACTERS, LedgerView, Slot, parse_slots, slot_name
+from src.core.errors import IntegrityError, Undecided
+from src.ledger.slots import MAX_CHARACTERS, LedgerView, Slot, parse_slots, slot_name
 from utils.mlflow_utils import KIND, MODEL_NAME, ensure_experiment, find_experiment, find_run, talking, unanswered
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,9 @@
 """Model versions, aliases and stages in the MLflow Model Registry."""
 
+import contextlib
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,21 +14,21 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from src.errors import Undecided
-from src.ledger import Slot
-from src.ports import Holders
-from src.records import ModelIdentity
-from utils.mlflow_utils import KEY, sent_once, talking, unanswered
-from utils.model_artifact import ARTIFACT, delete_model, keep_model, plain
+from src.core.errors import IntegrityError, Undecided
+from src.core.records import ModelIdentity
+from src.ledger.ports import Holders
+from src.ledger.slots import Slot
+from utils.mlflow_utils import KEY, find_run, list_files, sent_once, talking, time_for, unanswered
 
 logger = logging.getLogger(__name__)
-
 IDENTITY = "champion.identity"
 DUPLICATE = "champion.duplicate_of"
 FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
 _PRODUCTION, _ARCHIVED = "Production", "Archived"
 _ATTEMPTS = 3
+ARTIFACT = "model"
 
 
 class MlflowRegistry:
@@ -243,3 +246,52 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
                             "run `python scripts/status_script.py --adopt`")
         local = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder)))
     return plain(local), ModelIdentity.model_validate_json(identity)
+
+
+def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) -> None:
+    """Have `save` write a model into a folder, and keep it with a run as artifact `model`.
+
+    Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / ARTIFACT
+        save(model)
+        sent = {p.relative_to(model.parent).as_posix(): p.stat().st_size for p in model.rglob("*") if p.is_file()}
+        with talking(), time_for(max(sent.values())):
+            client.log_artifacts(run_id, str(model), ARTIFACT)
+        _check_upload(client, run_id, sent)
+
+
+def delete_model(client: MlflowClient, run_id: str) -> None:
+    """Delete the model that a run keeps, where it is there; raises Undecided when the store fails or keeps it."""
+    run = find_run(client, run_id)
+    if run is None:  # removed for good, with its files
+        return
+    with talking(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
+        get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts(ARTIFACT)
+    if list_files(client, run_id, ARTIFACT):
+        raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; set deployment.keep_versions: 0")
+
+
+def plain(flavour: Path) -> Path:
+    """A downloaded model in MLflow's transformers flavour as one plain transformers folder; returns that folder."""
+    model = flavour / "model"
+    for file in (flavour / "components" / "tokenizer").iterdir():
+        shutil.copy2(file, model / file.name)
+    return model
+
+
+def _check_upload(client: MlflowClient, run_id: str, sent: Mapping[str, int]) -> None:
+    # A version says READY whatever its source holds, so sizes are compared before it is created.
+    kept = dict(_listed(client, run_id, ARTIFACT))
+    if kept != sent:
+        odd = sorted(set(sent.items()) ^ set(kept.items()))[0][0]
+        raise IntegrityError(f"MLflow run {run_id}: {odd} was not kept as it was sent; check the artifact store")
+
+
+def _listed(client: MlflowClient, run_id: str, path: str) -> Iterable[tuple[str, int]]:
+    for entry in list_files(client, run_id, path):
+        if entry.is_dir:
+            yield from _listed(client, run_id, entry.path)
+        else:
+            yield entry.path, int(entry.file_size)

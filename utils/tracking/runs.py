@@ -1,21 +1,28 @@
 """The MLflow run of an evaluation: the tags that the gate finds it by, its numbers and its files."""
 
+import importlib.metadata
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param
 
-from src.params import DeploymentParams
-from src.records import ModelIdentity, ScoreContract, canonical_json, digest_of
-from utils.mlflow_utils import CONTRACT, MODEL_DIGEST, MODEL_NAME, WEIGHTS, talking
+from src.core.params import DeploymentParams, Params
+from src.core.records import BaseModelRef, Datasets, ModelIdentity, ScoreContract, canonical_json, digest_of
+from utils.git_utils import GitIdentity
+from utils.mlflow_utils import CONTRACT, MODEL_DIGEST, MODEL_NAME, WEIGHTS, find_run, talking
 
 CONTRACT_JSON = "champion.contract_json"
 ADAPTER = "champion.adapter_sha256"
+ADAPTER_SHA256 = "champion.adapter_sha256"
+logger = logging.getLogger(__name__)
+PAGE_ARTIFACT = "report/index.html"
 
 
-def tags(params: DeploymentParams, identity: ModelIdentity, contract: ScoreContract) -> dict[str, str]:
+def evaluation_tags(params: DeploymentParams, identity: ModelIdentity, contract: ScoreContract) -> dict[str, str]:
     """What an evaluation run is found by, and what it is to be compared under."""
     return {
         MODEL_NAME: params.model_registry_name,
@@ -27,10 +34,61 @@ def tags(params: DeploymentParams, identity: ModelIdentity, contract: ScoreContr
     }
 
 
-def log(client: MlflowClient, run_id: str, numbers: Mapping[str, float], files: Iterable[Path]) -> None:
+def log_evaluation(client: MlflowClient, run_id: str, numbers: Mapping[str, float], files: Iterable[Path]) -> None:
     """Numbers as metrics and files as artifacts; raises Undecided when the server fails."""
     now = int(time.time() * 1000)
     with talking():
         client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()])
         for file in files:
             client.log_artifact(run_id, str(file))
+
+
+def fine_tuning_tags(model_name: str, git: GitIdentity, base: BaseModelRef, data: Datasets) -> dict[str, str]:
+    """What a training run is found by and what it was trained from."""
+    return {
+        MODEL_NAME: model_name,
+        "champion.base_model": f"{base.name}@{base.revision}",
+        "champion.base_sha256": base.sha256,
+        "champion.data": f"{data.raw.path}@{data.raw.sha256}",
+        "champion.train_sha256": data.train.sha256,
+        "champion.git_commit": git.commit,
+        "champion.git_dirty": str(git.dirty).lower(),
+    }
+
+
+def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[tuple[int, float]]], *, adapter: Path,
+        adapter_sha256: str, base: Path, location: Path) -> None:
+    """Parameters, a metric a curve with its epochs as steps, the adapter and its record, tokenizer and environment."""
+    client = mlflow.MlflowClient()
+    metrics = [Metric(name, value, 0, step) for name, curve in curves.items() for step, value in curve]
+    flat = _flat({"model": params.model.model_dump(), "fine_tuning": params.fine_tuning.model_dump()})
+    with talking():
+        client.log_batch(run_id, metrics=metrics, params=[Param(name, str(value)) for name, value in flat])
+        client.set_tag(run_id, ADAPTER_SHA256, adapter_sha256)
+        client.log_artifacts(run_id, str(adapter), "adapter")
+        client.log_artifact(run_id, str(location))  # with these two, history_script.py --promote brings it back
+        for file in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja")):
+            client.log_artifact(run_id, str(file), "tokenizer")
+        client.log_text(run_id, _environment(), "environment.txt")
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _environment() -> str:
+    packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+    return "\n".join(sorted(packages, key=str.lower)) + "\n"
+
+
+def log_page(client: MlflowClient, run_id: str, html: str) -> None:
+    """Keep the page with a run; a server that lacks the run is left alone. Raises Undecided when it does not answer."""
+    if find_run(client, run_id) is None:
+        logger.warning("MLflow lacks run %s: the report stays in results/ alone", run_id)
+        return
+    with talking():
+        client.log_text(run_id, html, PAGE_ARTIFACT)

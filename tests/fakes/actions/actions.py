@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.workflow_expressions import UnknownExpression
+from tests.fakes.actions.expressions import UnknownExpression
 
 NO_ACCOUNT = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 _VENV = Path(sys.executable).parents[1]

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from tests.workflow_actions import ACTIONS, NO_ACCOUNT, Place, git, known
-from tests.workflow_expressions import Open, Scope, UnknownExpression, condition, interpolated
+from tests.fakes.actions.actions import ACTIONS, NO_ACCOUNT, Place, git, known
+from tests.fakes.actions.expressions import Open, Scope, UnknownExpression, condition, interpolated
 
 STEP_SECONDS = 1800
 _WORKFLOW = {"name", True, "permissions", "concurrency", "env", "jobs"}  # YAML 1.1 reads `on` as true

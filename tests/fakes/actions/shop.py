@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
-from src.ledger import LedgerView
-from src.params import MlflowParams
-from tests.git_http import GitServer
-from tests.loopback_github import TOKEN, LoopbackGithub
-from tests.loopback_hub import WRITE, LoopbackHub
-from tests.workflow_actions import git
-from tests.workflow_harness import Event, GitHub, Job, read
+from src.core.params import MlflowParams
+from src.ledger.slots import LedgerView
+from tests.fakes.actions.actions import git
+from tests.fakes.actions.harness import Event, GitHub, Job, read
+from tests.fakes.git_http import GitServer
+from tests.fakes.loopback_github import TOKEN, LoopbackGithub
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from utils import mlflow_utils
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PIPELINE = ROOT / ".github/workflows/pipeline.yml"
 REPO, NAME = "acme/shop", "ecommerce-chatbot"  # on GitHub and on the Hub alike
 USER, PASSWORD = "deployer", "s3cret-of-mlflow"

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from src.hub_records import HubRelease
-from src.manifest import manifest, tree_digest
-from tests.loopback.server import LoopbackHub
-from tests.loopback.store import WRITE
-from utils.hub_publisher import HubRepository
-from utils.hub_reader import Patience
+from src.core.records import manifest, tree_digest
+from src.ledger.ports import HubRelease
+from tests.fakes.loopback.server import LoopbackHub
+from tests.fakes.loopback.store import WRITE
+from utils.hub.repository import HubRepository, Patience
 
 REPO = "acme/shop"
 BRANCH = "release/0123456789ab"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = Patience(deadline=20, request=3, stall=3, attempts=4, backoff=0.02)
 COMMIT = r"/commit/release/"
 

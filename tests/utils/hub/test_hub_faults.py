@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from src import release
-from tests.faulty_hub import (
+from src.promotion import release
+from tests.fakes.faulty_hub import (
     ENOUGH,
     SHARD_BYTES,
     SHARDS,
@@ -28,12 +28,12 @@ from tests.faulty_hub import (
     promoted_once,
     start,
 )
-from tests.hub_fault_rules import FROM_THERE_ON, LASTING, ONCE, PASSING, Rules
-from tests.loopback_hub import WRITE
-from tests.promoted import REPO, Shop
-from tests.reliability_page import report, table
+from tests.fakes.hub_fault_rules import FROM_THERE_ON, LASTING, ONCE, PASSING, Rules
+from tests.fakes.loopback_hub import WRITE
+from tests.fakes.promoted import REPO, Shop
+from tests.reliability.reliability_page import report, table
 
-pytest_plugins = ["tests.promoted_fixtures", "tests.full_disk"]
+pytest_plugins = ["tests.fakes.promoted_fixtures", "tests.fakes.full_disk"]
 
 HEADER = ("fault", "outcome", "exit", "commits on main", "words (stderr)")
 QUICK = ("lost replies of both commits", "stale parent on main (412)", "read-only token",

@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import IntegrityError
-from src.hub_records import LEDGER_BRANCH
-from src.ledger import NO_SLOT, HubRef, LedgerView, Slot, parse_slots
-from src.manifest import manifest, tree_digest
-from tests.loopback.publishing import REPO, release_folder, repository, shown
-from tests.loopback_hub import LoopbackHub
-from utils.hub_port import HubPort
+from src.core.errors import IntegrityError
+from src.core.records import manifest, tree_digest
+from src.ledger.ports import LEDGER_BRANCH
+from src.ledger.slots import NO_SLOT, HubRef, LedgerView, Slot, parse_slots
+from tests.fakes.loopback.publishing import REPO, release_folder, repository, shown
+from tests.fakes.loopback_hub import LoopbackHub
+from utils.hub.repository import HubPort
 
-pytest_plugins = ["tests.loopback.fixtures"]
+pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 KEY = "0123456789ab" + "c" * 52
 

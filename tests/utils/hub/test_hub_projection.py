@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from src.errors import HubError, IntegrityError
-from src.hub_records import HubRelease, HubState
-from src.manifest import manifest
-from tests.hub_fault_rules import Rule
-from tests.loopback.publishing import BRANCH, REPO, put, release_folder, repository, shown
-from tests.loopback_hub import WRITE, LoopbackHub
+from src.core.errors import HubError, IntegrityError
+from src.core.records import manifest
+from src.ledger.ports import HubRelease, HubState
+from tests.fakes.hub_fault_rules import Rule
+from tests.fakes.loopback.publishing import BRANCH, REPO, put, release_folder, repository, shown
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
 
-pytest_plugins = ["tests.loopback.fixtures"]
+pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 
 # Projections.

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from src.errors import HubError, IntegrityError
-from src.hub_records import HubRelease
-from src.manifest import manifest, tree_digest
-from tests.hub_fault_rules import Rule
-from tests.loopback.publishing import BRANCH, COMMIT, REPO, commits_since_main, publish, repository, shown
-from tests.loopback_hub import WRITE, LoopbackHub
-from utils.hub_reader import Patience
+from src.core.errors import HubError, IntegrityError
+from src.core.records import manifest, tree_digest
+from src.ledger.ports import HubRelease
+from tests.fakes.hub_fault_rules import Rule
+from tests.fakes.loopback.publishing import BRANCH, COMMIT, REPO, commits_since_main, publish, repository, shown
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
+from utils.hub.repository import Patience
 
-pytest_plugins = ["tests.loopback.fixtures"]
+pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 
 # Publishing.

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from src.errors import HubError, IntegrityError, InvalidParams
-from src.hub_records import HubState
-from src.manifest import manifest
-from tests.loopback.publishing import REPO, repository
-from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
+from src.core.errors import HubError, IntegrityError, InvalidParams
+from src.core.records import manifest
+from src.ledger.ports import HubState
+from tests.fakes.loopback.publishing import REPO, repository
+from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 
-pytest_plugins = ["tests.loopback.fixtures"]
+pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 
 # Preflight.

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import HubError
-from src.manifest import manifest, tree_digest
-from tests.hub_fault_rules import Rule
-from tests.loopback.publishing import BRANCH, REPO, ROOT, commits_since_main, publish, shown
-from tests.loopback_hub import WRITE, LoopbackHub
-from utils.hub_reader import Patience
+from src.core.errors import HubError
+from src.core.records import manifest, tree_digest
+from tests.fakes.hub_fault_rules import Rule
+from tests.fakes.loopback.publishing import BRANCH, REPO, ROOT, commits_since_main, publish, shown
+from tests.fakes.loopback_hub import WRITE, LoopbackHub
+from utils.hub.repository import Patience
 
-pytest_plugins = ["tests.loopback.fixtures"]
+pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 
 def test_an_upload_in_which_nothing_moves_is_stopped_and_repeated(hub: LoopbackHub, folder: Path) -> None:

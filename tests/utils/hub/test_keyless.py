@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from src.errors import HubError, InvalidParams
-from tests.local_http import LocalServer
-from tests.loopback_hub import Fault, LoopbackHub
+from src.core.errors import HubError, InvalidParams
+from tests.fakes.local_http import LocalServer
+from tests.fakes.loopback_hub import Fault, LoopbackHub
 from utils import environment
-from utils.hub_publisher import HubRepository
-from utils.hub_reader import Patience
+from utils.hub.repository import HubRepository, Patience
 
 JWT = "hf_jwt_" + "J" * 40
 REPO = "acme/shop"

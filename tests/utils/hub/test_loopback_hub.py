@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from tests.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
+from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 
 REPO = "acme/shop"
 
@@ -224,8 +224,8 @@ def test_a_slow_body_drips(hub: LoopbackHub) -> None:
 @contextmanager
 def serving(root: Path) -> Iterator[str]:
     """The address of a hub in a process of its own."""
-    process = subprocess.Popen([sys.executable, "tests/loopback_hub.py", "--port", "0", "--root", str(root)],
-                               stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen([sys.executable, "tests/fakes/loopback_hub.py", "--port", "0", "--root", str(root)],
+                               stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
     assert process.stdout
     try:
         yield process.stdout.readline().strip()

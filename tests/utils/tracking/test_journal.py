@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from src.promotion import Step
-from utils.journal import FOLDER, Journal, traces
+from src.promotion.protocol import Step
+from utils.tracking.deployments import FOLDER, Journal, traces
 
 KEY = "0123456789ab" + "c" * 52
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from src.backtest import policy_of
-from src.ledger import LedgerView
+from src.core.params import MlflowParams, Params
+from src.decisions.backtest import policy_of
+from src.ledger.slots import LedgerView
 from src.model_selection import Bars, Policy, Question, ScoredRun, bars, challengers_since_head
-from src.params import MlflowParams, Params
-from tests import history_store, long_history
-from utils import mlflow_history, mlflow_utils, yaml_utils
-from utils.mlflow_history import History, HistoryReader
+from tests.fakes import history_store, long_history
+from utils import mlflow_utils, yaml_utils
+from utils.tracking import history as mlflow_history
+from utils.tracking.history import History, HistoryReader
 
 NOBODY = LedgerView(())
 
@@ -50,7 +51,7 @@ class Store:
 @pytest.fixture
 def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return yaml_utils.load_params(history_store.write_params(tmp_path, Path(__file__).parents[1] / "params.yaml"))
+    return yaml_utils.load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml"))
 
 
 def same(found: Bars, expected: Bars) -> bool:

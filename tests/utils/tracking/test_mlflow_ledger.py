@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from src.errors import IntegrityError, Undecided
-from src.ledger import NO_SLOT, Slot, slot_name
-from src.params import MlflowParams
+from src.core.errors import IntegrityError, Undecided
+from src.core.params import MlflowParams
+from src.ledger.slots import NO_SLOT, Slot, slot_name
 from utils import mlflow_utils
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
 NAME = "test-model"
 

@@ -5,11 +5,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from src.errors import IntegrityError, Undecided
-from src.params import MlflowParams
-from src.ports import Holders
+from src.core.errors import IntegrityError, Undecided
+from src.core.params import MlflowParams
+from src.ledger.ports import Holders
 from utils import mlflow_utils
-from utils.mlflow_registry import DUPLICATE, MlflowRegistry, fetch_version
+from utils.tracking.registry import DUPLICATE, MlflowRegistry, fetch_version
 
 NAME = "test-model"
 

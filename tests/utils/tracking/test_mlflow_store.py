@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import InvalidParams, Undecided
-from utils import mlflow_store
+from src.core.errors import InvalidParams, Undecided
+from utils.tracking import store
 
 
 @pytest.mark.parametrize(
@@ -22,20 +22,20 @@ from utils import mlflow_store
 )
 def test_an_unusable_address_is_refused_without_repeating_its_password(uri: str, said: str) -> None:
     with pytest.raises(InvalidParams, match=said) as error:
-        mlflow_store.tracking_uri(uri)
+        store.tracking_uri(uri)
     assert "s3cret" not in str(error.value)
 
 
 def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert mlflow_store.tracking_uri("sqlite:///mlflow.db") == "http://127.0.0.1:5000"
+    assert store.tracking_uri("sqlite:///mlflow.db") == "http://127.0.0.1:5000"
 
 
 def test_a_file_that_is_no_database_is_undecided_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("this is not sqlite, and somebody may want it back")
     with pytest.raises(Undecided, match="not a usable MLflow database"):
-        mlflow_store.prepare(f"sqlite:///{path}")
+        store.prepare(f"sqlite:///{path}")
     assert path.read_text().startswith("this is not")
 
 
@@ -44,18 +44,18 @@ def test_a_half_migrated_store_is_undecided(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
     with pytest.raises(Undecided, match="half-migrated"):
-        mlflow_store.prepare(f"sqlite:///{path}")
+        store.prepare(f"sqlite:///{path}")
 
 
 def test_a_missing_folder_is_undecided(tmp_path: Path) -> None:
     with pytest.raises(Undecided, match="folder does not exist"):
-        mlflow_store.prepare(f"sqlite:///{tmp_path}/absent/mlflow.db")
+        store.prepare(f"sqlite:///{tmp_path}/absent/mlflow.db")
 
 
 def _start(uri: str, at: float, ended: "multiprocessing.Queue[str]") -> None:
     time.sleep(max(0.0, at - time.time()))
     try:
-        mlflow_store.prepare(uri)
+        store.prepare(uri)
         from mlflow import MlflowClient
 
         MlflowClient(uri, uri).search_experiments()

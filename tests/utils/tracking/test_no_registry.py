@@ -8,23 +8,23 @@ import pytest
 from mlflow import MlflowClient
 
 from scripts import rollback_script, status_script
-from scripts.deployer import Deployer
+from scripts.commands.deploy import Deployer, challenger_setting
 from scripts.deployment_script import PARSER
-from scripts.wiring import challenger_setting
-from src.errors import IntegrityError, Undecided
-from src.ledger import LedgerView
+from src.core.errors import IntegrityError, Undecided
+from src.core.params import MlflowParams
+from src.core.records import OUTPUT_DIR, ModelIdentity, canonical_json, digest_of
+from src.ledger.ports import Holders
+from src.ledger.slots import LedgerView
 from src.model_selection import Reason, Verdict
-from src.params import MlflowParams
-from src.ports import Holders
-from src.promotion import Progress, promote
-from src.records import OUTPUT_DIR, ModelIdentity, canonical_json, digest_of
-from tests.factories import IDENTITY, slot
-from tests.history_store import answers, challenger, write_params
-from tests.promoted import run
-from utils import json_utils, mlflow_registry, mlflow_utils, no_registry, results, yaml_utils
-from utils.deployment_run import DeploymentRun
-from utils.mlflow_ledger import MlflowLedger
+from src.promotion.protocol import Progress, promote
+from tests.fakes.factories import IDENTITY, slot
+from tests.fakes.history_store import answers, challenger, write_params
+from tests.fakes.promoted import run
+from utils import json_utils, mlflow_utils, no_registry, results, yaml_utils
 from utils.no_registry import NoRegistry
+from utils.tracking import registry as mlflow_registry
+from utils.tracking.deployments import DeploymentRun
+from utils.tracking.ledger import MlflowLedger
 
 NAME = "test-model"
 ONE = ModelIdentity.parse({**IDENTITY, "adapter_sha256": digest_of("one")}, where="")
@@ -154,7 +154,7 @@ def test_gate_rollback_and_status_work_and_every_record_says_that_there_is_no_re
     mlflow_params: MlflowParams, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(mlflow_params.tracking_uri.removeprefix("sqlite:///")).parent
-    config = write_params(root, Path(__file__).parents[1] / "params.yaml", registry="none", resamples=100)
+    config = write_params(root, Path(__file__).parents[3] / "params.yaml", registry="none", resamples=100)
     assert [deploy(config, "one", 10), deploy(config, "two", 20)] == [Reason.FIRST_MODEL, Reason.IMPROVED]
     record = json_utils.read_object(OUTPUT_DIR / results.INFO)
     assert (record["registry"], record["version"], record["model_uri"]) == ("none", 2, None)

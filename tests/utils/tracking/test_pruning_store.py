@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from scripts import rollback_script, status_script
-from src.errors import Refused
+from src.core.errors import Refused
 from src.model_selection import Reason
-from tests.history_store import write_params
-from tests.promoted import NAME, PUSHING, SOURCE, Shop, drift, run, status
-from utils.mlflow_registry import FILES
+from tests.fakes.history_store import write_params
+from tests.fakes.promoted import NAME, PUSHING, SOURCE, Shop, drift, run, status
+from utils.tracking.registry import FILES
 
-pytest_plugins = ["tests.promoted_fixtures"]
+pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

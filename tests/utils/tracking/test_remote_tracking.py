@@ -9,16 +9,16 @@ import pytest
 import yaml
 
 from scripts import history_script, rollback_script, status_script
-from src.params import Params
-from tests.history_store import answers, challenger, write_params
-from tests.mlflow_proxy import Call, MlflowProxy, SqliteServer
-from tests.postgres import MlflowServer, PostgresCluster, needs_postgres
-from tests.promoted import NAME, SOURCE, run
-from tests.weightless import call
+from src.core.params import Params
+from tests.fakes.history_store import answers, challenger, write_params
+from tests.fakes.mlflow_proxy import Call, MlflowProxy, SqliteServer
+from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
+from tests.fakes.promoted import NAME, SOURCE, run
+from tests.fakes.weightless import call
 from utils import json_utils, mlflow_utils, yaml_utils
-from utils.mlflow_ledger import MlflowLedger
+from utils.tracking.ledger import MlflowLedger
 
-pytest_plugins = ["tests.server_fixtures"]
+pytest_plugins = ["tests.fakes.server_fixtures"]
 
 USER, TOKEN, PREFIX = "alice", "canary-of-alice", "/acme/shop.mlflow"
 INFO = Path("results/deployment/deployment_info.json")

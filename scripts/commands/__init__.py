@@ -1,0 +1,1 @@
+"""What each command does; the only package that joins src and utils."""

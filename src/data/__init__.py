@@ -1,0 +1,1 @@
+"""Raw conversations in, splits out, rows read back."""

@@ -1,0 +1,1 @@
+"""A decision as a record, in words, in the history, and under another policy."""

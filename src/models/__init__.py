@@ -1,0 +1,1 @@
+"""A model as files and in memory: checked, loaded, merged and placed on devices."""

@@ -1,0 +1,1 @@
+"""From a decision to a champion: protocol, release, card, rollback and status."""

@@ -1,0 +1,1 @@
+"""A LoRA adapter from a base model and two splits."""

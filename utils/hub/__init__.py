@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: client, identity, repository, upload and card."""

@@ -1,0 +1,1 @@
+"""MLflow: store, runs, history, ledger and registry."""
