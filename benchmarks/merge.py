@@ -3,7 +3,7 @@
     python -m benchmarks.merge [--layers 22] [--rounds 3] [--base FOLDER]
 
 The base has TinyLlama's shape in bfloat16 with random weights, the adapter the profile's settings in float32. Each side
-is a process of its own: `champion` is src.merging (which checks both, merges safely, looks for infinities and saves in
+is a process of its own: `champion` is src.models.merging (which checks both, merges safely, looks for infinities and saves in
 shards), `peft` the usual lines, `from_pretrained`, `merge_and_unload` and `save_pretrained`, `peft_safe` the same with
 safe_merge=True, which alone computes what Champion does: their files must have the same bytes. Seconds are by the
 clock, from the first file read to the last one written, without imports; files are in the page cache. `verified` is
@@ -103,7 +103,7 @@ def answers(base: Path, folder: Path) -> None:
 
 
 def verified(base: Path, folder: Path) -> None:
-    """What scripts.assembly does in a promotion, from the two folders to a release that proved itself."""
+    """What scripts.commands.assemble does in a promotion, from the two folders to a release that proved itself."""
     from src.models import merging
     from src.promotion import release
     from utils.answers import read_predictions

@@ -1,4 +1,4 @@
-"""Time and memory of scoring 27,000 answers: src.metrics against sacrebleu four times and rouge-score once.
+"""Time and memory of scoring 27,000 answers: src.evaluation.metrics against sacrebleu four times and rouge-score once.
 
     python -m benchmarks.scoring [--data FILE.csv] [--pairs 27000] [--rounds 3]
 

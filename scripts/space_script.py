@@ -87,7 +87,6 @@ def _released_key() -> str | None:
 def _made_from(key: str, params: "SpaceParams") -> str:
     """Equal where a bundle would come out the same: of this model, by these tools, checked on these rows."""
     from src.core.records import digest_of, file_sha256
-    pass
 
     tools = [file for name in SOURCES for file in [SPACE / name, *sorted((SPACE / name).glob("*.py"))]]
     read = [[str(file), file_sha256(file)] for file in [*tools, ROWS] if file.is_file()]

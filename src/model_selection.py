@@ -1,4 +1,4 @@
-"""The evidence for a gain, as a value: src.significance computes it, the gate and the records read it."""
+"""The evidence for a gain, as a value: src.evaluation.significance computes it, the gate and the records read it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ class Bars:
 class Question:
     """All that a decision rests on; of a long history, the runs that can be a bar.
 
-    hub_holds_release is False when nothing is pushed. failed_guard is what src.guards found, evidence the paired
+    hub_holds_release is False when nothing is pushed. failed_guard is what failed_guard found, evidence the paired
     bootstrap against the best promoted model: None where no guard fails, and where there is no such model or its
     answers are not at hand.
     """

@@ -57,7 +57,7 @@ def will_push(params: DeploymentParams, *, skip_hf_push: bool) -> bool:
 
 def token() -> str | None:
     """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed, else one for the workflow's own identity where
-    HF_OIDC_RESOURCE asks for it (utils.keyless); None without any of them.
+    HF_OIDC_RESOURCE asks for it (utils.hub.identity); None without any of them.
 
     Raises InvalidParams for one with a space, a line break or a character outside ASCII in it: no header takes it.
     """

@@ -34,7 +34,7 @@ _LEAST = 0.0001  # DVC writes what is smaller as 1e-05, which YAML 1.1 reads as 
 
 
 class GithubError(Exception):
-    """GitHub refused or did not answer: a warning and no exit code, so it is none of src.errors."""
+    """GitHub refused or did not answer: a warning and no exit code, so it is none of src.core.errors."""
 
 
 @dataclass(frozen=True)

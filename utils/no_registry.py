@@ -23,7 +23,7 @@ NOBODY = Holders(champion=None, previous=None, production=frozenset())
 
 
 class NoRegistry:
-    """Implements src.ports.Registry; what save, run_id and tags are, MlflowRegistry tells."""
+    """Implements src.ledger.ports.Registry; what save, run_id and tags are, MlflowRegistry tells."""
 
     def __init__(self, client: MlflowClient, experiment: str, ledger: Ledger, *, save: Callable[[Path], None],
                  run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> None:

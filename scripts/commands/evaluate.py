@@ -39,7 +39,7 @@ from utils.tracking.ledger import MlflowLedger
 
 logger = logging.getLogger("champion")
 
-METRIC = Path(__file__).parents[2] / "src" / "weighted_score.py"
+METRIC = Path(__file__).parents[2] / "src" / "evaluation" / "weighted_score.py"
 PARTIAL = Path("results/checkpoints")
 
 

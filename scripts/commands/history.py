@@ -46,7 +46,7 @@ from utils.tracking.runs import ADAPTER
 _SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
 logger = logging.getLogger("champion")
 _SCRATCH = Path(".promotion")
-_DEPLOYMENT = Path(__file__).with_name("deployment_script.py")
+_DEPLOYMENT = Path(__file__).parents[1] / "deployment_script.py"
 _FILES = ("metrics.json", "report.json", "predictions.jsonl")
 
 

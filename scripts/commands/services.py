@@ -43,7 +43,7 @@ class Standing:
 
     @property
     def services(self) -> Services:
-        """What src.appending works on."""
+        """What src.promotion.protocol works on."""
         hub = HubPort(self.repository, RELEASE_DIR) if self.repository else None
         return Services(ledger=self.ledger, registry=self.registry, hub=hub)
 

@@ -68,7 +68,7 @@ class Datasets(Record):
 class BaseModelRef(Record):
     """results/base_model.json. revision is the resolved commit, or `none` for pocket and folders.
 
-    sha256 is the manifest digest of the folder (src.manifest), path is relative to the repository.
+    sha256 is the manifest digest of the folder (src.core.records), path is relative to the repository.
     """
 
     name: str

@@ -96,7 +96,7 @@ class Hub(Protocol):
 
 @dataclass(frozen=True)
 class HubRelease:
-    """A verified commit; tree is src.manifest.tree_digest of its files (path to sha256) without .gitattributes."""
+    """A verified commit; tree is tree_digest of its files (path to sha256) without .gitattributes."""
 
     repo: str
     commit: str

@@ -18,7 +18,7 @@ Kind = Literal["promote", "force", "rollback", "genesis"]
 
 
 class HubRef(Record):
-    """A verified Hub commit; tree is the digest of its files (src.manifest.tree_digest)."""
+    """A verified Hub commit; tree is the digest of its files (tree_digest)."""
 
     repo: str
     commit: str

@@ -55,7 +55,7 @@ def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:
     """The base with the adapter merged into it in the release precision, and the base's tokenizer.
 
     Raises IntegrityError for an adapter that does not fit, is not finite or changes nothing. Files are checked
-    beforehand by src.adapter.check_sources.
+    beforehand by src.models.files.check_sources.
     """
     wrapped, tokenizer = load_with_adapter(base, adapter, dtype)
     try:

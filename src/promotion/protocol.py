@@ -221,7 +221,7 @@ def _made(value: T | None) -> T:
 _AFTER_THE_CLAIM = {Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE, Step.SETTLE,
                     Step.MIRROR, Step.RECORD}
 
-# The steps that no decision is needed for: src.appending takes them too.
+# The steps that no decision is needed for: src.promotion.protocol takes them too.
 FOLLOWING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
     Step.PREFLIGHT: _preflight,
     Step.RECONCILE: _reconcile,

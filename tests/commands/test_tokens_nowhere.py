@@ -25,7 +25,7 @@ SECRETS = {name: f"{MARK}-{number}-{name.lower()}" for number, name in enumerate
     "PGPASSWORD"))} | {"HF_TOKEN": f"hf_{MARK}{'x' * 28}"}
 BASIC = base64.b64encode(f"{USER}:{SECRETS['MLFLOW_TRACKING_PASSWORD']}".encode())
 MARKS = (MARK.encode(), BASIC)
-CRASH = ("import os; from scripts import deployer\n"
+CRASH = ("import os; from scripts.commands import deploy as deployer\n"
          "def broken(*_): raise RuntimeError(f'all that is known: {dict(os.environ)}')\n"
          "deployer.Deployer.decide = broken\n")
 
@@ -63,7 +63,7 @@ def deploy(shop: Shop, name: str, prelude: str = "", **environment: str) -> int:
     """The deployment as a process; what it says is kept below the shop's root, which is searched."""
     said = shop.root / "said"
     said.mkdir(exist_ok=True)
-    script = f"{prelude}import sys; from tests import weightless; sys.exit(weightless.call())"
+    script = f"{prelude}import sys; from tests.fakes import weightless; sys.exit(weightless.call())"
     with (said / f"{name}.out").open("w") as out, (said / f"{name}.err").open("w") as err:
         return subprocess.run(
             [sys.executable, "-c", script], stdout=out, stderr=err, check=False,

@@ -19,17 +19,18 @@ ROWS = 1200
 REFUSED = f"""
 import json, logging, re, resource, sys
 from pathlib import Path
-from src import evaluation, generation, merging
-from tests import tiny_model
+from src.evaluation import generation
+from src.models import merging, placement
+from tests.fakes import tiny_model
 logging.basicConfig(stream=sys.stderr)
 model, tokenizer = merging.load(Path(sys.argv[1]), "float32")
-merging.fit_threads(model)
-evaluation.set_greedy(model, tokenizer, max_new_tokens=3)
-prompts = [evaluation.prompt_tokens(tokenizer, row.prompt()) for row in tiny_model.rows()] * ({ROWS} // 6)
-expected, _ = generation.answer(model, prompts[:6], size=6)
+placement.fit_threads(model)
+generation.set_greedy(model, tokenizer, max_new_tokens=3)
+prompts = [generation.prompt_tokens(tokenizer, row.prompt()) for row in tiny_model.rows()] * ({ROWS} // 6)
+expected, _ = generation.generate(model, prompts[:6], size=6)
 used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 1000**2, resource.RLIM_INFINITY))
-answers, size = generation.answer(model, prompts, size={ROWS})
+answers, size = generation.generate(model, prompts, size={ROWS})
 print(json.dumps([answers == expected * ({ROWS} // 6), size]))
 """
 

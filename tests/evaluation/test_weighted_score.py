@@ -19,7 +19,7 @@ REFERENCES = ["Your order ships within 3 days, we promise.", "Page 7.", "Yes"]
 SCRIPT = """
 import json, sys
 import evaluate
-from src.errors import PipelineError
+from src.core.errors import PipelineError
 metric = evaluate.load(sys.argv[1])
 predictions, references, weights = json.loads(sys.stdin.read())
 scores = metric.compute(predictions=predictions, references=references, weights=weights)

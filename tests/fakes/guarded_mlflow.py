@@ -1,4 +1,4 @@
-"""`mlflow server` behind HTTP Basic auth: what tests.postgres.MlflowServer runs when it is given credentials."""
+"""`mlflow server` behind HTTP Basic auth: what tests.fakes.postgres.MlflowServer runs when it is given credentials."""
 
 import base64
 import os

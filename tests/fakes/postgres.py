@@ -162,11 +162,11 @@ class MlflowServer:
                 "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TEST_AUTH": ":".join(self._auth or ()), **self._env}
 
     def _guard(self) -> str:
-        """Announce tests.guarded_mlflow to `mlflow server` as an installed plugin; returns its name."""
+        """Announce tests.fakes.guarded_mlflow to `mlflow server` as an installed plugin; returns its name."""
         metadata = self._plugins / "guarded-1.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: guarded\nVersion: 1\n")
-        (metadata / "entry_points.txt").write_text("[mlflow.app]\nguarded = tests.guarded_mlflow:app\n")
+        (metadata / "entry_points.txt").write_text("[mlflow.app]\nguarded = tests.fakes.guarded_mlflow:app\n")
         return "guarded"
 
     def _answers(self) -> bool:

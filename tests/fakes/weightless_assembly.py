@@ -1,4 +1,4 @@
-"""Stands for scripts.assembly, without torch: the release's weights are bytes that follow from the adapter's."""
+"""Stands for scripts.commands.assemble, without torch: the release's weights are bytes that follow from the adapter's."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ SIZE = 3_000_000  # bytes; the Hub of the fault matrix takes them in six parts
 
 
 def assemble(_params: Any, _inputs: Any, _decision: Any, _request: Any) -> None:
-    """Write results/release the way src.release.assemble_release does."""
+    """Write results/release the way src.promotion.release.assemble_release does."""
     RELEASE_DIR.parent.mkdir(parents=True, exist_ok=True)
     release._remove_leftovers(RELEASE_DIR.parent)
     folder = Path(tempfile.mkdtemp(prefix=f".release.{os.getpid()}.", dir=RELEASE_DIR.parent))

@@ -14,18 +14,18 @@ from src.models import placement
 PROCESS = """
 import json, os
 import torch
-from src import sharing
-from src.errors import RunAgain
-sharing._LAUNCHER_SPEAKS = 0
-sharing.start()
-rank, items = sharing.state().process_index, list("abcdefg")
+from src.models import placement
+from src.core.errors import RunAgain
+placement._LAUNCHER_SPEAKS = 0
+placement.start()
+rank, items = placement.state().process_index, list("abcdefg")
 backend = torch.distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
-found = [sharing.own(items), sharing.gather(sharing.own(items)), sharing.gather(["x"] if rank == 0 else [])]
+found = [placement.own(items), placement.gather(placement.own(items)), placement.gather(["x"] if rank == 0 else [])]
 print(json.dumps([*found, backend.options._timeout.days]), flush=True)
 if rank == 1:
     os._exit(9)
 try:
-    sharing.gather([])
+    placement.gather([])
 except RunAgain as error:
     print(error)
 """

@@ -203,7 +203,7 @@ def test_the_stored_generation_settings_are_greedy_and_nothing_of_the_bases_samp
 
 def test_equal_models_give_equal_bytes_whatever_was_generated_and_set_before(models: Path, tmp_path: Path) -> None:
     first = assemble(models, tmp_path / "first")
-    program = ("from pathlib import Path; from tests.test_release import assemble, scored; import json, sys; "
+    program = ("from pathlib import Path; from tests.promotion.test_release import assemble, scored; import json, sys; "
                "folder = Path(sys.argv[1]); scored(folder); "
                "print(json.dumps(assemble(folder, Path(sys.argv[2]))))")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo"}

@@ -80,7 +80,7 @@ class Postgres:
 
 
 class Deployers:
-    """The process of tests.killed_deployer, whose forks do the jobs."""
+    """The process of tests.reliability.killed_deployer, whose forks do the jobs."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

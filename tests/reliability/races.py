@@ -1,4 +1,4 @@
-"""Races of real deployers: `python -m tests.races --store sqlite --deployers 4 --rounds 25 --seed 1 --root DIR`.
+"""Races of real deployers: `python -m tests.reliability.races --store sqlite --deployers 4 --rounds 25 --seed 1 --root DIR`.
 
 Each deployer runs the whole deployment script (its weights are texts) with MLflow's and the Hub's own clients, in a
 folder of its own, and may be killed at any moment and started again. A watcher looks on all the time. After each

@@ -47,7 +47,7 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (IMPORTS, "utils/x.py", "from src.evaluation import f", "utils/x.py: imports src.evaluation, which is"),
     (IMPORTS, "utils/x.py", "import scripts", "utils/x.py: imports scripts"),
     (IMPORTS, "benchmarks/x.py", "import space", "benchmarks/x.py: imports space"),
-    (IMPORTS, "space/app.py", "from src.params import METRICS", "space/app.py: imports src.params"),
+    (IMPORTS, "space/app.py", "from src.core.params import METRICS", "space/app.py: imports src.core.params"),
     (SIZES, "scripts/x_script.py", "#\n" * 100, "scripts/x_script.py: 101 lines, 100 allowed"),
     (SIZES, "src/x.py", "#\n" * 260, "src/x.py: 261 lines, 260 allowed"),
     (ASCII, "src/x.py", "X = 'na\u00efve'", "src/x.py:2: X = 'na\u00efve'"),
@@ -74,7 +74,7 @@ def test_a_module_without_a_docstring_is_found(small: Path) -> None:
 ALLOWED = [
     ("src/models/merging.py", "import torch"), ("src/x.py", "if TYPE_CHECKING:\n    import torch"),
     ("src/x.py", "from pathlib import Path\nimport os\nos.replace"), ("src/x.py", "TEXT = '''import mlflow'''"),
-    ("utils/x.py", "import mlflow, os\nfrom src.records import Metrics\nos.environ"),
+    ("utils/x.py", "import mlflow, os\nfrom src.core.records import Metrics\nos.environ"),
     ("scripts/x_script.py", "from scripts import wiring\np.add_argument('--seed', default=None, type=int)"),
     ("src/x.py", "def f(seed: int, batch_size=None): ...\nclass P:\n    epochs: int"),
 ]

@@ -136,7 +136,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from transformers import Trainer
-from tests import test_fine_tuning
+from tests.training import test_fine_tuning
 
 whole = Trainer._save_rng_state
 def half(self, folder):

@@ -21,7 +21,7 @@ LEAVES = {cls.__name__: cls.code for cls in PipelineError.__subclasses__()}
 STAGE = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
-from src import errors
+from src.core import errors
 from utils import process
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell start without it

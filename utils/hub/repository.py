@@ -336,7 +336,7 @@ def _differing(files: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
 
 
 class HubPort:
-    """Implements src.ports.Hub over one repository; `folder` holds the assembled release."""
+    """Implements src.ledger.ports.Hub over one repository; `folder` holds the assembled release."""
 
     def __init__(self, repository: HubRepository, folder: Path) -> None:
         self._repository, self._folder = repository, folder

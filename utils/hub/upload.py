@@ -1,6 +1,6 @@
 """One Hub commit of local files, in a child process: hf_xet can hang in a way that only a kill ends.
 
-`commit_files` is the parent's side. The child (`python -m utils.hub_upload`) reads the job from stdin, writes the
+`commit_files` is the parent's side. The child (`python -m utils.hub.upload`) reads the job from stdin, writes the
 outcome to stdout, and ends itself when nothing moves any more or its parent is gone.
 """
 

@@ -84,7 +84,7 @@ def test_a_killed_publisher_leaves_no_upload_behind_and_shows_no_token(hub: Loop
         assert parent.poll() is None
         time.sleep(0.02)
     child = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()[0])
-    assert b"hub_upload" in Path(f"/proc/{child}/cmdline").read_bytes()
+    assert b"utils.hub.upload" in Path(f"/proc/{child}/cmdline").read_bytes()
     assert WRITE.encode() not in Path(f"/proc/{child}/cmdline").read_bytes()
     parent.kill()
     parent.wait()
@@ -116,8 +116,8 @@ def alive(pid: int) -> bool:
 SCRIPT = f"""
 import os, sys
 from pathlib import Path
-from utils.hub_publisher import HubRepository
-from utils.hub_reader import Patience
+from utils.hub.repository import HubRepository
+from utils.hub.repository import Patience
 repository = HubRepository(repo_id={REPO!r}, token=os.environ["HF_TOKEN"], private=True,
                            patience=Patience(40, 10, 30, 10, 0.05))
 release = repository.publish(Path(sys.argv[1]), {BRANCH!r}, "Release")

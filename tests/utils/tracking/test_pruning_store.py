@@ -85,12 +85,12 @@ def test_a_version_that_may_go_at_any_time_is_refused_too(shop: Shop) -> None:
     assert files(shop)[1]
 
 
-KILL = ("import os, signal, sys\nfrom utils.mlflow_registry import MlflowRegistry as R\n"
+KILL = ("import os, signal, sys\nfrom utils.tracking.registry import MlflowRegistry as R\n"
         "method, call, seen = sys.argv[1], getattr(R, sys.argv[1]), []\n"
         "def dying(*a, **k):\n    seen.append(a)\n    if sys.argv[2] == 'after':\n        call(*a, **k)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "setattr(R, method, dying)\n"
-        "from scripts.standing import standing\nfrom scripts.wiring import prune\n"
+        "from scripts.commands.services import prune, standing\n"
         "s = standing(None, skip_hf_push=True)\nprune(s.params, s.ledger, s.registry)\n")
 
 
