@@ -61,10 +61,10 @@ def main() -> None:
 
 def check(folder: Path) -> None:
     """Raise unless the deployment promoted, and its release is whole."""
+    from src.core.records import read_object
     from src.promotion.release import check_release
-    from utils import json_utils
 
-    info = json_utils.read_object(folder / "results/deployment/deployment_info.json")
+    info = read_object(folder / "results/deployment/deployment_info.json")
     if info["result"] != "promoted":
         raise SystemExit(f"the deployment ended {info['result']}: {info['reason']}")
     check_release(folder / "results/release")

@@ -30,11 +30,12 @@ import sqlalchemy
 
 from benchmarks import measure as shared
 from src.core.params import Params
+from src.core.records import read_object
 from src.ledger.slots import LedgerView
-from src.model_selection import Bars, Policy, Question, ScoredRun, bars
+from src.model_selection import Policy, Question, ScoredRun, ScoresToBeat, scores_to_beat
 from tests.fakes import history_store
 from tests.fakes.long_history import Made, fill
-from utils import json_utils, mlflow_utils, yaml_utils
+from utils import mlflow_utils, yaml_utils
 from utils.tracking.history import HistoryReader
 
 ROOT = Path(__file__).parents[1]
@@ -58,11 +59,11 @@ class Filled:
         return Policy(deployment.weighted_scoring.weights, Decimal(repr(deployment.min_improvement_threshold)),
                       require_significance=False)
 
-    def expected(self) -> Bars:
+    def expected(self) -> ScoresToBeat:
         """What a plain loop over everything finds."""
         question = Question(self.challenger, [one.run for one in self.made if one.counts], True, self.ledger,
                             self.policy, False, True, False, None, None)
-        return bars(question)
+        return scores_to_beat(question)
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def time_decision(store: Filled) -> tuple[float, float]:
     seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found, expected = json_utils.read_object(Path("results/deployment/model_comparison.json")), store.expected()
+    found, expected = read_object(Path("results/deployment/model_comparison.json")), store.expected()
     for name in ("best_evaluated", "best_promoted", "champion"):
         side, run = found[name], getattr(expected, name)
         if (side and side["run_id"]) != (run and run.run_id):

@@ -36,8 +36,8 @@ def main() -> int:
     from utils.tracking import runs
 
     params = yaml_utils.load_params(flags.config or CONFIG)
-    data = Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS)
-    base = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    data = Datasets.load(DATASETS)
+    base = BaseModelRef.load(BASE_MODEL)
     train, validation = (
         [row.conversation() for row in parse_rows(json_utils.read_lines(Path(part.path)), where=Path(part.path),
                                                   max_rows=0)]

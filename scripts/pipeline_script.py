@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from src.core.records import CONFIG, OUTPUT_DIR
+from src.core.records import CONFIG, OUTPUT_DIR, read_object
 from utils import process
 
 logger = logging.getLogger("champion")
@@ -52,14 +52,14 @@ def push(_config: Path) -> int:
 
 def commit(_config: Path) -> int:
     """dvc.lock and the small results onto this run's branch; nothing after a run with parameters of its own."""
-    from utils import environment, git_utils, github_utils, json_utils, results
+    from utils import environment, git_utils, github_utils, results
     from utils import github_utils as asked_of_ci
 
     settings, branch = asked_of_ci.overrides().settings(), github_utils.branch()
     if settings or not branch:
         process.say(f"records: not committed: {'run with ' + ', '.join(settings) if settings else 'no branch'}")
         return 0
-    info = json_utils.read_object(OUTPUT_DIR / results.INFO)
+    info = read_object(OUTPUT_DIR / results.INFO)
     subject = f"Record the pipeline's run: {info['result']} ({info['reason']})"
     made = git_utils.commit_records(branch, f"{subject}\n\n{environment.ci_url() or 'no address'}\n")
     process.say(f"records: {f'{made[:12]} on {branch}' if made else f'{branch} is as it was'}")

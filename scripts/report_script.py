@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
+from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR, read_object
 from utils import process
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def main() -> int:
     output = flags.output or OUTPUT
     params = yaml_utils.load_params(flags.config or CONFIG)
     report_path = EVALUATION_RESULTS.with_name("report.json")
-    report = EvaluationReport.parse(json_utils.read_object(report_path), where=report_path)
-    model = FineTunedModel.parse(json_utils.read_object(MODEL_LOCATION), where=MODEL_LOCATION)
+    report = EvaluationReport.load(report_path)
+    model = FineTunedModel.load(MODEL_LOCATION)
     client = None
     try:
         with process.deadline(params.mlflow.deadline_seconds, "reading the history from MLflow"):
@@ -85,9 +85,8 @@ def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") 
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    from utils import json_utils
 
-    return json_utils.read_object(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _versions() -> dict[str, str]:

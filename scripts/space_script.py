@@ -10,34 +10,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.core.errors import IntegrityError, InvalidParams
-from src.core.records import CONFIG, OUTPUT_DIR
+from src.core.records import (
+    CHAMPION_FILE,
+    CONFIG,
+    OUTPUT_DIR,
+    RELEASE_DIR,
+    ChampionFile,
+    SpaceRecord,
+    digest_of,
+    file_sha256,
+    read_object,
+)
 from utils import process
 
 if TYPE_CHECKING:
     from src.core.params import SpaceParams
-    from src.core.records import SpaceRecord
 
-logger = logging.getLogger("champion")
 OUTPUT = Path("results/space")
-RELEASE = Path("results/release")
 QUESTIONS, ROWS = Path("results/data/train.jsonl"), Path("results/data/evaluation.jsonl")
-_KEY = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
-PARSER = process.Arguments(description=__doc__)
 SPACE = Path("space")
 BUILDER = SPACE / ".venv-builder/bin/python"
 SERVING = SPACE / ".venv/bin/python"
 SOURCES = ("prepare_assets.py", "validate_bundle.py", "bundling", "serving", "requirements/builder.txt")
-
+_KEY_ON_CARD = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
+logger = logging.getLogger("champion")
+PARSER = process.Arguments(description=__doc__)
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
-
 PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {OUTPUT}")
 
 
 def main() -> int:
-    """Write space.json, and bundle/ with its validation where there is a champion's release; returns the exit code."""
+    """Write space.json, and bundle/ if there is a champion's release; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.core.records import SpaceRecord
     from utils import json_utils, yaml_utils
 
     params = yaml_utils.load_params(flags.config or CONFIG).space
@@ -51,27 +56,25 @@ def main() -> int:
     return 0
 
 
-def _bundle(params: "SpaceParams", output: Path) -> "SpaceRecord":
-    from src.core.errors import IntegrityError
-    from src.core.records import SpaceRecord
-    from utils import json_utils, results
+def _bundle(params: "SpaceParams", output: Path) -> SpaceRecord:
+    from utils import results
 
     champion = results.last_info(OUTPUT_DIR).get("champion") or {}
     key, version = champion.get("key"), champion.get("version")
     if not key or version is None or key != _released_key():
-        return SpaceRecord(state="nothing", why=f"{RELEASE} is not the champion's; a promotion here writes it", key=key,
-                           version=version, serves=[], made_from=None)
+        return SpaceRecord(state="nothing", why=f"{RELEASE_DIR} is not the champion's; a promotion here writes it",
+                           key=key, version=version, serves=[], made_from=None)
     made_from, bundle = _made_from(key, params), output / "bundle"
     before = output / "space.json"
     if before.is_file() and (bundle / "validation.json").is_file():
-        last = SpaceRecord.parse(json_utils.read_object(before), where=before)
+        last = SpaceRecord.load(before)
         if last.made_from == made_from:
             return last
     check_environments()
     for weights in (params.weights, ["safetensors"]):
-        prepare(RELEASE, bundle, weights, version=version, questions=QUESTIONS)
-        if validate(RELEASE, bundle, rows=params.rows, max_score_drop=params.max_score_drop):
-            serves = json_utils.read_object(bundle / "validation.json")["serves"]
+        prepare(RELEASE_DIR, bundle, weights, version=version, questions=QUESTIONS)
+        if validate(RELEASE_DIR, bundle, rows=params.rows, max_score_drop=params.max_score_drop):
+            serves = read_object(bundle / "validation.json")["serves"]
             return SpaceRecord(state="made", why=f"version {version} in {bundle}, {serves[0]}", key=key,
                                version=version, serves=serves, made_from=made_from)
         logger.warning("%s: UNSAFE with %s", bundle, " and ".join(weights))
@@ -79,32 +82,30 @@ def _bundle(params: "SpaceParams", output: Path) -> "SpaceRecord":
 
 
 def _released_key() -> str | None:
-    card = RELEASE / "README.md"
-    found = _KEY.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    """The promotion key of the release: champion.json's, or its card's if it was made before there was that file."""
+    champion, card = RELEASE_DIR / CHAMPION_FILE, RELEASE_DIR / "README.md"
+    if champion.is_file():
+        return ChampionFile.load(champion).key
+    found = _KEY_ON_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else None
 
 
 def _made_from(key: str, params: "SpaceParams") -> str:
-    """Equal where a bundle would come out the same: of this model, by these tools, checked on these rows."""
-    from src.core.records import digest_of, file_sha256
-
+    """Digest of all that a bundle depends on: the model, the settings, the tools and the rows that check it."""
     tools = [file for name in SOURCES for file in [SPACE / name, *sorted((SPACE / name).glob("*.py"))]]
     read = [[str(file), file_sha256(file)] for file in [*tools, ROWS] if file.is_file()]
     return digest_of([key, params.model_dump(), read])
 
-if __name__ == "__main__":
-    process.run(main)
-
 
 def check_environments() -> None:
-    """Raises InvalidParams where the environments that make and run a bundle are not installed."""
+    """Raise InvalidParams unless the environments that make and run a bundle are installed."""
     for python in (BUILDER, SERVING):
         if not python.exists():
             raise InvalidParams(f"space.enabled: {python} is missing; run `make {python.parents[1]}/.ready`")
 
 
 def prepare(release: Path, bundle: Path, weights: Sequence[str], *, version: int, questions: Path) -> None:
-    """Make a bundle of a release; raises IntegrityError where that fails."""
+    """Make a bundle of a release; raises IntegrityError if that fails."""
     code = _run(BUILDER, "prepare_assets.py", "--model", str(release), "--output", str(bundle), "--weights",
                 ",".join(weights), "--version", str(version), "--questions", str(questions))
     if code:
@@ -112,7 +113,7 @@ def prepare(release: Path, bundle: Path, weights: Sequence[str], *, version: int
 
 
 def validate(release: Path, bundle: Path, *, rows: int, max_score_drop: float) -> bool:
-    """Whether some of its weights are SAFE; raises IntegrityError where that could not be found out."""
+    """Whether some of its weights are SAFE; raises IntegrityError if the check itself fails."""
     code = _run(Path(sys.executable), "validate_bundle.py", "--model", str(release), "--bundle", str(bundle), "--rows",
                 str(rows), "--max-score-drop", str(max_score_drop))
     if code not in (0, IntegrityError.code):
@@ -123,3 +124,7 @@ def validate(release: Path, bundle: Path, *, rows: int, max_score_drop: float) -
 def _run(python: Path, tool: str, *arguments: str) -> int:
     command = [str(python), str(SPACE / tool), *arguments]
     return subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=2, check=False).returncode
+
+
+if __name__ == "__main__":
+    process.run(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from pydantic import ValidationError
 
+from src.core.records import sync
 from src.evaluation.predictions import AnsweredBatch, Prediction
 from utils import json_utils, mlflow_utils
 
@@ -35,7 +36,7 @@ class PartialAnswers:
             file.write(b"\n" + batch.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        json_utils.sync_folder(self._path.parent)
+        sync(self._path.parent)
 
     def remove(self) -> None:
         """All processes' files, once the evaluation's records stand."""

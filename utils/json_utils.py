@@ -1,4 +1,4 @@
-"""JSON files, read with suspicion and written atomically."""
+"""JSON files written atomically, and JSON Lines; src.core.records reads objects."""
 
 import json
 import os
@@ -8,39 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import InvalidInput
-
-MAX_BYTES = 16 * 1024 * 1024
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a small UTF-8 file (a byte-order mark is accepted).
-
-    Raises InvalidInput for a missing, oversized, malformed or too deeply nested file, for another top level than
-    an object, a key given twice, NaN and infinity.
-    """
-    text = _read_text(path)
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        offset = len(text[: error.pos].encode())
-        raise InvalidInput(f"{path}: not JSON at byte {offset}: {error.msg}; {_AGAIN}") from None
-    except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise InvalidInput(f"{path}: {what}; {_AGAIN}") from None
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{path}: expected a JSON object at the top, found {type(value).__name__}; {_AGAIN}")
-    return value
+from src.core.records import parse_json, sync
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON Lines file; raises InvalidInput with the line number for anything else."""
     if not path.is_file():
-        raise InvalidInput(f"{path}: missing; {_AGAIN}")
+        raise InvalidInput(f"{path}: missing; run `dvc repro` to write it afresh")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+                row = parse_json(text)
             except (ValueError, RecursionError) as error:
                 raise InvalidInput(f"{path}:{number}: not a JSON object: {error}") from None
             if not isinstance(row, dict):
@@ -76,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -84,43 +63,3 @@ def _remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.*.*"):
         if not Path("/proc", leftover.name.split(".")[-2]).exists():
             leftover.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_AGAIN = "run `dvc repro` to write it afresh"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise InvalidInput(f"{path}: larger than {MAX_BYTES} bytes; {_AGAIN}")
-        return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InvalidInput(f"{path}: missing; {_AGAIN}") from None
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}; {_AGAIN}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path}: not UTF-8 at byte {error.start}; {_AGAIN}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} is given twice")
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON or a score can hold")

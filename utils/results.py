@@ -8,7 +8,7 @@ from typing import Any
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import METRICS
-from src.core.records import EvaluationReport, FineTunedModel, Metrics, manifest, tree_digest
+from src.core.records import EvaluationReport, FineTunedModel, Metrics, manifest, read_object, tree_digest
 from utils import json_utils
 from utils.redaction import Formatter
 
@@ -35,11 +35,11 @@ def read_inputs(evaluation_results: Path, model_location: Path) -> Inputs:
     Raises InvalidInput for missing or malformed files, a metric that is missing or not in [0, 1], an evaluation of
     no rows, an adapter outside the repository, and metrics of another model than the adapter.
     """
-    numbers = json_utils.read_object(evaluation_results)
+    numbers = read_object(evaluation_results)
     metrics = _metrics(numbers, evaluation_results)
     report_path = evaluation_results.with_name("report.json")
-    report = EvaluationReport.parse(json_utils.read_object(report_path), where=report_path)
-    model = FineTunedModel.parse(json_utils.read_object(model_location), where=model_location)
+    report = EvaluationReport.load(report_path)
+    model = FineTunedModel.load(model_location)
     _check_same_evaluation(metrics, numbers.get("rows"), report, evaluation_results)
     adapter = _inside("adapter_path", model.adapter_path, model_location)
     _inside("base_model.path", model.base_model.path, model_location)
@@ -73,7 +73,7 @@ def check_output_dir(folder: Path) -> Path:
 def last_info(folder: Path) -> dict[str, Any]:
     """The deployment_info.json of the last run, empty where there is none or it cannot be read."""
     try:
-        return json_utils.read_object(folder / INFO)
+        return read_object(folder / INFO)
     except InvalidInput:
         return {}
 

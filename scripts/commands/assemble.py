@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.core.params import Params
-from src.core.records import BASE_MODEL, RELEASE_DIR, BaseModelRef, Datasets
+from src.core.records import BASE_MODEL, CHAMPION_FILE, RELEASE_DIR, BaseModelRef, ChampionFile, Datasets
 from src.decisions.record import Request
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.predictions import Prediction, spread
@@ -17,7 +17,7 @@ from src.models import merging
 from src.models.files import check_sources
 from src.promotion.card import CardFacts, Intervals, body, metadata
 from src.promotion.release import CARD, EVAL_RESULTS, assemble_release, verify_release
-from utils import json_utils, results
+from utils import results
 from utils.answers import PREDICTIONS, read_predictions
 from utils.hub import card
 from utils.tracking import registry
@@ -30,16 +30,15 @@ _RUNTIME = ("torch", "transformers", "accelerate", "safetensors")
 def assemble(params: Params, inputs: results.Inputs, decision: Decision, request: Request) -> None:
     """Merge adapter and base, write results/release, and prove that it is the model that was scored."""
     report = inputs.report
-    here = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    here = BaseModelRef.load(BASE_MODEL)
     base, adapter = check_sources(inputs.model, here, root=Path.cwd())
     model, tokenizer = merging.merge(base, adapter, report.model.dtype)
     predictions = read_predictions(inputs.evaluations / PREDICTIONS)
-    texts = {}
+    texts = {CHAMPION_FILE: _champion_file(request).text()}
     if params.deployment.huggingface.create_model_card:
         facts = _facts(params, request, decision, predictions)
         header = metadata(facts)
-        texts = {CARD: card.render(header, body(facts)),
-                 EVAL_RESULTS: card.render_results(header)}
+        texts |= {CARD: card.render(header, body(facts)), EVAL_RESULTS: card.render_results(header)}
     assemble_release(model, tokenizer, RELEASE_DIR, max_new_tokens=report.contract.generation.max_new_tokens,
                      texts=texts)
     del model
@@ -47,6 +46,12 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
                              predictions=spread(predictions, params.deployment.verified_rows))
     logger.info("release verified: %d of %d answers equal, logits within %.1e", checked.equal, checked.rows,
                 checked.logits_difference)
+
+
+def _champion_file(request: Request) -> ChampionFile:
+    report = request.report
+    return ChampionFile(format=1, key=request.key, model_digest=report.model_digest, model_name=request.model_name,
+                        contract=report.contract_digest, metrics=report.metrics)
 
 
 def _facts(params: Params, request: Request, decision: Decision, predictions: Sequence[Prediction]) -> CardFacts:
@@ -58,7 +63,7 @@ def _facts(params: Params, request: Request, decision: Decision, predictions: Se
     )
     return CardFacts(
         repo_id=policy.huggingface.model_id, request=request, decision=decision,
-        validation=Datasets.parse(json_utils.read_object(path), where=path).validation,
+        validation=Datasets.load(path).validation,
         intervals=Intervals(bounds, policy.confidence, policy.resamples, seed),
         versions={name: importlib.metadata.version(name) for name in ("peft", *_RUNTIME)},
         system_prompt=params.data.system_prompt,

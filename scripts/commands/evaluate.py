@@ -32,7 +32,7 @@ from src.evaluation.metrics import row_statistics
 from src.evaluation.predictions import Answer, Prediction, as_predictions, contributions_table, numbers
 from src.models import merging, placement
 from src.models.files import check_sources
-from utils import json_utils, no_registry
+from utils import json_utils
 from utils.answers import PartialAnswers
 from utils.tracking import registry
 from utils.tracking.ledger import MlflowLedger
@@ -77,14 +77,14 @@ class Scored:
 
 def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow]]:
     """The evaluation split and the rows of it that are scored."""
-    split = Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS).evaluation
+    split = Datasets.load(DATASETS).evaluation
     path = Path(split.path)
     return split, parse_rows(json_utils.read_lines(path), where=path, max_rows=params.max_rows)
 
 
 def overlap(rows: Sequence[EvaluationRow]) -> int:
     """How many evaluation rows ask, after normalising, what a row of the training split asks."""
-    path = Path(Datasets.parse(json_utils.read_object(DATASETS), where=DATASETS).train.path)
+    path = Path(Datasets.load(DATASETS).train.path)
     trained = {_question(row) for row in parse_rows(json_utils.read_lines(path), where=path, max_rows=0)}
     return sum(_question(row) in trained for row in rows)
 
@@ -95,8 +95,8 @@ def _question(row: EvaluationRow) -> str:
 
 def challenger(params: ModelParams) -> Candidate:
     """The adapter of the last training merged into its base, in the release precision."""
-    fine_tuned = FineTunedModel.parse(json_utils.read_object(MODEL_LOCATION), where=MODEL_LOCATION)
-    base = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    fine_tuned = FineTunedModel.load(MODEL_LOCATION)
+    base = BaseModelRef.load(BASE_MODEL)
     base_folder, adapter = check_sources(fine_tuned, base, root=Path.cwd())
     model, tokenizer = merging.merge(base_folder, adapter, params.release_dtype)
     logger.info("merged %s into %s in %s", fine_tuned.adapter_path, base.path, params.release_dtype)
@@ -115,10 +115,7 @@ def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
     head = MlflowLedger(client, name, params.mlflow.experiment_name).view().head
     if head is None:
         raise Undecided(f"{name}: no model was promoted yet, so there is no champion to evaluate")
-    if params.deployment.registry == "none":
-        local, identity = no_registry.fetch(client, params.mlflow.experiment_name, head, folder)
-    else:
-        local, identity = registry.fetch_version(client, name, head.version, folder)
+    local, identity = registry.fetch_version(client, name, head.version, folder)
     if identity.digest() != head.model_digest:
         raise IntegrityError(f"{name} version {head.version}: is not the model that the ledger promoted; "
                              "run `python scripts/status_script.py`")

@@ -26,6 +26,7 @@ from src.core.records import (
     Metrics,
     digest_of,
     manifest,
+    read_object,
     tree_digest,
 )
 from src.decisions import backtest, history, record
@@ -204,7 +205,7 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
         folder = Path(scratch)
         for name in _FILES:
             runs.download(run_id, name, folder)
-        report = EvaluationReport.parse(json_utils.read_object(folder / "report.json"), where=f"run {run_id}")
+        report = EvaluationReport.parse(read_object(folder / "report.json"), where=f"run {run_id}")
         _check_base(report)
         model = _restore(runs, run, report, folder)
         location = folder / MODEL_LOCATION.name
@@ -216,7 +217,7 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
 
 
 def _check_base(report: EvaluationReport) -> None:
-    base = BaseModelRef.parse(json_utils.read_object(BASE_MODEL), where=BASE_MODEL)
+    base = BaseModelRef.load(BASE_MODEL)
     if base.sha256 != report.model.base_sha256:
         raise Refused(f"run {report.run_id}: was trained on base {report.model.base_name}@{report.model.base_revision} "
                       f"(sha256 {report.model.base_sha256[:12]}), results/base_model is {base.name}@{base.revision} "
@@ -237,6 +238,6 @@ def _restore(runs: HistoryRuns, evaluation: Run, report: EvaluationReport, folde
         raise InvalidInput(f"MLflow run {name}: its adapter is not {wanted[:12]} any more, so the artifact store was "
                            "changed; restore it from a backup")
     location = runs.download(name, MODEL_LOCATION.name, folder)
-    model = FineTunedModel.parse(json_utils.read_object(location), where=f"MLflow run {name}: {location.name}")
+    model = FineTunedModel.parse(read_object(location), where=f"MLflow run {name}: {location.name}")
     logger.info("restored adapter %s from run %s", wanted[:12], name)
     return model.model_copy(update={"adapter_path": Path(os.path.relpath(adapter)).as_posix()})

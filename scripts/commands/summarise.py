@@ -8,11 +8,11 @@ from typing import Any
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import DeploymentParams
-from src.core.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport
+from src.core.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport, read_object
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.significance import score_intervals, seed_from
 from src.report.summary import OUTCOMES, Found, Summary, summary
-from utils import environment, github_utils, json_utils, results, yaml_utils
+from utils import environment, github_utils, results, yaml_utils
 from utils.answers import PREDICTIONS, read_predictions
 from utils.hub.client import endpoint
 
@@ -53,7 +53,7 @@ def _policy(problems: list[str]) -> DeploymentParams | None:
 def _report(problems: list[str]) -> EvaluationReport | None:
     path = EVALUATION_RESULTS.with_name("report.json")
     try:
-        return EvaluationReport.parse(json_utils.read_object(path), where=path)
+        return EvaluationReport.load(path)
     except InvalidInput as error:
         problems.append(str(error))
         return None
@@ -61,7 +61,7 @@ def _report(problems: list[str]) -> EvaluationReport | None:
 
 def _object(path: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
-        return json_utils.read_object(path)
+        return read_object(path)
     except InvalidInput as error:
         problems.append(str(error))
         return {}

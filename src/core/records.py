@@ -1,7 +1,8 @@
-"""What results/ contains: the records that pass between stages, as frozen types."""
+"""The records that stages hand each other in results/, as frozen types, and how their files are read."""
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
@@ -19,9 +20,12 @@ DATASETS = Path("results/data/datasets.json")
 MODEL_LOCATION = Path("results/fine_tuned_model_location.json")
 OUTPUT_DIR = Path("results/deployment")
 RELEASE_DIR = Path("results/release")
+CHAMPION_FILE = "champion.json"  # in a release
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Unit = Annotated[float, Field(ge=0, le=1)]
+MAX_BYTES = 16 * 1024 * 1024  # of a JSON file
 _NANO = Decimal("1e-9")
+_AGAIN = "run `dvc repro` to write it afresh"
 
 
 def canonical_json(value: object) -> str:
@@ -32,6 +36,68 @@ def canonical_json(value: object) -> str:
 def digest_of(value: object) -> str:
     """Sha256 (hex) of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a small UTF-8 file (a byte-order mark is accepted).
+
+    Raises InvalidInput for a missing, oversized, malformed or too deeply nested file, for another top level than
+    an object, a key given twice, NaN and infinity.
+    """
+    text = _read_text(path)
+    try:
+        value = parse_json(text)
+    except json.JSONDecodeError as error:
+        offset = len(text[: error.pos].encode())
+        raise InvalidInput(f"{path}: not JSON at byte {offset}: {error.msg}; {_AGAIN}") from None
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidInput(f"{path}: {what}; {_AGAIN}") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path}: expected a JSON object at the top, found {type(value).__name__}; {_AGAIN}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; raises ValueError, also for a key given twice, NaN and infinity."""
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, so that it survives a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InvalidInput(f"{path}: larger than {MAX_BYTES} bytes; {_AGAIN}")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: missing; {_AGAIN}") from None
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}; {_AGAIN}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path}: not UTF-8 at byte {error.start}; {_AGAIN}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} is given twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON or a score can hold")
 
 
 class Record(BaseModel):
@@ -45,7 +111,12 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(mapping))
         except ValidationError as error:
-            raise InvalidInput(f"{where}: {first_problem(error)}; run `dvc repro` to write it afresh") from None
+            raise InvalidInput(f"{where}: {first_problem(error)}; {_AGAIN}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The record in a JSON file; raises InvalidInput as `read_object` and `parse` do."""
+        return cls.parse(read_object(path), where=path)
 
 
 class DatasetRef(Record):
@@ -207,6 +278,25 @@ def manifest(folder: Path) -> dict[str, str]:
 def tree_digest(files: Mapping[str, str]) -> str:
     """One sha256 (hex) of a manifest: equal digests mean equal names and bytes."""
     return digest_of(dict(files))
+
+
+class ChampionFile(Record):
+    """champion.json of a release: which model it is, under which name, and how it scored. The same for equal releases.
+
+    The format changes with the meaning of a key. Releases made before there was this file state key and digest on
+    their model card alone.
+    """
+
+    format: Literal[1]
+    key: Digest
+    model_digest: Digest
+    model_name: str
+    contract: Digest
+    metrics: Metrics
+
+    def text(self) -> str:
+        """The file's content."""
+        return canonical_json(self.model_dump(mode="json")) + "\n"
 
 
 class SpaceRecord(Record):

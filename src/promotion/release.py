@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.core.errors import IntegrityError
-from src.core.records import manifest
-from src.models.files import read_object
+from src.core.records import manifest, read_object, sync
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,9 +28,10 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 EVAL_RESULTS = ".eval_results/evaluation.yaml"
 _TEMPORARY = ".release."
+_AGAIN = "run `dvc repro` to assemble it afresh"
 _ALLOWED = re.compile(
     r"(config|generation_config|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
-    r"|vocab)\.json|model(-\d{5}-of-\d{5})?\.safetensors|tokenizer\.model|merges\.txt|chat_template\.jinja|README\.md"
+    r"|vocab|champion)\.json|model(-\d{5}-of-\d{5})?\.safetensors|tokenizer\.model|merges\.txt|chat_template\.jinja|README\.md"
     r"|\.eval_results/evaluation\.yaml"
 )
 
@@ -171,21 +171,13 @@ def _require_space(folder: Path, weights: int) -> None:
 def _put_in_place(folder: Path, destination: Path) -> None:
     """Flush and rename. A folder cannot replace another in one step: for a moment there is none, never half of one."""
     for path in (*folder.rglob("*"), folder):
-        _flush(path)
+        sync(path)
     aside = folder.with_name(f"{folder.name}.old")
     if destination.exists():
         destination.rename(aside)
     folder.rename(destination)
-    _flush(destination.parent)
+    sync(destination.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -205,6 +197,3 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-_AGAIN = "run `dvc repro` to assemble it afresh"

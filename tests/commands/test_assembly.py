@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from scripts.commands import assemble as assembly
-from src.core.records import RELEASE_DIR, Datasets
+from src.core.records import CHAMPION_FILE, RELEASE_DIR, ChampionFile, Datasets
 from src.decisions.record import Request
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.significance import score_intervals, seed_from
@@ -40,7 +40,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     json_utils.write_lines(EVALUATIONS / "predictions.jsonl",
                            [row.model_dump() for row in scored(Path("results"))])
     policy = Policy(dict(report.weights), Decimal("0.001"), require_significance=False)
-    return Request(report=report, model=model, policy=policy, model_name="shop", registry="mlflow", force=False,
+    return Request(report=report, model=model, policy=policy, model_name="shop", force=False,
                    actor="me", reason="", git_commit="none", ci_url=None, tracking_uri="", hub_repo=None)
 
 
@@ -59,6 +59,15 @@ def test_a_decision_that_was_taken_again_changes_the_card_and_nothing_else(reque
     assert [path for path in first if first[path] != again[path]] == [release.CARD]
     assert "(`improved`)" in (RELEASE_DIR / release.CARD).read_text()
     assert assemble(request_for) == first
+
+
+def test_a_release_says_which_model_it_is_and_how_it_scored(request_for: Request) -> None:
+    files, report = assemble(request_for), request_for.report
+    said = ChampionFile.load(RELEASE_DIR / CHAMPION_FILE)
+    assert CHAMPION_FILE in files
+    assert (said.key, said.model_digest) == (request_for.key, report.model_digest)
+    assert (said.model_name, said.contract, said.metrics) == ("shop", report.contract_digest, report.metrics)
+    assert (RELEASE_DIR / CHAMPION_FILE).read_text() == said.text()
 
 
 def test_the_card_has_the_intervals_of_the_report_page(request_for: Request) -> None:

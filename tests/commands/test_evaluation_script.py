@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from scripts import evaluation_script
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Undecided
 from src.core.params import METRICS, MlflowParams
-from src.core.records import EvaluationReport, manifest
+from src.core.records import EvaluationReport, manifest, read_object
 from src.evaluation.metrics import RowStatistics, corpus_scores
 from tests.fakes import tiny_model
 from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_records, write_shop
@@ -40,8 +40,8 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
 ) -> None:
     assert evaluate(monkeypatch) == 0
     folder = repository / "results/evaluations"
-    report = EvaluationReport.parse(json_utils.read_object(folder / "report.json"), where="report.json")
-    numbers = json_utils.read_object(folder / "metrics.json")
+    report = EvaluationReport.load(folder / "report.json")
+    numbers = read_object(folder / "metrics.json")
     lines = list(json_utils.read_lines(folder / "predictions.jsonl"))
     table = list(csv.DictReader((folder / "contributions.csv").open()))
     assert numbers == {**report.metrics.as_dict(), "weighted_score": report.weighted_score, "rows": 6}
@@ -149,7 +149,7 @@ def test_the_champion_comes_from_the_registry_and_scores_as_it_did_without_touch
 ) -> None:
     evaluate(monkeypatch)
     path = repository / "results/evaluations/report.json"
-    report = EvaluationReport.parse(json_utils.read_object(path), where=path)
+    report = EvaluationReport.load(path)
     promote(report, repository)
     shutil.rmtree(repository / "results/adapter")
     before = manifest(repository / "results")

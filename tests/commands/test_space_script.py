@@ -10,11 +10,12 @@ import yaml
 
 from scripts import space_script
 from src.core.errors import IntegrityError, InvalidParams
-from src.core.records import SpaceRecord
+from src.core.records import CHAMPION_FILE, ChampionFile, SpaceRecord
+from tests.fakes.factories import metrics
 from tests.fakes.space_process import ROOT
-from utils import json_utils
 
-KEY = "cd" * 32
+KEY, OTHER_KEY = "cd" * 32, "ef" * 32
+RELEASE = Path("results/release")
 # Stand-ins for the tools: what they were called with goes to calls.txt; int8 and int4 are as safe as safe.txt says.
 PREPARE = """
 import pathlib, sys
@@ -39,13 +40,18 @@ sys.exit(0 if serves else 5)
 """
 
 
+def champion_file(key: str) -> str:
+    return ChampionFile(format=1, key=key, model_digest="ab" * 32, model_name="shop", contract="0" * 64,
+                        metrics=metrics(0.5)).text()
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A champion's release with the stage switched on, and tools that stand in for those of space/."""
     monkeypatch.chdir(tmp_path)
     files = {
         "space/prepare_assets.py": PREPARE, "space/validate_bundle.py": VALIDATE, "safe.txt": "int8",
-        "results/release/README.md": f"| promotion key | `{KEY}` |\n",
+        str(RELEASE / CHAMPION_FILE): champion_file(KEY),
         "results/deployment/deployment_info.json": json.dumps({"champion": {"key": KEY, "version": 4}}),
         "results/data/evaluation.jsonl": "{}\n",
     }
@@ -68,7 +74,7 @@ def switch(root: Path, **changes: object) -> None:
 def run(monkeypatch: pytest.MonkeyPatch) -> SpaceRecord:
     monkeypatch.setattr(sys, "argv", ["space_script.py"])
     assert space_script.main() == 0
-    return SpaceRecord.parse(json_utils.read_object(Path("results/space/space.json")), where="space.json")
+    return SpaceRecord.load(Path("results/space/space.json"))
 
 
 def calls(root: Path) -> list[str]:
@@ -86,14 +92,23 @@ def test_it_is_off_as_shipped_says_so_in_one_line_and_loads_nothing_heavy(tmp_pa
 
 
 def test_without_the_champions_release_there_is_nothing_to_make(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (shop / "results/release/README.md").write_text(f"| promotion key | `{'ef' * 32}` |\n")
+    (shop / RELEASE / CHAMPION_FILE).write_text(champion_file(OTHER_KEY))
     assert run(monkeypatch).state == "nothing"
-    (shop / "results/release/README.md").unlink()
+    (shop / RELEASE / CHAMPION_FILE).unlink()
     assert run(monkeypatch).state == "nothing"
-    (shop / "results/release/README.md").write_text(f"| promotion key | `{KEY}` |\n")
+    (shop / RELEASE / CHAMPION_FILE).write_text(champion_file(KEY))
     (shop / "results/deployment/deployment_info.json").unlink()
     assert run(monkeypatch).state == "nothing"
     assert calls(shop) == []
+
+
+@pytest.mark.parametrize(("key", "state"), [(KEY, "made"), (OTHER_KEY, "nothing")])
+def test_a_release_made_before_champion_json_is_known_by_its_card(
+    key: str, state: str, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shop / RELEASE / CHAMPION_FILE).unlink()
+    (shop / RELEASE / "README.md").write_text(f"| promotion key | `{key}` |\n")
+    assert run(monkeypatch).state == state
 
 
 @pytest.mark.parametrize("name", [".venv", ".venv-builder"])

@@ -15,7 +15,6 @@ from mlflow.entities import Run
 from src.core.params import MlflowParams
 from src.core.records import EvaluationReport
 from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_shop
-from utils import json_utils
 
 LAUNCH = str(REPOSITORY / "scripts/launch_script.py")
 STAGE = str(REPOSITORY / "scripts/evaluation_script.py")
@@ -49,7 +48,7 @@ def runs(shop: Path) -> list[Run]:
 
 
 def report() -> EvaluationReport:
-    return EvaluationReport.parse(json_utils.read_object(RESULTS / "report.json"), where="report.json")
+    return EvaluationReport.load(RESULTS / "report.json")
 
 
 @pytest.mark.slow

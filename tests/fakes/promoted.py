@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 
 from scripts import status_script
 from src.core.params import Params
+from src.core.records import read_object
 from src.ledger.ports import Holders
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Decision
@@ -25,7 +26,7 @@ from tests.conftest import TOKENS
 from tests.fakes.history_store import answers, challenger, deploy
 from tests.fakes.loopback.publishing import release_folder
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
-from utils import json_utils, mlflow_utils, yaml_utils
+from utils import mlflow_utils, yaml_utils
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
@@ -74,7 +75,7 @@ class Shop:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return json_utils.read_object(self.root / "results/deployment/deployment_info.json")
+        return read_object(self.root / "results/deployment/deployment_info.json")
 
     def main(self, revision: str = "main") -> dict[str, str]:
         """Path to sha256 of what the Hub shows."""

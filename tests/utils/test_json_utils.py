@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import InvalidInput
+from src.core.records import MAX_BYTES, DatasetRef, read_object
 from utils import json_utils
-from utils.json_utils import MAX_BYTES, read_lines, read_object, write_lines, write_object, write_text
+from utils.json_utils import read_lines, write_lines, write_object, write_text
 
 AGAIN = "; run `dvc repro` to write it afresh"
 GOOD = {"bleu1": 0.5, "rows": 12}
@@ -102,6 +103,18 @@ def test_a_folder_and_a_path_through_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert refusal(tmp_path / "file" / "metrics.json") == "Not a directory"
     assert refusal(tmp_path / ("x" * 300)) == "File name too long"
+
+
+def test_a_record_is_read_with_the_same_suspicion_and_its_file_is_named(path: Path) -> None:
+    split = {"path": "train.jsonl", "sha256": "ab" * 32, "rows": 3}
+    write_object(path, split)
+    assert DatasetRef.load(path).model_dump() == split
+    write_object(path, {**split, "rows": 0})
+    with pytest.raises(InvalidInput, match=rf"^{path}: rows: .*run `dvc repro`"):
+        DatasetRef.load(path)
+    path.write_text('{"rows": 3, "rows": 4}')
+    with pytest.raises(InvalidInput, match="key 'rows' is given twice"):
+        DatasetRef.load(path)
 
 
 def test_a_line_that_is_no_object_is_named_with_its_number(path: Path) -> None:

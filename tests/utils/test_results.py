@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from src.core.errors import InvalidInput, InvalidParams
-from src.core.records import EVALUATION_RESULTS, MODEL_LOCATION
+from src.core.records import EVALUATION_RESULTS, MAX_BYTES, MODEL_LOCATION
 from tests.fakes.factories import write_results
 from utils import results
-from utils.json_utils import MAX_BYTES
 from utils.results import Inputs, check_output_dir, last_info, read_inputs, write_failure
 
 REPORT = Path("results/evaluations/report.json")

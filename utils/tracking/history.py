@@ -20,10 +20,9 @@ from pydantic import ValidationError
 
 from src.core.errors import InvalidInput, InvalidParams, Undecided
 from src.core.params import METRICS
-from src.core.records import Metrics, digest_of
+from src.core.records import Metrics, digest_of, read_object
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
-from utils import json_utils
 from utils.mlflow_utils import (
     CONTRACT,
     EXCLUDED,
@@ -245,7 +244,7 @@ class HistoryRuns:
         """The evidence.json of a deployment; raises InvalidInput where it keeps none."""
         run_id = deployment.info.run_id
         with tempfile.TemporaryDirectory() as folder:
-            return json_utils.read_object(self.download(run_id, EVIDENCE, Path(folder)))
+            return read_object(self.download(run_id, EVIDENCE, Path(folder)))
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
         """An artifact of a run, below a folder; raises InvalidInput where the run keeps none of this name."""
