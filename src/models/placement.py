@@ -5,8 +5,11 @@ import signal
 import subprocess
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from datetime import timedelta
+from io import StringIO
 from typing import TypeVar
 
 import torch
@@ -69,14 +72,16 @@ def fit_threads(model: PreTrainedModel) -> None:
         torch.set_num_threads(1)
 
 
-def launch(arguments: Sequence[str]) -> int:
-    """Start and await what the arguments of `accelerate launch` say; returns the stage's exit code.
+def launch(arguments: Sequence[str], stage: Sequence[str] = ()) -> int:
+    """Start a stage as `accelerate launch ARGUMENTS STAGE` does, and wait for it; returns the stage's exit code.
 
-    The first process that fails decides it, having said why. Raises RunAgain where a signal ended that one, and
-    InvalidParams for arguments that accelerate refuses. Without GPUs several processes are several too, where
-    accelerate by itself would quietly start one.
+    Without `stage`, the arguments end with it. The first process that fails decides the exit code, having said why.
+    Raises RunAgain if a signal ended that process, and InvalidParams for arguments that accelerate refuses. Without
+    GPUs several processes are several too; accelerate by itself would quietly start one.
     """
-    flags = launch_command_parser().parse_args(list(arguments))
+    flags = _parsed([*arguments, *stage])
+    if stage and [flags.training_script, *flags.training_script_args] != list(stage):
+        raise InvalidParams(f"launcher: {flags.training_script!r} is no flag of `accelerate launch`; take it out")
     for name in ("accelerate.commands.launch", "torch.distributed.elastic"):  # their reports of what is said here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Port .* is already in use")  # then it takes another one
@@ -94,6 +99,18 @@ def launch(arguments: Sequence[str]) -> int:
     except (ValueError, ConnectionError) as error:
         raise InvalidParams(f"launcher: {error}; `accelerate launch --help` lists its flags") from error
     return 0
+
+
+def _parsed(arguments: Sequence[str]) -> Namespace:
+    with redirect_stderr(StringIO()) as said:
+        try:
+            flags: Namespace = launch_command_parser().parse_args(list(arguments))
+        except SystemExit as error:
+            if not error.code:  # --help
+                raise
+            problem = said.getvalue().strip().rpartition("error: ")[2]
+            raise InvalidParams(f"launcher: {problem}; `accelerate launch --help` lists its flags") from None
+    return flags
 
 
 def _code(rank: int, exit_code: int) -> int:

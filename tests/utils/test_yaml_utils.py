@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import parse_yaml
 
 from src.core.errors import InvalidParams
 from src.core.params import Params
@@ -61,7 +62,7 @@ def test_a_key_given_twice_is_named_with_its_second_line(first: str, second: str
     text = SHIPPED.replace(first, first + second if first.startswith(" ") else second + first)
     line = line_of(text, first) + (1 if first.startswith(" ") else 0)
     key = second.strip().partition(":")[0].strip('"')
-    assert refusal(text, tmp_path) == f":{line}: key '{key}' is given twice; correct the file"
+    assert refusal(text, tmp_path) == f':{line}: found duplicate key "{key}"; correct the file'
 
 
 @pytest.mark.parametrize(
@@ -76,9 +77,65 @@ def test_what_is_no_mapping_is_refused(content: str | bytes, said: str, tmp_path
     assert refusal(content, tmp_path).startswith(said)
 
 
-def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path) -> None:
-    assert "learning_rate: Input should be a valid number, found '2e-3'" in refusal(
-        re.sub(r"learning_rate: \S+", "learning_rate: 2e-3", SHIPPED, count=1), tmp_path)
+NUMBER, COUNT = "fine_tuning.warmup_ratio", "deployment.verified_rows"
+TEXT, SWITCH = "data.intent_column", "space.enabled"
+
+
+def spelt(key: str, spelling: str) -> str:
+    """params.yaml with one value spelt like this, and with an anchor."""
+    name = key.rpartition(".")[2]
+    text = SHIPPED.replace("resamples: 2000", "resamples: &many 2000")
+    return re.sub(rf"^  {name}: \S+", lambda _: f"  {name}: {spelling}", text, count=1, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("key", "spelling", "value"),
+    [(NUMBER, "4e-3", 0.004), (NUMBER, ".5", 0.5), (NUMBER, "!!float 0", 0.0),
+     (COUNT, "013", 13), (COUNT, "08", 8), (COUNT, "0o17", 15), (COUNT, "0x1F", 31), (COUNT, "0b11", 3),
+     (COUNT, "1_000", 1000), (COUNT, "+1", 1), (COUNT, "*many", 2000),
+     (TEXT, "yes", "yes"), (TEXT, "on", "on"), (TEXT, "12:30", "12:30"), (TEXT, "1:30:00", "1:30:00"),
+     (TEXT, "1,000", "1,000"), (TEXT, "'013'", "013"), (TEXT, "!!str 1", "1"), (TEXT, '"2024-01-01"', "2024-01-01"),
+     (SWITCH, "true", True), (SWITCH, "False", False), (SWITCH, "TRUE", True)],
+)
+def test_a_spelling_is_the_same_value_to_a_stage_and_to_dvc(key: str, spelling: str, value: object, tmp_path: Path
+                                                            ) -> None:
+    section, name = key.split(".")
+    (tmp_path / "params.yaml").write_text(spelt(key, spelling))
+    found = load_params(tmp_path / "params.yaml").model_dump()[section][name]
+    assert repr(found) == repr(parse_yaml(spelt(key, spelling), "")[section][name]) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "spelling", "said"),
+    [(COUNT, "12:30", "valid integer, found '12:30'"), (COUNT, "1,000", "valid integer, found '1,000'"),
+     (COUNT, "4e3", "valid integer, found 4000.0"), (COUNT, "~", "valid integer, found None"),
+     (NUMBER, ".inf", "finite number, found inf"), (NUMBER, "1e400", "finite number, found inf"),
+     (TEXT, "013", "expected text in quotes, found 13"), (TEXT, "7e1", "expected text in quotes, found 70.0"),
+     (TEXT, "true", "expected text in quotes, found True"), (TEXT, "", "expected text in quotes, found None"),
+     (SWITCH, "yes", "expected true or false, found 'yes'"), (SWITCH, "off", "expected true or false, found 'off'"),
+     (TEXT, "2024-01-01", "a parameter is no timestamp; put text in quotes"),
+     (TEXT, "2024-13-01", "a parameter is no timestamp; put text in quotes"),
+     (TEXT, "!!binary aGk=", "a parameter is no binary; put text in quotes"),
+     (TEXT, "!!set {a}", "a parameter is no set; put text in quotes"), (TEXT, "=", "could not determine a constructor"),
+     (COUNT, "!!int x", "invalid literal for int() with base 10: 'x'"), (SWITCH, "!!bool x", "'x'; correct the file"),
+     (COUNT, "*nothing", "found undefined alias 'nothing'"), (COUNT, "9" * 5000, "Exceeds the limit"),
+     (TEXT, "&a [*a]", "expected text in quotes")],
+)
+def test_a_spelling_that_does_not_fit_is_refused_by_its_key_or_line(key: str, spelling: str, said: str, tmp_path: Path
+                                                                    ) -> None:
+    message, line = refusal(spelt(key, spelling), tmp_path), line_of(SHIPPED, f"  {key.rpartition('.')[2]}: ")
+    assert said in message
+    assert f"{key}: " in message or f":{line}: " in message or spelling.startswith(("!!int", "!!bool", "999"))
+
+
+def test_a_profile_merged_from_another_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.replace("  tinyllama:\n", "  tinyllama: &tinyllama\n")
+                    + "  quick:\n    <<: *tinyllama\n    evaluation: {max_rows: 0o20}\n")
+    quick = parse_yaml(path.read_text(), "")["profiles"]["quick"]
+    params = load_params(path, profile="quick")
+    assert params.evaluation.max_rows == quick["evaluation"]["max_rows"] == 16
+    assert params.model.base_model == quick["model"]["base_model"] != "pocket"
 
 
 def test_the_shipped_file_is_read_and_overrides_laid_over_it(tmp_path: Path) -> None:
