@@ -7,10 +7,10 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import peft
 import torch
@@ -38,11 +38,12 @@ from src.core.params import FineTuningParams
 from src.core.records import BaseModelRef, DatasetRef, digest_of, file_sha256
 from src.models.files import CONFIG_FILE, WEIGHTS_FILE
 from src.training import encoding
-from src.training import model as trained_model
 from src.training.checkpoints import Marks, resumable_by_all
-from src.training.encoding import Batch
+from src.training.encoding import Batch, Example
+from src.training.model import add_adapter, load_base, with_batches_that_fit
 
 logger = logging.getLogger(__name__)
+Collator: TypeAlias = Callable[[list[Example]], Batch]
 _LAUNCHER_SPEAKS = 60  # seconds; it ends the processes that are left, and says which one failed
 
 
@@ -74,19 +75,17 @@ def fine_tune(
     RunAgain where another process is lost.
     """
     transformers_logging.set_verbosity_error()
-    splits, alone = {"train": train, "validation": validation}, _processes().num_processes == 1
+    splits = {"train": train, "validation": validation}
 
     def attempt(batch_size: int) -> Trainer:
         transformers.set_seed(params.seed)
         trainer = _trainer(splits, params, base, checkpoints, batch_size)
-        if alone:
-            _train(trainer, checkpoints)
+        _train(trainer, checkpoints)
         return trainer
 
-    size = _share(params)
-    trainer = trained_model.with_batches_that_fit(attempt, size) if params.find_batch_size else attempt(size)
-    if not alone:  # one that lacks memory half-way cannot try again without the others
-        _train(trainer, checkpoints)
+    size, alone = _share(params), _processes().num_processes == 1
+    # One of several processes that lacks memory cannot try again without the others.
+    trainer = with_batches_that_fit(attempt, size) if params.find_batch_size and alone else attempt(size)
     if _processes().is_main_process:
         _write_adapter(Path(trainer.state.best_model_checkpoint), adapter, base_name)
     return _curve(trainer.state.log_history)
@@ -97,7 +96,7 @@ def fingerprint(params: FineTuningParams, *, base: BaseModelRef, train: DatasetR
     return digest_of([
         params.model_dump(mode="json"), base.sha256, train.sha256, validation.sha256, precision(params),
         torch.cuda.is_available(), torch.__version__, transformers.__version__, peft.__version__,
-        *(file_sha256(Path(str(module.__file__))) for module in (sys.modules[__name__], encoding, trained_model)),
+        *(file_sha256(Path(__file__).with_name(name)) for name in ("fine_tuning.py", "encoding.py", "model.py")),
     ])
 
 
@@ -136,17 +135,14 @@ def _train(trainer: Trainer, checkpoints: Path) -> None:
 def _trainer(splits: Mapping[str, Sequence[encoding.Conversation]], params: FineTuningParams, base: Path,
              checkpoints: Path, batch_size: int) -> Trainer:
     """All that a training needs, with so many conversations at a time; more accumulation keeps the step's size."""
-    model, tokenizer = trained_model.load(base, params, precision(params))
+    model, tokenizer = load_base(base, params, precision(params))
     stops, limit = _stops(model, tokenizer), _limit(model, params)
     sets = {what: encoding.encode_all(rows, tokenizer, stops=stops, limit=limit, what=what)
             for what, rows in splits.items()}
     arguments, collator = _arguments(params, checkpoints, batch_size), _collator(model, tokenizer, params)
-    wrapped = trained_model.wrap(model, params).to(arguments.device)
-    arguments.activation_checkpointing = trained_model.checkpointing(
-        wrapped, collator, sets["train"], params, batch_size=batch_size, precision=precision(params))
     trainer = SharedTrainer(
-        model=wrapped, args=arguments, train_dataset=sets["train"], eval_dataset=sets["validation"],
-        data_collator=collator, callbacks=[_Reporter(), Marks()])
+        model=add_adapter(model, params).to(arguments.device), args=arguments, train_dataset=sets["train"],
+        eval_dataset=sets["validation"], data_collator=collator, callbacks=[_Reporter(), Marks()])
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -176,9 +172,9 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self._bar.close()
 
 
-def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: FineTuningParams) -> trained_model.Collator:
+def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: FineTuningParams) -> Collator:
     if params.batches == "padded":
-        padded: trained_model.Collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=encoding.IGNORED)
+        padded: Collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=encoding.IGNORED)
         return padded
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InvalidParams(f"fine_tuning.batches: {type(model).__name__} cannot take conversations laid end to end; "
@@ -216,6 +212,7 @@ def _arguments(params: FineTuningParams, checkpoints: Path, batch_size: int) -> 
         use_cpu=not torch.cuda.is_available(),
         seed=params.seed,
         train_sampling_strategy="group_by_length" if params.batches == "padded" else "random",
+        activation_checkpointing=params.gradient_checkpointing == "always",
         activation_checkpointing_kwargs={"use_reentrant": False},
         torch_compile=params.compile,
         eval_strategy="epoch",
