@@ -60,7 +60,7 @@ def _check_there(stands: Standing, view: LedgerView, slot: Slot) -> None:
     from src.core.errors import Refused
 
     keys = stands.registry.keys()
-    if keys is not None and keys.get(slot.version) != slot.key:
+    if keys.get(slot.version) != slot.key:
         raise Refused(f"version {slot.version}: the registry does not hold it any more; give another one with --to, "
                       "or restore MLflow's database")
     if slot.version != _version(view):

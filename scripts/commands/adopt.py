@@ -14,9 +14,8 @@ from src.promotion.protocol import Step, append, reconcile
 from src.promotion.rollback import Found, adoption
 from src.promotion.status import highest_release, versions
 from utils.huggingface_utils import fetch_snapshot
-from utils.mlflow_utils import KEY, MODEL_DIGEST, talking
-from utils.tracking.deployments import DECISION, DeploymentRun, Journal
-from utils.tracking.registry import IDENTITY, MlflowRegistry
+from utils.mlflow_utils import CONTRACT, DECISION, EVALUATION_RUN, IDENTITY, KEY, MODEL_DIGEST, SCORE, mlflow_errors
+from utils.tracking.deployments import DeploymentRun, Journal
 
 logger = logging.getLogger("champion")
 
@@ -74,7 +73,7 @@ def _refuse_contradiction(stands: Standing, mirrored: LedgerView) -> None:
     if shown not in (None, head.version):
         raise Refused(f"the registry's champion is version {shown}, the mirror's version {head.version}; restore "
                       "MLflow's database from a backup, or `--adopt` to go on from the registry's")
-    if keys is not None and keys.get(head.version) != head.key:
+    if keys.get(head.version) != head.key:
         raise Refused(f"the registry does not hold version {head.version}, the mirror's champion; restore MLflow's "
                       "database from a backup, or `--adopt` to go on from the release on the Hub")
 
@@ -83,7 +82,7 @@ def _outside(stands: Standing, view: LedgerView, save_flavour: Save) -> Found:
     holders, keys, head = stands.registry.holders(), stands.registry.keys(), view.head
     if holders.champion is not None:
         return _registered(stands, holders.champion)
-    if head is not None and (keys is None or head.version in keys):
+    if head is not None and head.version in keys:
         raise Refused(f"the registry shows no other champion than the ledger's, version {head.version}; `--repair` "
                       "restores its alias")
     if len(holders.production) > 1:
@@ -96,18 +95,15 @@ def _outside(stands: Standing, view: LedgerView, save_flavour: Save) -> Found:
 
 def _registered(stands: Standing, version: int) -> Found:
     """A version as it is; one that was not made here gets the tags that its evaluation needs."""
-    registry = stands.registry
-    if not isinstance(registry, MlflowRegistry):
-        raise TypeError("without a registry there is no version outside of the ledger")
-    source, tags = registry.described(version)
+    source, tags = stands.registry.described(version)
     if IDENTITY not in tags:
         made = {**_tags(_stand_in(stands, [stands.model_name, version, source])), **tags}
-        registry.tag(version, {name: value for name, value in made.items() if name not in tags})
+        stands.registry.tag(version, {name: value for name, value in made.items() if name not in tags})
         tags = made
     identity = ModelIdentity.model_validate_json(tags[IDENTITY])
     return Found(version, key=tags.get(KEY, identity.key(_ADOPTED)), model_digest=identity.digest(),
-                 score=tags.get("champion.score"), contract=tags.get("champion.contract"),
-                 evaluation_run=tags.get("champion.evaluation_run"), hub=_tagged(stands, version))
+                 score=tags.get(SCORE), contract=tags.get(CONTRACT),
+                 evaluation_run=tags.get(EVALUATION_RUN), hub=_tagged(stands, version))
 
 
 def _tagged(stands: Standing, version: int) -> HubRef | None:
@@ -133,10 +129,10 @@ def _released(stands: Standing, view: LedgerView, save_flavour: Save) -> Found:
         params, stands.client, stands.ledger, run_id=run.id, tags=lambda: _tags(identity),
         save=lambda folder: _fetch_and_save(stands, commit, folder, save_flavour))
     used = max([highest_release(state.tags), *(slot.version for slot in view.slots)])
-    if isinstance(registry, MlflowRegistry) and key not in registry.keys().values():
+    if key not in registry.keys().values():
         registry.use_up(used)
     version = registry.register(key)
-    with talking():
+    with mlflow_errors():
         stands.client.set_tag(run.id(), DECISION, _ADOPTED)
         stands.client.set_terminated(run.id())
     return Found(version, key=key, model_digest=identity.digest(), score=None, contract=None, evaluation_run=None,

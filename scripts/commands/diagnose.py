@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from src.core.errors import HubError, InvalidParams, PipelineError, Undecided
 from src.core.params import Params
 from utils import dvc_utils, environment, git_utils, github_utils, mlflow_utils, process, yaml_utils
-from utils.hub.client import endpoint, talking, time_limit
+from utils.hub.client import endpoint, hub_errors, time_limit
 from utils.hub.identity import who
 from utils.hub.repository import HubRepository, Patience
 from utils.tracking import store
@@ -32,7 +32,7 @@ _SPOKEN = {"ok": "ok", "warning": "warning", "failed": "FAILED", "unused": "not 
 _SECONDS = 5
 MLFLOW_SECONDS = 12
 HUB_SECONDS = 8
-_PYTHONS = ((3, 11), (3, 12))
+_PYTHONS = ((3, 11), (3, 12), (3, 13))
 _GIGABYTE = 10**9
 _ROOM = {True: 12, False: 1}  # GB: a model from the Hub with its merge, release and registered copy; pocket's
 _PATIENCE = Patience(deadline=HUB_SECONDS, request=5, stall=5, attempts=1, backoff=1)
@@ -168,7 +168,8 @@ def _machine(params: Params) -> Check:
     fetched = _is_fetched(params)
     room = _ROOM[fetched]
     if python not in _PYTHONS:
-        return failed("machine", 2, f"Python {python[0]}.{python[1]}", "make the environment with Python 3.11 or 3.12")
+        return failed("machine", 2, f"Python {python[0]}.{python[1]}",
+                      "make the environment with Python 3.11, 3.12 or 3.13")
     if free < room:
         return failed("machine", 2, f"{free:.1f} GB free on this disk, {room} needed", "free some, or use another disk")
     gpu = accelerator()
@@ -273,12 +274,10 @@ def _unknown_user(uri: str) -> Check:
 
 def _registry(params: Params, client: MlflowClient, text: str) -> Check:
     name = params.deployment.model_registry_name
-    if params.deployment.registry == "none":
-        return good("mlflow", f"{text}, registry not used")
     able = mlflow_utils.abilities(client, name)
     if not able.registry or not able.aliases:
         lacking = "aliases" if able.registry else "Model Registry"
-        return failed("mlflow", 4, f"{text}, no {lacking}", "set deployment.registry: none, or use MLflow 2.9 or newer")
+        return failed("mlflow", 4, f"{text}, no {lacking}", "use MLflow 2.9 or newer on a SQL store, or DagsHub")
     mlflow_utils.may_register(client, name)
     return good("mlflow", f"{text}, registry with aliases{' and stages' if able.stages else ', without stages'}")
 
@@ -294,7 +293,7 @@ def _hub(params: Params) -> Check:
         repository.check()
     except HubError as error:  # rather what happened than how often it was tried
         return failure("hub", error.__cause__ if isinstance(error.__cause__, HubError) else error)
-    with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), talking(hugging.model_id):
+    with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), hub_errors(hugging.model_id):
         identity = who(HfApi(endpoint=endpoint(), token=token))
     head = repository.state().head
     there = f"main at {head[:12]}" if head else "not there yet, and may be created"
@@ -307,7 +306,7 @@ def _base(params: Params) -> Check | None:
         return None
     name, revision = params.model.base_model, params.model.revision
     try:
-        with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), talking(name):
+        with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), hub_errors(name):
             info = HfApi(endpoint=endpoint(), token=environment.token() or False).model_info(name, revision=revision)
     except HubError as error:
         return failure("base", error)

@@ -19,7 +19,6 @@ from src.promotion.protocol import Services
 from src.promotion.status import HubSeen, Seen
 from utils import environment, git_utils, json_utils, mlflow_utils, results, yaml_utils
 from utils.hub.repository import HubPort, HubRepository, Patience
-from utils.no_registry import NoRegistry
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
@@ -33,7 +32,7 @@ class Standing:
     params: Params
     client: MlflowClient
     ledger: MlflowLedger
-    registry: MlflowRegistry | NoRegistry
+    registry: MlflowRegistry
     repository: HubRepository | None
 
     @property
@@ -52,19 +51,17 @@ class Standing:
         holders = self.registry.holders()
         nobody = Holders(champion=None, previous=None, production=frozenset())
         expected = self.registry.expected(view.head, view.previous) if view.head else nobody
-        pruned = frozenset(self.registry.pruned()) if isinstance(self.registry, MlflowRegistry) else frozenset()
-        return Seen(view=view, holders=holders, expected=expected, keys=self.registry.keys(), pruned=pruned,
-                    hub=self._hub_seen(view), info=results.last_info(OUTPUT_DIR))
+        return Seen(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
+                    pruned=frozenset(self.registry.pruned()), hub=self._hub_seen(view),
+                    info=results.last_info(OUTPUT_DIR))
 
     def require_weights(self, view: LedgerView, version: int) -> None:
         """Raise Refused where a version's weights were pruned, or may be at any time."""
-        if isinstance(self.registry, MlflowRegistry):
-            pruning.require_weights(view, version, self.registry, self.params.deployment.keep_versions)
+        pruning.require_weights(view, version, self.registry, self.params.deployment.keep_versions)
 
     def record(self, view: LedgerView, slot: Slot | None, result: str) -> None:
         """Tell deployment_info.json who the champion is now; a tree without results/deployment is left alone."""
-        facts = rollback.info(view, slot, model_name=self.model_name, registry=self.params.deployment.registry,
-                              result=result)
+        facts = rollback.info(view, slot, model_name=self.model_name, result=result)
         if results.last_info(OUTPUT_DIR).get("champion", facts["champion"]) != facts["champion"]:
             json_utils.write_object(OUTPUT_DIR / results.INFO, facts)
 
@@ -104,17 +101,15 @@ def origin(reason: str | None, otherwise: str) -> rollback.Origin:
 
 
 def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, save: Callable[[Path], None],
-                run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> MlflowRegistry | NoRegistry:
-    """The Model Registry, or what stands in for it where deployment.registry is none."""
-    if params.deployment.registry == "none":
-        return NoRegistry(client, params.mlflow.experiment_name, ledger, save=save, run_id=run_id, tags=tags)
+                run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> MlflowRegistry:
+    """The versions of the registered model that params.yaml names."""
     return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags,
                           spent=lambda: rollback.prunable(ledger.view(), params.deployment.keep_versions))
 
 
-def prune(params: Params, ledger: MlflowLedger, registry: MlflowRegistry | NoRegistry) -> None:
+def prune(params: Params, ledger: MlflowLedger, registry: MlflowRegistry) -> None:
     """Delete the weights beyond deployment.keep_versions; what fails is left to the next deployment."""
-    if isinstance(registry, MlflowRegistry) and params.deployment.keep_versions:
+    if params.deployment.keep_versions:
         try:
             done = rollback.prune(ledger, registry, params.deployment.keep_versions)
         except Undecided as error:

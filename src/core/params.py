@@ -20,6 +20,12 @@ Fraction = Annotated[float, Field(gt=0, le=0.4)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 M = TypeVar("M", bound=BaseModel)
 
+# What earlier versions took: a key, or one value of a key that stays, and what to do instead.
+_REMOVED: tuple[tuple[str, str | None, str], ...] = (
+    ("deployment.registry", None, "every SQL store, DagsHub included, has a Model Registry; delete the key"),
+    ("fine_tuning.gradient_checkpointing", "auto", "choose always (less memory, more time) or never"),
+)
+
 
 class Section(BaseModel):
     """A part of params.yaml: immutable, strictly typed, without unknown keys."""
@@ -88,7 +94,7 @@ class FineTuningParams(Section):
     precision: Literal["auto", "bfloat16", "float32"]
     batches: Literal["padded", "end_to_end"]
     find_batch_size: bool
-    gradient_checkpointing: Literal["auto", "always", "never"]
+    gradient_checkpointing: Literal["always", "never"]
     quantization: Literal["none", "4bit"]
     compile: bool
     seed: int
@@ -152,7 +158,6 @@ class DeploymentParams(Section):
 
     min_improvement_threshold: Unit
     model_registry_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    registry: Literal["mlflow", "none"]
     significance: Literal["report", "require"]
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     resamples: Annotated[int, Field(ge=100)]
@@ -205,18 +210,29 @@ def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
     profiles = values.pop("profiles", None)
     if not isinstance(profiles, dict):
         raise InvalidParams("params.yaml: profiles: expected a mapping of profile names; restore the key")
+    _refuse_removed(values, where="")
     name = values.get("profile")
     if name != BASE_PROFILE:
         if not isinstance(name, str) or name not in profiles:
             known = ", ".join([BASE_PROFILE, *profiles])
             raise InvalidParams(f"params.yaml: profile: {name!r} is unknown; choose one of {known}")
-        if "launcher" in (profiles[name] or ()):
-            raise InvalidParams(f"params.yaml: profiles.{name}.launcher: dvc.yaml reads no profile; set launcher")
+        _refuse_removed(profiles[name], where=f"profiles.{name}.")
         values = overlay(values, profiles[name], where=f"profiles.{name}")
     params = validate(Params, values, where="params.yaml")  # on its own: a flag does not excuse a wrong file
     if not overrides:
         return params
     return validate(Params, overlay(values, overrides, where="flags"), where="flags")
+
+
+def _refuse_removed(values: object, *, where: str) -> None:
+    """Raise InvalidParams for a key or value of an earlier version; `where` is the prefix of the keys."""
+    for path, value, instead in _REMOVED:
+        found = values
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None and value in (None, found):
+            gone = path if value is None else f"{path}: {value}"
+            raise InvalidParams(f"params.yaml: {where}{gone} is gone: {instead}")
 
 
 def overlay(base: Mapping[str, Any], changes: object, *, where: str) -> dict[str, Any]:
@@ -246,5 +262,6 @@ def first_problem(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     text = problem["msg"].removeprefix("Value error, ")
     found = f", found {problem['input']!r}"[:80] if problem["type"] not in ("missing", "value_error") else ""
-    texts = {"missing": "required key is missing", "extra_forbidden": "unknown key"}
+    texts = {"missing": "required key is missing", "extra_forbidden": "unknown key",
+             "string_type": "expected text in quotes", "bool_type": "expected true or false"}
     return (f"{key}: " if key else "") + texts.get(problem["type"], text) + found

@@ -93,7 +93,7 @@ def slot_of_version(view: LedgerView, version: int) -> Slot:
     raise InvalidParams(f"version {version}: was never promoted; the ledger knows {known}")
 
 
-def info(view: LedgerView, slot: Slot | None, *, model_name: str, registry: str, result: str) -> dict[str, Any]:
+def info(view: LedgerView, slot: Slot | None, *, model_name: str, result: str) -> dict[str, Any]:
     """deployment_info.json after a change that no challenger brought; slot is None where a repair changed nothing."""
     head, previous = view.head, view.previous
     return {
@@ -101,7 +101,6 @@ def info(view: LedgerView, slot: Slot | None, *, model_name: str, registry: str,
         "code": 0,
         "reason": slot.kind if slot else result,
         "model_name": model_name,
-        "registry": registry,
         "champion": {"version": head.version, "score": head.score, "key": head.key} if head else None,
         "previous_version": previous.version if previous else None,
         "blocked_versions": sorted(view.blocked_versions),

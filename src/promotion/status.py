@@ -29,7 +29,7 @@ class HubSeen:
 
 @dataclass(frozen=True)
 class Seen:
-    """What stands outside. keys: promotion key of each registered version, None without a registry.
+    """What stands outside. keys: promotion key of each registered version.
 
     expected is what the holders must be; pruned are versions whose weights were taken away, as it was asked for; hub
     is None when nothing is pushed, info the last deployment_info.json.
@@ -38,7 +38,7 @@ class Seen:
     view: LedgerView
     holders: Holders
     expected: Holders
-    keys: Mapping[int, str | None] | None
+    keys: Mapping[int, str | None]
     pruned: frozenset[int]
     hub: HubSeen | None
     info: Mapping[str, Any]
@@ -91,8 +91,6 @@ def _holders(seen: Seen) -> Iterator[Finding]:
 
 
 def _versions(seen: Seen, head: Slot) -> Iterator[Finding]:
-    if seen.keys is None:
-        return
     if head.version not in seen.keys:  # an older one that was deleted only cannot be rolled back to
         yield Finding("registry", f"version {head.version} is gone", f"{_BACKUP}, or roll back")
     for version, key in sorted({slot.version: slot.key for slot in seen.view.slots}.items()):
@@ -225,7 +223,7 @@ def facts(model_name: str, seen: Seen, findings: Sequence[Finding], decided: Seq
         "pruned_versions": sorted(seen.pruned),
         "ledger": {"slots": len(view.slots), "chain": "whole", "head_sha256": view.head_sha256},
         "registry": {"champion": seen.holders.champion, "previous": seen.holders.previous,
-                     "production": sorted(seen.holders.production)} if seen.keys is not None else "none",
+                     "production": sorted(seen.holders.production)},
         "hub": {"repo": hub.repo, "main": hub.state.head, "tag": _tag(seen), "release": _shown(seen)} if hub else None,
         "mirror_slots": len(hub.mirror or ()) if hub else None,
         "record": seen.info.get("result"),
@@ -245,11 +243,8 @@ def text(told: Mapping[str, Any]) -> str:
     if told["pruned_versions"]:
         lines += _line("pruned", versions(told["pruned_versions"]))
     lines += _line("ledger", f"{told['ledger']['slots']} slots, chain whole")
-    if registry == "none":
-        lines += _line("registry", "none")
-    else:
-        lines += _line("registry", f"champion {registry['champion']}, previous {registry['previous']}, Production "
-                       f"{', '.join(map(str, registry['production'])) or None}")
+    lines += _line("registry", f"champion {registry['champion']}, previous {registry['previous']}, Production "
+                   f"{', '.join(map(str, registry['production'])) or None}")
     lines += _line("Hub", f"{hub['repo']}: main at {str(hub['main'])[:12]}, {hub['release']}, tag {hub['tag']}"
                    if hub else "not pushed")
     if hub:

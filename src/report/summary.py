@@ -217,7 +217,7 @@ def _facts(found: Found) -> Iterator[tuple[str, Link]]:
 
 def _version_url(info: Mapping[str, Any]) -> str | None:
     uri = str(info.get("tracking_uri", ""))
-    if not uri.startswith(("http://", "https://")) or info.get("registry") == "none":
+    if not uri.startswith(("http://", "https://")):
         return None
     name = quote(str(info.get("model_name")), safe="")
     return f"{uri.rstrip('/')}/#/models/{name}/versions/{info['champion']['version']}"

@@ -31,7 +31,7 @@ ROWS: list[tuple[Any, str, int, str]] = [
     (broken.mlflow_too_old, "mlflow", 4, "MLflow 2.2.2 is too old for the ledger; upgrade the server to 2.9"),
     (broken.rewritable_params, "mlflow", 4, "lets a run param be overwritten"),
     (broken.read_only_mlflow, "mlflow", 4, "may not write"),
-    (broken.no_registry, "mlflow", 4, "no Model Registry; set deployment.registry: none"),
+    (broken.no_registry, "mlflow", 4, "no Model Registry; use MLflow 2.9 or newer on a SQL store, or DagsHub"),
     (broken.no_aliases, "mlflow", 4, "no aliases"),
     (broken.dagshub, "dagshub", 0, "as alice"),
     (broken.without_dagshub_token, "dagshub", 2, "DAGSHUB_USER_TOKEN: not set; make a token at"),

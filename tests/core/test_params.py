@@ -172,6 +172,19 @@ def test_a_wrong_profile_is_named(values: dict[str, Any], said: str) -> None:
     assert refusal(values).startswith(f"params.yaml: {said}")
 
 
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"deployment__registry": "none"}, "deployment.registry is gone: every SQL store, DagsHub included, has a "),
+    ({"deployment__registry": "mlflow"}, "deployment.registry is gone: "),
+    ({"fine_tuning__gradient_checkpointing": "auto"}, "fine_tuning.gradient_checkpointing: auto is gone: choose "),
+    ({"profile": "tinyllama", "profiles__tinyllama__deployment__registry": "none"},
+     "profiles.tinyllama.deployment.registry is gone: "),
+    ({"profile": "tinyllama", "profiles__tinyllama__fine_tuning__gradient_checkpointing": "auto"},
+     "profiles.tinyllama.fine_tuning.gradient_checkpointing: auto is gone: "),
+])
+def test_what_an_earlier_version_took_is_refused_with_what_to_do_instead(changes: dict[str, Any], said: str) -> None:
+    assert refusal(shipped(**changes)).startswith(f"params.yaml: {said}")
+
+
 def test_the_file_must_be_right_even_where_a_flag_would_overrule_it() -> None:
     values = shipped(deployment__min_improvement_threshold=-1)
     assert refusal(values, {"deployment": {"min_improvement_threshold": 0.1}}).startswith(f"params.yaml: {THRESHOLD}")
@@ -226,7 +239,7 @@ def test_no_field_has_a_default(module: object) -> None:
 
 
 def test_every_key_of_the_file_is_read() -> None:
-    files = [path for name in ("src", "utils", "scripts") for path in (ROOT / name).glob("*.py")]
+    files = [path for name in ("src", "utils", "scripts") for path in (ROOT / name).rglob("*.py")]
     text = "".join(path.read_text() for path in [*files, ROOT / "dvc.yaml"])
     assert [key for key in leaves(SHIPPED) if not re.search(rf'\.{key.rpartition(".")[2]}\b|"{key}"', text)] == []
 

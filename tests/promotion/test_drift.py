@@ -92,8 +92,8 @@ def test_where_all_shows_the_head_there_is_nothing_to_find() -> None:
     assert drift(EMPTY) == []
 
 
-def test_without_hub_registry_or_record_there_is_less_to_find() -> None:
-    assert drift(replace(QUIET, hub=None, keys=None, info={})) == []
+def test_without_hub_or_record_there_is_less_to_find() -> None:
+    assert drift(replace(QUIET, hub=None, info={})) == []
     assert drift(replace(QUIET, info={"result": "failed", "code": 4, "reason": "unreachable"})) == []
 
 
@@ -170,7 +170,8 @@ def test_the_report_says_everything_in_plain_ascii() -> None:
 
 
 def test_the_report_of_nothing_says_so() -> None:
-    said = text(facts("shop", replace(EMPTY, keys=None), [], [], []))
+    said = text(facts("shop", EMPTY, [], [], []))
     assert said.startswith("shop: no champion yet\n")
-    for line in ("registry    none\n", "Hub         not pushed\n", "record      none\n", "drift       none"):
+    for line in ("registry    champion None, previous None, Production None\n", "Hub         not pushed\n",
+                 "record      none\n", "drift       none"):
         assert line in said

@@ -222,7 +222,7 @@ def test_over_every_short_history_the_champion_is_never_blocked_and_asking_twice
 
 def test_the_record_names_the_champion_and_who_brought_it_back() -> None:
     view = back(THREE, to=1)
-    facts = info(view, view.head, model_name="shop", registry="mlflow", result="rolled_back")
+    facts = info(view, view.head, model_name="shop", result="rolled_back")
     assert (facts["result"], facts["reason"], facts["code"]) == ("rolled_back", "rollback", 0)
     assert facts["champion"] == {"version": 1, "score": "0.3", "key": view.slots[0].key}
     assert (facts["blocked_versions"], facts["actor"], facts["stated_reason"]) == ([2, 3], "octocat", "bad answers")
@@ -230,5 +230,5 @@ def test_the_record_names_the_champion_and_who_brought_it_back() -> None:
 
 
 def test_the_record_of_a_repair_that_changed_nothing_names_nobody() -> None:
-    facts = info(EMPTY, None, model_name="shop", registry="none", result="repaired")
-    assert (facts["champion"], facts["actor"], facts["registry"], facts["reason"]) == (None, None, "none", "repaired")
+    facts = info(EMPTY, None, model_name="shop", result="repaired")
+    assert (facts["champion"], facts["actor"], facts["reason"]) == (None, None, "repaired")

@@ -20,12 +20,20 @@ from src.core.errors import IntegrityError, Undecided
 from src.core.records import ModelIdentity
 from src.ledger.ports import Holders
 from src.ledger.slots import Slot
-from utils.mlflow_utils import KEY, find_run, list_files, sent_once, talking, time_for, unanswered
+from utils.mlflow_utils import (
+    DUPLICATE,
+    FILES,
+    IDENTITY,
+    KEY,
+    find_run,
+    list_files,
+    mlflow_errors,
+    sent_once,
+    time_for,
+    unanswered,
+)
 
 logger = logging.getLogger(__name__)
-IDENTITY = "champion.identity"
-DUPLICATE = "champion.duplicate_of"
-FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
 _PRODUCTION, _ARCHIVED = "Production", "Archived"
 _ATTEMPTS = 3
 ARTIFACT = "model"
@@ -58,7 +66,7 @@ class MlflowRegistry:
         self._ensure_model()
         first, *others = self._carrying(key) or self._create(key)
         for other in others:
-            with talking():
+            with mlflow_errors():
                 self._client.set_model_version_tag(self._name, str(other), DUPLICATE, str(first))
         return first
 
@@ -74,13 +82,13 @@ class MlflowRegistry:
 
     def described(self, version: int) -> tuple[str, dict[str, str]]:
         """Where a version's files are, and its tags."""
-        with talking():
+        with mlflow_errors():
             found = self._client.get_model_version(self._name, str(version))
         return str(found.source), dict(found.tags)
 
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Add tags to a version."""
-        with talking():
+        with mlflow_errors():
             for name, value in tags.items():
                 self._client.set_model_version_tag(self._name, str(version), name, value)
 
@@ -94,14 +102,14 @@ class MlflowRegistry:
 
     def delete_weights(self, version: int) -> None:
         """Delete the model that a version's run keeps; raises Undecided when the store fails or keeps it."""
-        with talking():
+        with mlflow_errors():
             run_id = self._client.get_model_version(self._name, str(version)).run_id
         delete_model(self._client, run_id)
 
     def use_up(self, number: int) -> None:
         """Use up version numbers through this one: a registry that was lost had given them away already."""
         self._ensure_model()
-        with talking():
+        with mlflow_errors():
             source = self._client.get_run(self._run_id()).info.artifact_uri
             made = 0
             while made < number:
@@ -122,7 +130,7 @@ class MlflowRegistry:
             version = self._if_kept(version)
         if self._aliases().get(alias) == version:
             return
-        with talking():
+        with mlflow_errors():
             if version is None:
                 self._client.delete_registered_model_alias(self._name, alias)
             else:
@@ -149,7 +157,7 @@ class MlflowRegistry:
                 self._client.transition_model_version_stage(self._name, str(version), stage)
             except MlflowException as error:
                 if error.error_code not in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
-                    with talking():
+                    with mlflow_errors():
                         raise
                 self._has_stages = False
                 logger.warning("MLflow: this server has no stages; the aliases alone name the champion")
@@ -193,10 +201,10 @@ class MlflowRegistry:
     def _create(self, key: str) -> list[int]:
         run_id = self._run_id()
         keep_model(self._client, run_id, self._save)
-        with talking():
+        with mlflow_errors():
             source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
         for _ in range(_ATTEMPTS):
-            with talking(), sent_once():
+            with mlflow_errors(), sent_once():
                 try:
                     self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), KEY: key})
                 except MlflowException as error:
@@ -209,13 +217,14 @@ class MlflowRegistry:
 
 @contextmanager
 def _asking() -> Iterator[None]:
-    """As talking(), with what to do about a server that has no registry."""
+    """As mlflow_errors(), with what to do about a server that has no registry."""
     try:
-        with talking():
+        with mlflow_errors():
             yield
     except Undecided as error:
         if "NOT_FOUND" in str(error) or "Not Found" in str(error):
-            raise Undecided(f"{error}; a server without a Model Registry needs deployment.registry: none") from error
+            raise Undecided(f"{error}; this server has no Model Registry: use MLflow 2.9 or newer on a SQL store, or "
+                            "DagsHub") from error
         raise
 
 
@@ -238,7 +247,7 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
 
     Raises Undecided when the server fails or the version was not made by Champion.
     """
-    with talking():
+    with mlflow_errors():
         found = client.get_model_version(name, str(version))
         identity = found.tags.get(IDENTITY)
         if identity is None:
@@ -257,7 +266,7 @@ def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) 
         model = Path(folder) / ARTIFACT
         save(model)
         sent = {p.relative_to(model.parent).as_posix(): p.stat().st_size for p in model.rglob("*") if p.is_file()}
-        with talking(), time_for(max(sent.values())):
+        with mlflow_errors(), time_for(max(sent.values())):
             client.log_artifacts(run_id, str(model), ARTIFACT)
         _check_upload(client, run_id, sent)
 
@@ -267,7 +276,7 @@ def delete_model(client: MlflowClient, run_id: str) -> None:
     run = find_run(client, run_id)
     if run is None:  # removed for good, with its files
         return
-    with talking(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
+    with mlflow_errors(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
         get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts(ARTIFACT)
     if list_files(client, run_id, ARTIFACT):
         raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; set deployment.keep_versions: 0")

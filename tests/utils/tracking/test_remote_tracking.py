@@ -1,4 +1,4 @@
-"""A remote MLflow as DagsHub serves it: below a path, behind a login, perhaps without a registry or logged models."""
+"""A remote MLflow as DagsHub serves it: below a path, behind a login, without logged models."""
 
 import json
 import os
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scripts import history_script, rollback_script, status_script
 from src.core.params import Params
+from src.core.records import read_object
 from tests.fakes.history_store import answers, challenger, write_params
 from tests.fakes.mlflow_proxy import Call, MlflowProxy, SqliteServer
 from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
 from tests.fakes.promoted import NAME, SOURCE, run
 from tests.fakes.weightless import call
-from utils import json_utils, mlflow_utils, yaml_utils
+from utils import mlflow_utils, yaml_utils
 from utils.tracking.ledger import MlflowLedger
 
 pytest_plugins = ["tests.fakes.server_fixtures"]
@@ -51,7 +51,7 @@ def bring(mark: str, right: int) -> int:
 def promotions_and_a_rollback(capsys: pytest.CaptureFixture[str]) -> str:
     """All that the commands say while one model follows another and is taken back."""
     assert [bring("one", 10), bring("two", 20)] == [0, 0]
-    assert json_utils.read_object(INFO)["reason"] == "improved"
+    assert read_object(INFO)["reason"] == "improved"
     for script in (history_script, status_script, rollback_script, status_script):
         assert run(script) == 0
     said = capsys.readouterr()
@@ -105,18 +105,13 @@ def test_an_answer_that_is_no_answer_is_undecided_in_one_line(
     assert nothing_is_promoted()
 
 
-def test_a_server_without_a_registry_is_undecided_and_works_where_the_params_say_so(
+def test_a_server_without_a_registry_is_undecided_and_told_what_to_use(
     remote: MlflowProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     remote.missing = (*NEWER, "registered-models", "model-versions")
     assert bring("one", 10) == 4
-    assert "deployment.registry: none" in capsys.readouterr().err
-    values = yaml.safe_load(Path("params.yaml").read_bytes())
-    values["deployment"]["registry"] = "none"
-    Path("params.yaml").write_text(yaml.safe_dump(values))
-    promotions_and_a_rollback(capsys)
-    record = json_utils.read_object(INFO)
-    assert (record["registry"], record["champion"]["version"]) == ("none", 1)
+    assert "has no Model Registry: use MLflow 2.9 or newer on a SQL store, or DagsHub" in capsys.readouterr().err
+    assert nothing_is_promoted()
 
 
 @pytest.mark.parametrize("status", [200, 400])
