@@ -3,28 +3,42 @@
 import ast
 from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 PACKAGES = ("src", "utils", "scripts")
+# Who may import whom: a room imports from itself and from the rooms of earlier lines.
+FLOORS = (
+    ("src.core",),
+    ("src.data", "src.models", "src.ledger"),
+    ("src.training", "src.model_selection"),
+    ("src.evaluation", "src.decisions"),
+    ("src.promotion", "src.report"),
+    ("utils",),
+    ("scripts.commands",),
+    ("scripts",),
+)
+# What utils may take of src: types, small values and their checks, and nothing that computes a result.
+TYPES = ("src.core", "src.ledger", "src.model_selection", "src.evaluation.predictions", "src.promotion.card",
+         "src.promotion.protocol")
+HEAVY_ROOMS = ("src.models", "src.training", "src.evaluation.generation")
 SERVICES = {"mlflow", "huggingface_hub", "dagshub", "dvc"}
 HEAVY = {"torch", "transformers", "peft"}
-TRAINERS = {"src/models/base_model.py", "src/training/encoding.py", "src/training/checkpoints.py", "src/evaluation/generation.py", "src/training/fine_tuning.py",
-            "src/evaluation/generation.py", "src/models/placement.py", "src/training/model.py", "src/training/model.py", "src/models/merging.py",
-            "src/training/fine_tuning.py"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-# The modules of src that hold types, small values and their checks, and nothing that computes a result.
-TYPES = {"errors", "evidence", "hub_records", "ledger", "manifest", "model_card", "model_selection", "params", "ports",
-         "predictions", "promotion", "records", "deployment_record", "evaluation_record", "report_records"}
-SCRIPT_LINES, FILE_LINES = 100, 260
 
 
 def modules(root: Path, *packages: str) -> list[Path]:
     """But for those of an environment below it, as space/ has."""
     return sorted(path for name in packages for path in (root / name).rglob("*.py")
                   if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def dotted(root: Path, path: Path) -> str:
+    """The name by which a file is imported."""
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported(path: Path, *, typing_too: bool) -> list[str]:
@@ -76,50 +90,66 @@ def closure(root: Path, path: Path) -> set[str]:
     return found
 
 
+def upward_imports(root: Path) -> list[str]:
+    """Imports run down the floors of FLOORS, those for types too, and never in a circle."""
+    found, graph = [], {}
+    for path in modules(root, *PACKAGES):
+        name = dotted(root, path)
+        ours = {each for each in imported(path, typing_too=True) if _local(root, each) and each != name}
+        graph[name] = ours
+        if name in PACKAGES:
+            continue
+        if _room(name) is None:
+            found.append(f"{name}: lies in no room of FLOORS")
+        found += [f"{name}: imports {each}, which is not below it" for each in sorted(ours)
+                  if _room(each) != _room(name) and _floor(each) >= _floor(name)]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found.append(f"a circle of imports: {' <- '.join(error.args[1])}")
+    return found
+
+
+def _room(name: str) -> str | None:
+    """The longest name of FLOORS that this module lies in."""
+    return max((room for floor in FLOORS for room in floor if _within(name, (room,))), key=len, default=None)
+
+
+def _floor(name: str) -> int:
+    return next((number for number, floor in enumerate(FLOORS) if _room(name) in floor), -1)
+
+
+def _within(name: str, rooms: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{room}.") for room in rooms)
+
+
 def forbidden_imports(root: Path) -> list[str]:
-    """src is pure of services and of the environment; scripts import utils and src, utils types of src, src itself."""
+    """src knows no service and no environment, utils only types of src, and few modules know torch."""
     found = []
-    for path in modules(root, "src", "utils", "scripts", "benchmarks", "space"):
-        name, package = path.relative_to(root).as_posix(), path.relative_to(root).parts[0]
+    for path in modules(root, *PACKAGES, "benchmarks", "space"):
+        file, package = path.relative_to(root).as_posix(), path.relative_to(root).parts[0]
         for each in imported(path, typing_too=True):
-            top, _, rest = each.partition(".")
-            if top in _barred_from(package) or each == "relative":
-                found.append(f"{name}: imports {each}")
-            if package == "utils" and top == "src" and rest and rest.partition(".")[0] not in TYPES:
-                found.append(f"{name}: imports {each}, which is no module of types")
-        if package in PACKAGES and name not in TRAINERS:
-            found += [f"{name}: imports {each}, which is heavy" for each in imported(path, typing_too=False)
+            if each.partition(".")[0] in _barred_from(package) or each == "relative":
+                found.append(f"{file}: imports {each}")
+            if package == "utils" and _local(root, each) and each.startswith("src.") and not _within(each, TYPES):
+                found.append(f"{file}: imports {each}, which is no module of types")
+        if package in PACKAGES and not _within(dotted(root, path), HEAVY_ROOMS):
+            found += [f"{file}: imports {each}, which is heavy" for each in imported(path, typing_too=False)
                       if each.partition(".")[0] in HEAVY]
         if package == "src":
-            found += [f"{name}: reads os.{each}" for each in _environment(path)]
+            found += [f"{file}: reads os.{each}" for each in _environment(path)]
     return found
 
 
 def _barred_from(package: str) -> set[str]:
-    return {
-        "src": {*SERVICES, "utils", "scripts", "dotenv"},
-        "utils": {"scripts"},
-        "scripts": set(),
-        "benchmarks": {"space"},
-        "space": {*PACKAGES},
-    }[package]
+    barred = {"src": {*SERVICES, "dotenv"}, "benchmarks": {"space"}, "space": {*PACKAGES}}
+    return barred.get(package, set())
 
 
 def _environment(path: Path) -> list[str]:
     names = [node.attr if isinstance(node, ast.Attribute) else node.name for node in ast.walk(_tree(path))
              if isinstance(node, ast.Attribute | ast.alias)]
     return sorted(ENVIRONMENT.intersection(names))
-
-
-def oversized_files(root: Path) -> list[str]:
-    """A script holds flags and wiring: 100 lines; any other file 260."""
-    found = []
-    for path in modules(root, *PACKAGES, "tests", "benchmarks", "space"):
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        limit = SCRIPT_LINES if path.match("scripts/*_script.py") else FILE_LINES
-        if lines > limit:
-            found.append(f"{path.relative_to(root)}: {lines} lines, {limit} allowed")
-    return found
 
 
 def non_ascii_code(root: Path) -> list[str]:
@@ -173,17 +203,23 @@ def _keys(section: Mapping[str, Any]) -> Iterator[str]:
 
 
 def undeclared_sources(root: Path) -> list[str]:
-    """Each stage of dvc.yaml depends on its script and on every module of src that the script comes to import."""
+    """Each stage of dvc.yaml depends on its script, and on all of src and scripts/commands that its command imports."""
     found = []
     for name, stage in _stages(root).items():
-        script = stage["cmd"].split()[1]
-        declared = {str(dep) for dep in stage.get("deps", [])}
-        needed = {script, *(each for each in closure(root, root / script) if each.startswith("src/"))}
-        found += [f"{name}: deps lack {each}" for each in sorted(needed - {"src/__init__.py"})
-                  if each not in declared and Path(each).parts[0] not in declared]
-        found += [f"{name}: {each} does not exist" for each in sorted(declared)
+        declared = [str(dep) for dep in stage.get("deps", [])]
+        scripts = _scripts(stage)
+        reached = {each for script in scripts for each in closure(root, root / script)}
+        needed = {scripts[-1], *(each for each in reached if each.startswith(("src/", "scripts/commands/")))}
+        found += [f"{name}: deps lack {each}" for each in sorted(needed)
+                  if not any(f"{each}/".startswith(f"{dep}/") for dep in declared)]
+        found += [f"{name}: {each} does not exist" for each in declared
                   if each.startswith(PACKAGES) and not (root / each).exists()]
     return found
+
+
+def _scripts(stage: Mapping[str, Any]) -> list[str]:
+    """The scripts that a command starts: its stage's own, and before that the one that launches it."""
+    return [word for word in stage["cmd"].split() if word.endswith(".py")]
 
 
 def undeclared_params(root: Path) -> list[str]:
@@ -202,7 +238,7 @@ def undeclared_params(root: Path) -> list[str]:
         profiled = [f"profiles.{profile}.{each}" for profile, changes in profiles.items() for each in declared
                     if each != "profile" and not each.startswith("profiles") and _has(changes, each)]
         found += [f"{name}: params lack {each}" for each in profiled if not _covered(each, declared)]
-        script = root / stage["cmd"].split()[1]
+        script = root / _scripts(stage)[-1]
         files = [root / each for each in closure(root, script) if each.startswith("scripts/")]
         read = {section for file in files for section in _sections_read(file, set(params))}
         known = {"deployment", "mlflow", "profiles", *(each.partition(".")[0] for each in declared)}
