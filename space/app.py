@@ -1,4 +1,4 @@
-"""Serves a chat model: `python app.py`. What may be set is in serving/settings.py."""
+"""Serve a chat model: `python app.py`. The settings are environment variables, see serving/settings.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 
 
 def main() -> int:
-    """Load the model, then serve it until SIGTERM; exit 1 where its engine died, 2 where something is not set up."""
+    """Load the model, then serve it until SIGTERM; exit 1 if its engine died, 2 if something is not set up."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the first process of a container has no default for it
     try:
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 async def serve(settings: Settings, folder: Path) -> int:
-    """Answer from the model in a folder; returns the exit code, raises SettingError."""
+    """Serve the model in a folder; returns the exit code, raises SettingError."""
     begun = time.monotonic()
     logger.info("host: %s; model: %s", settings.host_kind, folder)
 
@@ -47,7 +47,7 @@ async def serve(settings: Settings, folder: Path) -> int:
 
     bundle = Bundle.open(folder)
     loading = asyncio.create_task(load(bundle, settings))
-    await asyncio.sleep(0)  # its process begins, and what serves is imported meanwhile
+    await asyncio.sleep(0)  # start the engine's process; the imports below run beside it
 
     import uvicorn
 
@@ -56,12 +56,12 @@ async def serve(settings: Settings, folder: Path) -> int:
     engine = await loading
     logger.info("%s %s on %s, loaded in %.1f s; http://%s:%d", bundle.identity.model, bundle.identity.label,
                 engine.name, time.monotonic() - begun, settings.host, settings.port)
-    # The proxies of a Space say who asks; elsewhere nobody is believed about that.
+    # On a Space the Hub's proxies name the client. Elsewhere X-Forwarded-For is not trusted.
     trusted = _PRIVATE if settings.host_kind == "Space" else ""
     server = uvicorn.Server(uvicorn.Config(
         create_app(bundle, engine, settings), host=settings.host, port=settings.port, log_level="warning",
         forwarded_allow_ips=trusted, timeout_graceful_shutdown=settings.seconds + 5,
-        timeout_keep_alive=75))  # more than a client or a proxy keeps an idle connection: it is theirs to close
+        timeout_keep_alive=75))  # longer than clients and proxies keep an idle connection, so that they close it
 
     async def end_with_engine() -> bool:
         server.should_exit = died = await engine.died()
@@ -73,13 +73,12 @@ async def serve(settings: Settings, folder: Path) -> int:
 
 
 async def load(bundle: Bundle, settings: Settings) -> Engine:
-    """The engine for what the bundle holds: OpenVINO for compressed weights, transformers for the others."""
+    """Start OpenVINO for compressed weights, transformers for the released ones."""
     from serving.engine import Engine
+    from serving.identity import check_safe
 
     folder = bundle.folder
-    if not bundle.weights:
-        raise SettingError(f"{folder}: none of its weights is SAFE, and validation.json says why; make it again with "
-                           "prepare_assets.py --weights safetensors")
+    check_safe(bundle.weights, folder)
     weights = settings.weights or bundle.weights[0]
     if bundle.weights == ("safetensors",):
         logger.warning("%s holds no compressed weights; it is served by transformers, slower and with more memory",

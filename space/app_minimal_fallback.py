@@ -41,7 +41,7 @@ input {{ width: 100%; margin: .25rem 0 .5rem; }}
 <button>Ask</button></form><p role="status">{answer}</p></body></html>"""
 
 
-class Answers:
+class StoredAnswers:
     """Stored answers, found by the words that their questions share with a new one (cosine of tf-idf)."""
 
     def __init__(self, rows: list[dict[str, str]]) -> None:
@@ -67,7 +67,7 @@ class Answers:
 class Handler(BaseHTTPRequestHandler):
     """`/`, `/healthz` and `/v1/chat/completions`."""
 
-    answers: Answers
+    answers: StoredAnswers
     identity: dict[str, Any]
     timeout = 30
     protocol_version = "HTTP/1.1"
@@ -161,7 +161,7 @@ def main() -> int:
     """Serve until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows, Handler.identity = _load()
-    Handler.answers = Answers(rows)
+    Handler.answers = StoredAnswers(rows)
     port = int(os.environ.get("PORT") or (7860 if os.environ.get("SPACE_ID") else 5000))
     host = os.environ.get("HOST") or "0.0.0.0"  # noqa: S104 - in a container it is reached from outside
     server = ThreadingHTTPServer((host, port), Handler)

@@ -19,8 +19,9 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed a
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from deploying.hub import DeployError, Usage, clean
-from deploying.steps import Deployment, Plan, Record, verify
+from deploying.hub import BadUsage, DeployError, clean
+from deploying.steps import DeploymentResult, Plan, SpaceDeployment, verify
+from serving.identity import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,11 +39,11 @@ def main() -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         record = _done(arguments)
-    except DeployError as error:
-        record = Record("failed", error.code, clean(str(error)), arguments.space)
+    except (DeployError, BundleError) as error:
+        record = DeploymentResult("failed", error.code, clean(str(error)), arguments.space)
         logger.critical("%s", record.reason)
     except KeyboardInterrupt:
-        record = Record("failed", _STOPPED, "interrupted; run it again", arguments.space)
+        record = DeploymentResult("failed", _STOPPED, "interrupted; run it again", arguments.space)
         logger.critical("%s", record.reason)
     if arguments.record:
         record.write(arguments.record)
@@ -50,19 +51,19 @@ def main() -> int:
     return record.code
 
 
-def _done(arguments: argparse.Namespace) -> Record:
+def _done(arguments: argparse.Namespace) -> DeploymentResult:
     if arguments.push and not arguments.space:
-        raise Usage("--push needs --space OWNER/NAME")
+        raise BadUsage("--push needs --space OWNER/NAME")
     plan = Plan(HERE, arguments.bundle, arguments.space, arguments.strategy, arguments.push, arguments.private,
                 arguments.on_failure, arguments.url, arguments.champion, arguments.wait, arguments.settle)
-    return verify(plan) if arguments.verify_only else Deployment(plan, _asking(arguments)).run()
+    return verify(plan) if arguments.verify_only else SpaceDeployment(plan, _asking(arguments)).run()
 
 
 def _asking(arguments: argparse.Namespace) -> Callable[[str], None]:
     if arguments.auto:
         return lambda doing: logger.info("%s", doing)
     if (arguments.push or arguments.strategy) and not sys.stdin.isatty():
-        raise Usage("this is no terminal to ask on before each step; --auto does without asking")
+        raise BadUsage("this is no terminal to ask on before each step; --auto does without asking")
     return _ask
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+
+from files import write_text
 
 HERE = Path(__file__).parent
 _KEY = re.compile(r"^ARG BUILD_KEY=.*$", re.MULTILINE)
@@ -37,14 +38,14 @@ def main() -> int:
             _commit(f"Build the Space's image anew: {key}")
         if arguments.push:
             _push(arguments.space, key)
-    except Refused as error:
+    except BuildKeyError as error:
         logger.critical("%s", error)
         return error.code
     sys.stdout.write(f"{key}\n")
     return 0
 
 
-class Refused(Exception):
+class BuildKeyError(Exception):
     """It could not be changed; the text says why."""
 
     def __init__(self, message: str, code: int = 2) -> None:
@@ -53,23 +54,21 @@ class Refused(Exception):
 
 
 def changed(text: str, key: str) -> str:
-    """A Dockerfile with another key; raises Refused where it has none."""
+    """A Dockerfile with another key; raises BuildKeyError where it has none."""
     if not _KEY.search(text):
-        raise Refused("Dockerfile: has no line ARG BUILD_KEY=; put one before the first FROM")
+        raise BuildKeyError("Dockerfile: has no line ARG BUILD_KEY=; put one before the first FROM")
     return _KEY.sub(f"ARG BUILD_KEY={key}", text, count=1)
 
 
 def _change(path: Path, key: str) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(changed(path.read_text(encoding="utf-8"), key), encoding="utf-8")
-    new.replace(path)
+    write_text(path, changed(path.read_text(encoding="utf-8"), key))
 
 
 def _commit(title: str) -> None:
     done = subprocess.run(["git", "-C", str(HERE), "commit", "--quiet", "-m", title, "--", "Dockerfile"],
                           capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Refused(f"git commit: {(done.stderr or done.stdout).strip()}")
+        raise BuildKeyError(f"git commit: {(done.stderr or done.stdout).strip()}")
 
 
 def _push(name: str, key: str) -> None:
@@ -80,7 +79,7 @@ def _push(name: str, key: str) -> None:
         space = Space(connect(), name, logger.info)
         oid = space.amend("Dockerfile", lambda text: changed(text, key), f"build key {key}")
     except DeployError as error:
-        raise Refused(str(error), error.code) from error
+        raise BuildKeyError(str(error), error.code) from error
     logger.info("%s: %s", name, oid)
 
 

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bundling import source as export
-from bundling.source import Source, SourceError, find, sha256
+from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, copy_weights, find, lacking
+from serving.identity import BundleIdentity, ServedModel
 
 logger = logging.getLogger("space")
 
@@ -33,7 +33,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = arguments.weights.split(",")
-    if not set(wanted) <= {*export.COMPRESSED} and wanted != ["safetensors"]:
+    if not set(wanted) <= {*COMPRESSED} and wanted != ["safetensors"]:
         parser.error(f"--weights {arguments.weights}: expected int8, int4, int8,int4 or safetensors")
     try:
         source = find(arguments.model, arguments.version)
@@ -60,7 +60,8 @@ def prepare(source: Source, output: Path, wanted: list[str], questions: Path | N
         if questions:
             text = json.dumps(_first_turns(questions), indent=1)
             (folder / "questions.json").write_text(text + "\n", encoding="ascii")
-        _write_identity(source, folder, weights)
+        model = ServedModel(source.model, source.version, source.commit, source.model_digest)
+        BundleIdentity.of(folder, model, weights).write(folder)
         _replace(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,18 +70,18 @@ def prepare(source: Source, output: Path, wanted: list[str], questions: Path | N
 
 def _write_weights(release: Path, folder: Path, wanted: list[str]) -> list[str]:
     if wanted != ["safetensors"]:
-        reason = f"{', '.join(export.lacking())} missing here" if export.lacking() else ""
+        reason = f"{', '.join(lacking())} missing here" if lacking() else ""
         try:
             if not reason:
-                export.compress(release, folder, wanted)
+                compress(release, folder, wanted)
                 return wanted
-        except export.ExportError as error:
+        except ExportError as error:
             reason = str(error)
             for precision in wanted:
                 shutil.rmtree(folder / precision, ignore_errors=True)
         logger.warning("not compressed: %s. The bundle holds the released weights; serving them needs torch and "
                        "transformers, more memory and more time", reason)
-    export.copy_weights(release, folder)
+    copy_weights(release, folder)
     return ["safetensors"]
 
 
@@ -92,17 +93,6 @@ def _first_turns(path: Path) -> list[dict[str, str]]:
         messages = [each for each in json.loads(line)["messages"] if each["role"] != "system"]
         found.setdefault(messages[0]["content"], messages[1]["content"])
     return [{"question": question, "answer": answer} for question, answer in list(found.items())[:_QUESTIONS]]
-
-
-def _write_identity(source: Source, folder: Path, weights: list[str]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    identity = {
-        "model": source.model, "version": source.version, "commit": source.commit,
-        "model_digest": source.model_digest, "weights": weights,
-        "sizes": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
-        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
-    }
-    (folder / "identity.json").write_text(json.dumps(identity, indent=2) + "\n", encoding="ascii")
 
 
 def _replace(folder: Path, output: Path) -> None:

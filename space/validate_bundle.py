@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
-import os
 import shlex
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundling.comparison import (
-    IDENTITY,
     STREAMS,
-    VALIDATION,
-    Answers,
+    Answerer,
+    BundleVerdict,
+    JsonLine,
     MeasuringError,
-    Row,
+    ScoredAnswers,
     Scorer,
-    Side,
-    Verdict,
     evaluated,
     identity_problems,
     judge,
     read_lines,
     scored,
 )
-from bundling.source import Source, SourceError, find, sha256
+from bundling.source import Source, SourceError, find
+from files import sha256, write_object
+from serving.identity import VALIDATION, BundleIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,7 +63,7 @@ PARSER.add_argument("--output", type=Path, help=f"default: {VALIDATION} in the b
 class Measured:
     """One side of the comparison."""
 
-    answers: Answers
+    answers: ScoredAnswers
     figures: dict[str, Any]
     source: str  # where the answers are from
 
@@ -76,12 +74,12 @@ class Task:
 
     release: Source
     bundle: Path
-    rows: Sequence[Row]
+    rows: Sequence[JsonLine]
     timed: int
     scorer: Scorer
     scratch: Path
 
-    def measure(self, side: Side, known: list[Row] | None = None) -> tuple[Measured, dict[str, Any]]:
+    def measure(self, side: Answerer, known: list[JsonLine] | None = None) -> tuple[Measured, dict[str, Any]]:
         """Answer all rows, unless the answers are known, score them, and time some of them one by one."""
         answers = known if known is not None else side.ask(self.rows, self.scratch, streams=STREAMS)[0]
         _, figures = side.ask(self.rows[:self.timed], self.scratch, streams=1)
@@ -96,7 +94,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="validate-bundle-") as scratch:
             record = validate(flags, Path(scratch))
-        write(flags.output or flags.bundle / VALIDATION, record)
+        write_object(flags.output or flags.bundle / VALIDATION, record)
         if not record["identity_problems"]:
             serve_only(flags.bundle, record["serves"], record["weights"])
     except (MeasuringError, SourceError, OSError, ValueError, KeyError) as error:
@@ -117,16 +115,16 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     with_torch = flags.released_python or _with_torch()
     known = evaluated(flags.evaluation, release, rows)
     logger.info("released: %s", "answers of the evaluation" if known else f"answering {len(rows)} rows")
-    released, told = task.measure(Side(with_torch, release.folder, ""), known)
+    released, told = task.measure(Answerer(with_torch, release.folder, ""), known)
     largest = told["max_score_drop"] if flags.max_score_drop is None else flags.max_score_drop
     found = {}
     for kind in kinds:
         logger.info("%s: answering %d rows", kind, len(rows))
-        side = (Side(with_torch, flags.bundle, "") if kind == "safetensors" else
-                Side(flags.serving_python, flags.bundle, kind))
+        side = (Answerer(with_torch, flags.bundle, "") if kind == "safetensors" else
+                Answerer(flags.serving_python, flags.bundle, kind))
         measured, _ = task.measure(side)
         verdict = judge(released.answers, measured.answers, largest)
-        found[kind] = _as_record(measured, released, Verdict((*problems, *verdict.reasons)))
+        found[kind] = _as_record(measured, released, BundleVerdict((*problems, *verdict.reasons)))
     serves = [kind for kind in kinds if found[kind]["verdict"] == "SAFE"]
     return {
         "verdict": "SAFE" if serves else "UNSAFE", "serves": serves, "model": release.model,
@@ -143,7 +141,7 @@ def kinds_in(bundle: Path) -> list[str]:
     return [kind for kind in _PRECEDENCE if (bundle / kind).is_dir()] or ["safetensors"]
 
 
-def _as_record(measured: Measured, released: Measured, verdict: Verdict | None) -> dict[str, Any]:
+def _as_record(measured: Measured, released: Measured, verdict: BundleVerdict | None) -> dict[str, Any]:
     answers = asdict(measured.answers)
     pairs = zip(answers.pop("predictions"), released.answers.predictions, strict=True)
     judged = {"verdict": verdict.word, "reasons": list(verdict.reasons)} if verdict else {}
@@ -163,27 +161,16 @@ def _project_scorer() -> tuple[str, ...]:
     return (python, "-m", "scripts.score_script")
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Beside its place, then renamed: there is never half a file."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
-
-
 def serve_only(bundle: Path, weights: Sequence[str], judged: Iterable[str]) -> None:
-    """The app serves the first of these weights unless told otherwise. The others that were judged are deleted.
+    """Name these weights in identity.json, the first to be served, and delete the others that were judged.
 
-    So nothing ships what is UNSAFE. Where all are, they stay to be looked at: app, deploy.py and image refuse them.
+    So nothing ships what is UNSAFE. If all are, they stay to be looked at: app, deploy.py and image refuse them.
     """
-    identity = json.loads((bundle / IDENTITY).read_text(encoding="utf-8"))
     gone = [kind for kind in judged if weights and kind not in weights]
-    kept = {name: {file: value for file, value in identity[name].items() if file.partition("/")[0] not in gone}
-            for name in ("sizes", "sha256")}
-    write(bundle / IDENTITY, {**identity, **kept, "weights": list(weights)})
+    identity = BundleIdentity.load(bundle)
+    kept = [name for name in identity.sha256 if name.partition("/")[0] not in gone]
+    replace(identity, weights=tuple(weights), sizes={name: identity.sizes[name] for name in kept},
+            sha256={name: identity.sha256[name] for name in kept}).write(bundle)
     for kind in gone:
         shutil.rmtree(bundle / kind)
 

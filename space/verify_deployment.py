@@ -1,31 +1,42 @@
-"""Check space/ before it is deployed, in the environment that this runs in. Exit 0, or 1 with one line each."""
+"""Check space/ before it is deployed, in the environment that runs this. Exit 0, or 1 with one line for each problem.
+
+With --build it is a step of the image's build, after pip: it compares the installed packages with requirements.txt. It
+names each package that has another version than the lock, is missing, is not in the lock or does not import, a torch
+with CUDA, and a NumPy of the other ABI.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from dependencies import checks
-from dependencies.environment import one_line
+from dependencies.environment import one_line, problems
+from dependencies.strategies import APPLIED, applied
 
 logger = logging.getLogger("space")
 
 
 def main() -> int:
     """Run every check, whatever the others find."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--verbose", action="store_true", help="also what is right")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", action="store_true", help="only what is installed, against the lock")
+    parser.add_argument("--requirements", type=Path, default=APPLIED, help="with --build: another requirements.txt")
+    parser.add_argument("--verbose", action="store_true", help="also what is right, and every line of an error")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wrong = 0
-    for name, problems in checks.run():
-        wrong += len(problems)
-        for problem in problems:
+    chosen = {"build": lambda: problems(applied(arguments.requirements))} if arguments.build else checks.CHECKS
+    for name, found in checks.run(chosen):
+        wrong += len(found)
+        for problem in found:
             logger.error("%s: %s", name, problem if arguments.verbose else one_line(problem))
-        if arguments.verbose and not problems:
+        if arguments.verbose and not found:
             logger.info("%s: ok", name)
-    logger.info("%s", f"{wrong} wrong" if wrong else "ready to be deployed")
+    right = "ready to be deployed" if not arguments.build else "the packages are the ones that are locked"
+    logger.info("%s", f"{wrong} wrong" if wrong else right)
     return 1 if wrong else 0
 
 

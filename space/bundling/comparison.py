@@ -1,4 +1,4 @@
-"""What models answer and take, each in a process of its own, and what the project's scorer says of the answers."""
+"""Compare a bundle with its release: run both, score their answers with the project's scorer, judge the difference."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundling.source import sha256
+from files import sha256
+from serving.identity import BundleError, BundleIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from bundling.source import Source
 
 HERE = Path(__file__).parents[1]
-STREAMS = 4  # as the app answers
-Row = dict[str, Any]
-VALIDATION = "validation.json"
-IDENTITY = "identity.json"
+STREAMS = 4  # answers at once, as in the app
+JsonLine = dict[str, Any]
 # Tokens at an answer's end. Of the pocket model's 232 answers, of 72 tokens at most, none ends in anything said three
 # times, and the longest end that was said twice has 15 tokens; of the references, none.
 _TAIL = 24
@@ -33,14 +31,14 @@ class MeasuringError(Exception):
 
 
 @dataclass(frozen=True)
-class Side:
+class Answerer:
     """A folder of weights and the Python that can run them; weights is empty for released ones."""
 
     python: str
     folder: Path
     weights: str
 
-    def ask(self, rows: Sequence[Row], scratch: Path, *, streams: int) -> tuple[list[Row], dict[str, Any]]:
+    def ask(self, rows: Sequence[JsonLine], scratch: Path, *, streams: int) -> tuple[list[JsonLine], dict[str, Any]]:
         """Answers in the order of the rows, and the probe's figures; raises MeasuringError."""
         prompts, output = scratch / "prompts.jsonl", scratch / "answers.jsonl"
         write_lines(prompts, [{"id": row["id"], "messages": row["messages"][:-1]} for row in rows])
@@ -63,19 +61,21 @@ class Scorer:
         return found
 
 
-def scored(rows: Sequence[Row], answers: Sequence[Row], scorer: Scorer, file: Path) -> tuple[Answers, dict[str, Any]]:
+def scored(
+    rows: Sequence[JsonLine], answers: Sequence[JsonLine], scorer: Scorer, file: Path
+) -> tuple[ScoredAnswers, dict[str, Any]]:
     """Write the predictions, score them; the scorer's own words come second."""
     write_lines(file, [{**answer, "reference": row["messages"][-1]["content"].strip()}
                        for row, answer in zip(rows, answers, strict=True)])
     told = scorer.score(file)
-    return Answers(
+    return ScoredAnswers(
         predictions=tuple(answer["prediction"] for answer in answers), metrics=told["metrics"],
         weighted_score=told["weighted_score"], empty=_share([not answer["prediction"] for answer in answers]),
         looping=_share([loops(answer["tokens"]) for answer in answers]),
     ), told
 
 
-def evaluated(folder: Path, release: Source, rows: Sequence[Row]) -> list[Row] | None:
+def evaluated(folder: Path, release: Source, rows: Sequence[JsonLine]) -> list[JsonLine] | None:
     """The answers that the evaluation stage just wrote, where they are this model's to these rows under its limit."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -91,13 +91,13 @@ def evaluated(folder: Path, release: Source, rows: Sequence[Row]) -> list[Row] |
     return [_as_answer(known[row["id"]]) for row in rows]
 
 
-def _as_answer(line: Row) -> Row:
+def _as_answer(line: JsonLine) -> JsonLine:
     """As the probe writes it: without the token that ended it."""
     tokens = line["tokens"] if line["truncated"] else line["tokens"][:-1]
     return {"id": line["id"], "prediction": line["prediction"], "tokens": tokens, "truncated": line["truncated"]}
 
 
-def _same(row: Row, line: Row) -> bool:
+def _same(row: JsonLine, line: JsonLine) -> bool:
     *prompt, answer = row["messages"]
     return [line["messages"], line["reference"]] == [prompt, answer["content"].strip()]
 
@@ -106,7 +106,7 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
 
-def read_lines(path: Path) -> list[Row]:
+def read_lines(path: Path) -> list[JsonLine]:
     """Of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -129,7 +129,7 @@ def run(command: Sequence[str], *, cwd: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """A model's answers to all rows, in their order. Shares and scores are in 0..1."""
 
     predictions: tuple[str, ...]
@@ -140,20 +140,15 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """SAFE where there is no reason against it."""
+class BundleVerdict:
+    """SAFE when there is no reason against it."""
 
     reasons: tuple[str, ...]
 
     @property
-    def safe(self) -> bool:
-        """Nothing speaks against it."""
-        return not self.reasons
-
-    @property
     def word(self) -> str:
         """SAFE or UNSAFE."""
-        return "SAFE" if self.safe else "UNSAFE"
+        return "UNSAFE" if self.reasons else "SAFE"
 
 
 def loops(tokens: Sequence[int]) -> bool:
@@ -166,7 +161,7 @@ def _repeats(tail: Sequence[int], period: int) -> bool:
     return tail[period:] == tail[:-period]
 
 
-def judge(released: Answers, bundled: Answers, largest_drop: float) -> Verdict:
+def judge(released: ScoredAnswers, bundled: ScoredAnswers, largest_drop: float) -> BundleVerdict:
     """The score may fall by the largest drop and no further; no share of unusable answers may rise."""
     reasons = []
     drop = Decimal(repr(released.weighted_score)) - Decimal(repr(bundled.weighted_score))
@@ -176,26 +171,19 @@ def judge(released: Answers, bundled: Answers, largest_drop: float) -> Verdict:
         before, after = getattr(released, what), getattr(bundled, what)
         if after > before:
             reasons.append(f"{after:.1%} of the answers are {what}, {before:.1%} of the released model's")
-    return Verdict(tuple(reasons))
+    return BundleVerdict(tuple(reasons))
 
 
 def identity_problems(bundle: Path, release: Source) -> list[str]:
-    """Where a bundle is not what its identity says, or not of this release."""
+    """One line for each way in which a bundle is not what its identity says, or not made of this release."""
     try:
-        identity: dict[str, Any] = json.loads((bundle / IDENTITY).read_text(encoding="utf-8"))
-        stated: dict[str, str] = identity["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{IDENTITY} cannot be read: {error!r}"]
+        identity = BundleIdentity.load(bundle)
+    except BundleError as error:
+        return [str(error)]
     problems = [] if release.model_digest else ["the release does not state its model digest"]
-    if identity.get("model_digest") != release.model_digest:
-        problems.append(f"it is of the model {str(identity.get('model_digest'))[:12]}, "
-                        f"not {str(release.model_digest)[:12]}")
-    there = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*")
-             if path.is_file() and path.relative_to(bundle).as_posix() not in (IDENTITY, VALIDATION)}
-    problems += [f"{name} is missing" for name in sorted(stated.keys() - there)]
-    problems += [f"{name} is not listed" for name in sorted(there.keys() - stated)]
-    found = {name: sha256(there[name]) for name in sorted(stated.keys() & there)}
-    problems += [f"{name} was changed" for name, digest in found.items() if digest != stated[name]]
-    problems += [f"{name} is not the release's" for name, digest in found.items()
-                 if (release.folder / name).is_file() and sha256(release.folder / name) != digest]
-    return problems
+    if identity.model.digest != release.model_digest:
+        problems.append(f"it is of the model {str(identity.model.digest)[:12]}, not {str(release.model_digest)[:12]}")
+    problems += identity.differences(bundle, contents=True)
+    both = [name for name in sorted(identity.sha256) if (bundle / name).is_file() and (release.folder / name).is_file()]
+    return problems + [f"{name} is not the release's" for name in both
+                       if sha256(release.folder / name) != sha256(bundle / name)]

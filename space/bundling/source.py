@@ -1,8 +1,7 @@
-"""The release that a bundle is made of: a local folder, or a repository on the Hub at a revision."""
+"""The release that a bundle is made of, from a folder or from the Hub, and the export of its weights."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -12,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from files import sha256
 
-_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHAMPION = "champion.json"
+_CARD_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
 _VERSION_TAG = re.compile(r"v([1-9][0-9]*)")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
 logger = logging.getLogger(__name__)
@@ -24,12 +26,12 @@ _GROUP = 64  # weights that share a scale in int4; divides the widths of Llama m
 
 
 class SourceError(Exception):
-    """There is no release there that can be served; the text says why."""
+    """There is no release that can be served; the text says why."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A release on this disk and who it is; None for what nobody recorded."""
+    """A release on this disk and its identity; None for what nobody recorded."""
 
     folder: Path
     model: str
@@ -47,10 +49,10 @@ def find(model: str, version: int | None) -> Source:
 
 
 def _local(folder: Path) -> Source:
-    digest = _card_digest(folder)
+    digest = _model_digest(folder)
     told = folder.resolve().parent / "deployment" / "deployment_info.json"
     deployed: dict[str, Any] = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    if not digest or deployed.get("model_digest") != digest:  # it tells of another model
+    if not digest or deployed.get("model_digest") != digest:  # the record of another model
         deployed = {}
     hub = deployed.get("hub") or {}
     name = deployed.get("model_name") or folder.resolve().name
@@ -68,9 +70,9 @@ def _from_hub(model: str) -> Source:
         tags = [tag.name for tag in api.list_repo_refs(name).tags if tag.target_commit == commit]
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=_PATTERNS))
     except (OSError, HfHubHTTPError, HFValidationError, _http_client().HTTPError) as error:
-        raise SourceError(f"{model}: neither a folder nor to be had from the Hub: {error}") from error
+        raise SourceError(f"{model}: is no folder here and cannot be fetched from the Hub: {error}") from error
     versions = sorted(int(found[1]) for tag in tags if (found := _VERSION_TAG.fullmatch(tag)))
-    return Source(folder, name, versions[-1] if versions else None, commit, _card_digest(folder))
+    return Source(folder, name, versions[-1] if versions else None, commit, _model_digest(folder))
 
 
 def _http_client() -> Any:
@@ -78,30 +80,41 @@ def _http_client() -> Any:
     return importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 
 
-def _card_digest(folder: Path) -> str | None:
-    card = folder / "README.md"
-    found = _DIGEST.search(card.read_text(encoding="utf-8")) if card.is_file() else None
-    return found[1] if found else None
+def _model_digest(folder: Path) -> str | None:
+    def read(name: str) -> str | None:
+        return (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else None
+
+    return stated_digest(read, str(folder))
+
+
+def stated_digest(read: Callable[[str], str | None], where: str) -> str | None:
+    """The model digest that a release states, None if it states none; raises SourceError.
+
+    champion.json has it. A release made before there was that file has it in a table of its model card.
+    """
+    text = read(CHAMPION)
+    if text is None:
+        found = _CARD_DIGEST.search(read("README.md") or "")
+        return found[1] if found else None
+    try:
+        digest = json.loads(text)["model_digest"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise SourceError(f"{where}: {CHAMPION} states no model_digest; publish the release again") from error
+    return str(digest)
 
 
 def _check(folder: Path) -> None:
-    """Every file is what the release's manifest says, where it has one; and a chat model is all there."""
+    """Raise SourceError unless the files of a chat model are there and match manifest.json, if there is one."""
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
-            raise SourceError(f"{folder}: lacks {name}; is it a release? `make repro` makes results/release")
+            raise SourceError(f"{folder}: has no {name}, so it is no release; `make repro` makes results/release")
     if (folder / "adapter_config.json").is_file():
-        raise SourceError(f"{folder}: has an adapter that is not merged, and a bundle would be of its base; merge it")
+        raise SourceError(f"{folder}: has an unmerged adapter; a bundle would be of the base model; merge it")
     manifest = folder / "manifest.json"
     stated: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     for name, digest in stated.items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise SourceError(f"{folder / name}: is not what manifest.json says; assemble or fetch the release again")
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ExportError(Exception):

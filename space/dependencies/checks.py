@@ -1,22 +1,21 @@
 """Whether space/ can be deployed as it stands: requirements, imports, assets, front matter and ports.
 
-Each check yields one line for what is wrong; who words or counts them is verify_deployment.py.
+Each check yields one line for each thing that is wrong.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dependencies import environment
 from dependencies.strategies import SPACE, StrategyError, applied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _LARGEST_PORT = 65535
 _JOINERS = "\u200d\ufe0f"  # make one emoji of several signs
@@ -26,10 +25,8 @@ def requirements() -> Iterator[str]:
     """Chains of requirements that are not met in this environment, and versions that are not the lock's."""
     strategy = applied()
     if strategy.complete:
-        from dependencies.environment import sentence, unmet
-
         asked = [f"{name}=={version}" for name, version in strategy.direct.items()]
-        yield from dict.fromkeys(sentence(broken) for each in asked for broken in unmet(each))
+        yield from dict.fromkeys(environment.sentence(broken) for each in asked for broken in environment.unmet(each))
 
 
 def imports() -> Iterator[str]:
@@ -51,18 +48,17 @@ def assets() -> Iterator[str]:
             yield f"app.py: strategy {strategy.name} serves the fallback; cp {strategy.program} app.py"
         return
     folder = Path(os.environ.get("MODEL_DIR") or SPACE / "assets")
-    identity = _read(folder / "identity.json")
-    if identity is None:
-        yield f"{folder / 'identity.json'}: there is no bundle; run prepare_assets.py"
+    from serving.identity import BundleError, BundleIdentity, check_safe
+
+    try:
+        identity = BundleIdentity.load(folder)
+        check_safe(identity.weights, folder)
+    except BundleError as error:
+        yield str(error)
         return
-    if not identity.get("weights"):
-        yield f"{folder}: none of its weights is SAFE, see validation.json; run prepare_assets.py --weights safetensors"
-    for name, size in identity.get("sizes", {}).items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if found != size:
-            has = "is missing" if found is None else f"has {found} bytes"
-            yield f"{folder / name}: {has}, identity.json says {size}; run prepare_assets.py again"
-    needed = {"safetensors" if each == "safetensors" else "compressed" for each in identity.get("weights", [])}
+    for line in identity.differences(folder, contents=False):
+        yield f"{folder}: {line}; run prepare_assets.py again"
+    needed = {"safetensors" if each == "safetensors" else "compressed" for each in identity.weights}
     needed |= {"adapter"} if (folder / "adapter_config.json").is_file() else set()
     for kind in sorted(needed - set(strategy.works)):
         yield f"{folder}: is {kind}, which strategy {strategy.name} does not serve; see fix_dependencies.py --list"
@@ -104,9 +100,9 @@ CHECKS: dict[str, Callable[[], Iterator[str]]] = {
     "requirements": requirements, "imports": imports, "assets": assets, "front matter": front_matter, "ports": ports}
 
 
-def run() -> Iterator[tuple[str, list[str]]]:
-    """Each check's name and what it found wrong; a check that cannot look says why."""
-    for name, check in CHECKS.items():
+def run(checks: Mapping[str, Callable[[], Iterator[str]]]) -> Iterator[tuple[str, list[str]]]:
+    """Each check's name and what it found wrong; a check that cannot be done says why."""
+    for name, check in checks.items():
         try:
             yield name, list(check())
         except (StrategyError, OSError, ImportError) as error:
@@ -131,10 +127,3 @@ def _front_matter() -> dict[str, str]:
 def _text(name: str) -> str:
     return (SPACE / name).read_text(encoding="utf-8")
 
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""What is really installed, against what a strategy locks: versions, imports, torch's build, NumPy's ABI."""
+"""Compare an environment with a strategy: versions, imports, torch's build, NumPy's ABI; and make a scratch one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
-
 from dependencies.strategies import SPACE, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from packaging.requirements import Requirement
 
     from dependencies.strategies import Strategy
 
@@ -140,7 +140,7 @@ def find_installed(name: str) -> Installed | None:
 def unmet(asked: str, find: Callable[[str], Installed | None] = find_installed, *, by: str = "the strategy",
           above: tuple[str, ...] = ()) -> Iterator[Unmet]:
     """The chains below a requirement that end in one which is not met; a circle is followed once."""
-    wanted = Requirement(asked)
+    wanted = _parsed(asked)
     if str(wanted) in above:
         return
     chain = (*above, str(wanted))
@@ -151,8 +151,14 @@ def unmet(asked: str, find: Callable[[str], Installed | None] = find_installed, 
         yield Unmet(chain, by, found.version)
     else:
         for below in found.requires:
-            if _applies(Requirement(below), wanted.extras):
+            if _applies(_parsed(below), wanted.extras):
                 yield from unmet(below, find, by=f"{canonical(wanted.name)} {found.version}", above=chain)
+
+
+def _parsed(requirement: str) -> Requirement:
+    from packaging.requirements import Requirement  # not in an environment of the strategy minimal
+
+    return Requirement(requirement)
 
 
 def _applies(requirement: Requirement, extras: set[str]) -> bool:
@@ -162,7 +168,7 @@ def _applies(requirement: Requirement, extras: set[str]) -> bool:
 
 def sentence(broken: Unmet) -> str:
     """One line, with the chain where it is longer than one step."""
-    last = Requirement(broken.chain[-1])
+    last = _parsed(broken.chain[-1])
     name = canonical(last.name)
     through = f" ({' -> '.join(broken.chain)})" if len(broken.chain) > 1 else ""
     if broken.found is None:
@@ -195,7 +201,7 @@ def build(strategy: Strategy, folder: Path) -> Built:
         seconds = time.monotonic() - begun
         _run_command(python, "-m", "pip", "check", "--disable-pip-version-check")
         size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-        _run_command(python, str(SPACE / "assert_build.py"), "--requirements", requirements.name)
+        _run_command(python, str(SPACE / "verify_deployment.py"), "--build", "--requirements", requirements.name)
     return Built(len(strategy.complete), size / 1e6, seconds)
 
 

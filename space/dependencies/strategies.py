@@ -1,13 +1,13 @@
-"""The table of strategies, and which of them the Space's requirements.txt takes."""
+"""The strategies, which are sets of requirements: their table, the applied one, and the one that an error calls for."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from files import write_text
 
 SPACE = Path(__file__).parents[1]
 REQUIREMENTS = SPACE / "requirements"
@@ -93,13 +93,13 @@ def applied(path: Path = APPLIED) -> Strategy:
 
 
 def apply(strategy: Strategy, path: Path = APPLIED) -> bool:
-    """Write requirements.txt, by one rename, and keep the one before; whether that changed anything."""
+    """Write requirements.txt and keep the one before; returns whether that changed anything."""
     before = path.read_text(encoding="utf-8") if path.is_file() else None
     if before == strategy.text:
         return False
     if before is not None:
-        _write(path.with_name(_BEFORE), before)
-    _write(path, strategy.text)
+        write_text(path.with_name(_BEFORE), before)
+    write_text(path, strategy.text)
     return True
 
 
@@ -111,21 +111,8 @@ def undo(path: Path = APPLIED) -> None:
         raise StrategyError(f"{path}: there is nothing to undo") from error
 
 
-def _write(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
-class Error:
+class KnownError:
     """A kind of error; `pattern` may have the groups package, installed and wanted."""
 
     branch: str
@@ -141,18 +128,18 @@ class Error:
 class Diagnosis:
     """What an error is traced to; None for what the text does not tell."""
 
-    error: Error
+    error: KnownError
     line: str
     package: str
     installed: str | None
     wanted: str | None
 
 
-def errors() -> list[Error]:
+def errors() -> list[KnownError]:
     """The table, in the order that decides."""
     with _ERRORS.open("rb") as file:
         branches = tomllib.load(file)
-    return [Error(branch, row["says"], row["pattern"], row["strategy"], row["why"], row.get("package"),
+    return [KnownError(branch, row["says"], row["pattern"], row["strategy"], row["why"], row.get("package"),
                   row.get("wanted")) for branch, rows in branches.items() for row in rows]
 
 

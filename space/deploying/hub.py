@@ -1,4 +1,4 @@
-"""The Hub's client: its time limits, and its errors as one line each."""
+"""The Hub's client: time limits, retries, and every error as one line with what to do next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 if TYPE_CHECKING:
@@ -38,32 +43,35 @@ _USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
 
 def connect() -> HfApi:
-    """The client, with the token of HF_TOKEN; raises Usage without one."""
+    """The client, with the token of HF_TOKEN; raises BadUsage without one."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
-        raise Usage("HF_TOKEN: not set; make a token with write access and export it")
+        raise BadUsage("HF_TOKEN: not set; make a token with write access and export it")
     set_client_factory(_client)
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None, token=token)
 
 
-def fetched(api: HfApi, name: str, path: str, revision: str, kind: str) -> str:
-    """A text file of a repository; raises what the client raises."""
+def fetched(api: HfApi, name: str, path: str, revision: str, kind: str) -> str | None:
+    """A text file of a repository, None if it has no such file; raises what the client raises."""
     url = hf_hub_url(name, path, repo_type=kind, revision=revision, endpoint=api.endpoint)
     response = get_session().get(url, headers={"Authorization": f"Bearer {api.token}"})
-    hf_raise_for_status(response)
+    try:
+        hf_raise_for_status(response)
+    except RemoteEntryNotFoundError:
+        return None
     return response.text
 
 
 def persist(action: Callable[[], T], subject: str) -> T:
-    """Do the whole of an action again while the Hub is busy; raises HubFailed, or Busy where it stays so.
+    """Do the whole of an action again while the Hub is busy; raises HubFailed, or HubUnavailable when it stays so.
 
     The action looks first and does what is missing: so a lost reply is no harm.
     """
     for attempt in range(_ATTEMPTS):
         try:
-            with talking(subject):
+            with hub_errors(subject):
                 return action()
-        except Busy as error:
+        except HubUnavailable as error:
             if attempt == _ATTEMPTS - 1:
                 raise
             logger.warning("%s; again in %d s", error, 2**attempt)
@@ -72,18 +80,18 @@ def persist(action: Callable[[], T], subject: str) -> T:
 
 
 @contextmanager
-def talking(subject: str) -> Iterator[None]:
-    """Turn what the client raises into HubFailed, or Busy where it may pass."""
+def hub_errors(subject: str) -> Iterator[None]:
+    """Turn what the client raises into HubFailed, or HubUnavailable if it may pass."""
     try:
         yield
     except HfHubHTTPError as error:
         raise _explained(error, subject) from error
     except OfflineModeIsEnabled as error:
-        raise Usage("HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
+        raise BadUsage("HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise Usage(f"{subject}: {clean(str(error))}; correct --space or HF_ENDPOINT") from error
+        raise BadUsage(f"{subject}: {clean(str(error))}; correct --space or HF_ENDPOINT") from error
     except (httpx2.HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError) as error:
-        raise Busy(f"{subject}: {clean(f'{type(error).__name__}: {error}')}; no answer of the Hub") from error
+        raise HubUnavailable(f"{subject}: {clean(f'{type(error).__name__}: {error}')}; no answer of the Hub") from error
     except (ValueError, RuntimeError) as error:  # what the client itself finds wrong, a README's metadata say
         raise HubFailed(f"{subject}: {clean(str(error))}") from error
 
@@ -92,7 +100,7 @@ def _explained(error: HfHubHTTPError, subject: str) -> DeployError:
     status = error.response.status_code
     line = f"{subject}: {status} {clean(error.server_message or error.response.reason_phrase)[:300].rstrip('.')}"
     if status in _TRANSIENT or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
-        return Busy(line)
+        return HubUnavailable(line)
     return HubFailed(f"{line}; {_REMEDIES.get(status, 'correct it and run it again')}")
 
 
@@ -113,7 +121,7 @@ class DeployError(Exception):
     code = 1
 
 
-class Usage(DeployError):
+class BadUsage(DeployError):
     """A flag, a setting or a token is missing or wrong."""
 
     code = 2
@@ -143,7 +151,7 @@ class Later(DeployError):
     code = 75
 
 
-class Busy(Later):
+class HubUnavailable(Later):
     """The Hub is busy or out of reach: it may pass by itself."""
 
 

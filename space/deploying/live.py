@@ -28,7 +28,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LiveCheck:
     """What was found: the health as told, and what is wrong (empty where nothing is).
 
     reached: its health was told. connected: there was a connection at all; else it may be this machine's network.
@@ -40,7 +40,7 @@ class Seen:
     connected: bool = True
 
 
-def check(address: str, expected: Expected, *, token: str | None = None) -> Seen:
+def check(address: str, expected: Expected, *, token: str | None = None) -> LiveCheck:
     """Ask for the health, a chat and the page, once. The token is for a private Space, and goes to its address."""
     health: dict[str, Any] = {}
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -48,19 +48,20 @@ def check(address: str, expected: Expected, *, token: str | None = None) -> Seen
         with httpx2.Client(base_url=address, headers=headers, timeout=_SECONDS, follow_redirects=False) as client:
             told = client.get("/healthz")
             if told.status_code != httpx2.codes.OK:
-                return Seen({}, f"{address}/healthz answers {told.status_code}", reached=False)
+                return LiveCheck({}, f"{address}/healthz answers {told.status_code}", reached=False)
             health = _mapping(told)
-            return Seen(health, _wrong_health(health, expected) or _wrong_chat(client, expected) or _wrong_page(client))
+            wrong = _wrong_health(health, expected) or _wrong_chat(client, expected) or _wrong_page(client)
+            return LiveCheck(health, wrong)
     except (ValueError, LookupError, TypeError):
-        return Seen(health, f"{address}: answers something else than this app does")
+        return LiveCheck(health, f"{address}: answers something else than this app does")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         line = clean(f"{address}: {type(error).__name__}: {error}")
         if isinstance(error, _APART) and not health:
-            return Seen(health, f"cannot be reached from here: {line}", reached=False, connected=False)
-        return Seen(health, line, reached=False)
+            return LiveCheck(health, f"cannot be reached from here: {line}", reached=False, connected=False)
+        return LiveCheck(health, line, reached=False)
 
 
-def settle(address: str, expected: Expected, seconds: float, *, token: str | None = None) -> Seen:
+def settle(address: str, expected: Expected, seconds: float, *, token: str | None = None) -> LiveCheck:
     """Check until all is right, for so long: a Space that runs may still show what ran before."""
     end, pause = time.monotonic() + seconds, 0.5
     while (seen := check(address, expected, token=token)).wrong and time.monotonic() < end:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
-from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from deploying import tree
-from deploying.hub import Busy, HubFailed, Later, fetched, persist
+from deploying.hub import HubFailed, HubUnavailable, Later, fetched, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,7 +100,7 @@ class Space:
 
     def read(self, path: str, revision: str) -> str | None:
         """A text file of a commit; None where it has none."""
-        return persist(lambda: self._read(path, revision), self.name)
+        return persist(lambda: fetched(self.api, self.name, path, revision, _KIND), self.name)
 
     def variables(self) -> dict[str, str]:
         """All that are set now, by whomever."""
@@ -191,7 +191,7 @@ class Space:
     def _now(self) -> Head:
         if head := self._head("main"):
             return head
-        raise Busy(f"{self.name}: was made and does not show yet")
+        raise HubUnavailable(f"{self.name}: was made and does not show yet")
 
     def _push(self, files: Mapping[str, Path], wanted: Mapping[str, tree.Content], commit: _Committer) -> str:
         head = self._now()
@@ -203,7 +203,7 @@ class Space:
 
     def _amend(self, path: str, change: Callable[[str], str], commit: _Committer) -> str:
         head = self._now()
-        text = self._read(path, head.oid)
+        text = fetched(self.api, self.name, path, head.oid, _KIND)
         if text is None:
             raise HubFailed(f"{self.name}: there is no {path}; deploy it first")
         return commit(head, [CommitOperationAdd(path, change(text).encode())])
@@ -237,12 +237,6 @@ class Space:
     def _take(self, key: str) -> None:
         if key in self.api.get_space_variables(self.name):  # else a reply was lost
             self.api.delete_space_variable(self.name, key)
-
-    def _read(self, path: str, revision: str) -> str | None:
-        try:
-            return fetched(self.api, self.name, path, revision, _KIND)
-        except RemoteEntryNotFoundError:
-            return None
 
 
 def _variables(text: str | None) -> dict[str, str]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploying import checks, live, tree
-from deploying import checks as bundle
-from deploying.hub import DeployError, HubFailed, Unsound, Usage, clean, connect
+from deploying.hub import BadUsage, DeployError, HubFailed, Unsound, clean, connect
 from deploying.live import Expected
 from deploying.space import RUNNING, Space
+from files import write_object
+from serving.identity import BundleIdentity, verified
+from serving.settings import IDENTITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from deploying.space import Head, Runtime
+    from serving.identity import ServedModel
 
 logger = logging.getLogger("space")
 _SHOWN = 10  # lines of a log
-_IDENTITY = tree.ASSETS + bundle.IDENTITY
+_IDENTITY = tree.ASSETS + IDENTITY
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ class Outcome:
     health: Mapping[str, Any] = field(default_factory=dict)  # as the Space told it
 
 
-class Deployment:
+class SpaceDeployment:
     """`ask` is told each effect before it happens, and raises where it is not wanted."""
 
     def __init__(self, plan: Plan, ask: Callable[[str], None]) -> None:
         self.plan, self.ask = plan, ask
         self.stages: list[str] = []
 
-    def run(self) -> Record:
+    def run(self) -> DeploymentResult:
         """Check, push, see it answer; where it does not, put back what did, or the fallback."""
         wanted = self._prepared()
         if not self.plan.push or not self.plan.space:
@@ -83,25 +85,25 @@ class Deployment:
 
     def _prepared(self) -> Tree:
         plan = self.plan
-        identity = bundle.whole(plan.bundle)
-        bundle.validated(plan.bundle)
+        identity = verified(plan.bundle)
+        checks.validated(plan.bundle, identity)
         if plan.champion:
-            checks.champion(connect(), plan.champion, identity)
+            checks.champion(connect(), plan.champion, identity.model)
         checks.folder(plan.root, plan.bundle)
         if plan.strategy:
             checks.resolve(plan.root, plan.strategy, self.ask)
         if checks.serves_fallback(checks.chosen(plan.root)):
-            return self._fallback(identity)
-        return Tree(tree.of_app(plan.root, plan.bundle), Expected(identity.answers), identity.shown)
+            return self._fallback(identity.model)
+        return Tree(tree.of_app(plan.root, plan.bundle), Expected(asdict(identity.model)), _title(identity.model))
 
-    def _fallback(self, identity: bundle.Identity) -> Tree:
-        return Tree(tree.of_fallback(self.plan.root, self.plan.bundle), Expected(identity.answers, fallback=True),
-                    f"fallback for {identity.shown}")
+    def _fallback(self, model: ServedModel) -> Tree:
+        return Tree(tree.of_fallback(self.plan.root, self.plan.bundle), Expected(asdict(model), fallback=True),
+                    f"fallback for {_title(model)}")
 
-    def _planned(self, wanted: Tree) -> Record:
+    def _planned(self, wanted: Tree) -> DeploymentResult:
         size = sum(path.stat().st_size for path in wanted.files.values())
         would = f"would push {len(wanted.files)} files, {size / 1e6:.1f} MB, for {wanted.title}; --push does it"
-        return Record("planned", 0, would, self.plan.space)
+        return DeploymentResult("planned", 0, would, self.plan.space)
 
     def _pushed(self, space: Space, wanted: Tree) -> tuple[Head, bool]:
         """The head with the wanted tree, and whether it failed before and is now built from scratch."""
@@ -163,7 +165,7 @@ class Deployment:
         logger.info("stage %s", stage)
         self.stages.append(stage)
 
-    def _recovered(self, space: Space, failed: Head, outcome: Outcome) -> Record:
+    def _recovered(self, space: Space, failed: Head, outcome: Outcome) -> DeploymentResult:
         """The Space after the way of --on-failure, by one commit; it was a failure in any case."""
         good = space.last_live(but=failed.oid) if self.plan.on_failure == "rollback" else None
         if good:
@@ -182,8 +184,8 @@ class Deployment:
             space.mark_live(head.oid)
         return self._record(result, space, head, Outcome(outcome.wrong, health=then.health))
 
-    def _record(self, result: str, space: Space, head: Head, outcome: Outcome) -> Record:
-        return Record(result, HubFailed.code if outcome.wrong else 0, outcome.wrong, space.name,
+    def _record(self, result: str, space: Space, head: Head, outcome: Outcome) -> DeploymentResult:
+        return DeploymentResult(result, HubFailed.code if outcome.wrong else 0, outcome.wrong, space.name,
                       self.plan.address or head.address, head.oid, dict(outcome.health), self.stages)
 
     def _restored(self, space: Space, failed: Head, good: str) -> tuple[Head, Expected]:
@@ -192,12 +194,16 @@ class Deployment:
                               lambda: space.restore(good, f"back to {good[:12]}", failed.oid))
         head = self._head(space, oid)
         text = space.read(_IDENTITY, good)
-        answers = bundle.read(text, f"{space.name} {_IDENTITY}").answers if text else {}
+        answers = asdict(BundleIdentity.parse(text, f"{space.name} {_IDENTITY}").model) if text else {}
         return head, Expected(answers, fallback=None)
 
     def _fallen_back(self, space: Space, failed: Head) -> tuple[Head, Expected]:
-        wanted = self._fallback(bundle.whole(self.plan.bundle))
+        wanted = self._fallback(verified(self.plan.bundle).model)
         return self._head(space, space.push(wanted.files, wanted.title, failed.oid)), wanted.expected
+
+
+def _title(model: ServedModel) -> str:
+    return f"{model.model} {f'v{model.version}' if model.version else 'of unknown version'}"
 
 
 def _not_running(runtime: Runtime, head: Head) -> str:
@@ -207,7 +213,7 @@ def _not_running(runtime: Runtime, head: Head) -> str:
     return f"{head.oid[:12]} does not run in time, {still[:12]} still does" if still else ""
 
 
-def verify(plan: Plan) -> Record:
+def verify(plan: Plan) -> DeploymentResult:
     """Check the live Space alone, against the bundle here if there is one; raises HubFailed or Unsound."""
     address, token = plan.address, None
     if plan.space and not address:
@@ -217,13 +223,13 @@ def verify(plan: Plan) -> Record:
             raise HubFailed(f"{plan.space}: there is no such Space; --push makes it")
         address, token = head.address, _token(space, head, plan)
     if not address:
-        raise Usage("--verify-only needs --space OWNER/NAME or --url ADDRESS")
-    there = (plan.bundle / bundle.IDENTITY).is_file()
-    answers = bundle.whole(plan.bundle).answers if there else {}
+        raise BadUsage("--verify-only needs --space OWNER/NAME or --url ADDRESS")
+    there = (plan.bundle / IDENTITY).is_file()
+    answers = asdict(verified(plan.bundle).model) if there else {}
     seen = live.check(address, Expected(answers, fallback=None), token=token)
     if seen.wrong:
         raise (Unsound if seen.reached else HubFailed)(f"{plan.space or ''} {seen.wrong}".strip())
-    return Record("live", 0, "" if there else "no bundle here to compare with", plan.space, address,
+    return DeploymentResult("live", 0, "" if there else "no bundle here to compare with", plan.space, address,
                   health=dict(seen.health))
 
 
@@ -233,7 +239,7 @@ def _token(space: Space, head: Head, plan: Plan) -> str | None:
 
 
 @dataclass(frozen=True)
-class Record:
+class DeploymentResult:
     """result: planned, deployed, live (--verify-only), rolled_back, fallback or failed; what serves now."""
 
     result: str
@@ -253,8 +259,5 @@ class Record:
                                       self.address, who, self.reason and f"({self.reason})"]))
 
     def write(self, path: Path) -> None:
-        """As JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="ascii")
-        new.replace(path)
+        """As JSON."""
+        write_object(path, asdict(self))

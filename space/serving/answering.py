@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from serving.bundle import Bundle
     from serving.engine import Engine
-    from serving.limits import Telemetry
     from serving.schema import ChatRequest
     from serving.settings import Settings
+    from serving.telemetry import Telemetry
 
 
 _COLDEST = 0.01  # below that, temperature and top_p mean greedy, and probabilities overflow
@@ -26,7 +26,7 @@ class TooLong(Exception):
 
 
 @dataclass
-class Answer:
+class ChatAnswer:
     """An answer under way; what it took is known when its pieces are through."""
 
     bundle: Bundle
@@ -43,7 +43,7 @@ class Answer:
     @classmethod
     def prepare(
         cls, request: ChatRequest, bundle: Bundle, engine: Engine, settings: Settings, telemetry: Telemetry
-    ) -> Answer:
+    ) -> ChatAnswer:
         """Check and encode a request; raises TooLong, BadConversation."""
         prompt = bundle.encode([{"role": each.role, "content": each.text} for each in request.messages])
         most = min(settings.max_input_tokens, bundle.context - 1)

@@ -16,10 +16,10 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from serving.answering import Answer, TooLong
+from serving.answering import ChatAnswer, TooLong
 from serving.bundle import BadConversation, Bundle
 from serving.engine import EngineError
-from serving.limits import Busy, Gate, Guard, Rate, Telemetry
+from serving.limits import Gate, Rate, RequestMiddleware, TooBusy
 from serving.schema import (
     AnswerMessage,
     ChatCompletion,
@@ -32,6 +32,7 @@ from serving.schema import (
     event,
     refusal,
 )
+from serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -56,7 +57,7 @@ _SLOW = 5  # seconds more than an answer may take, for a client that reads slowl
 
 def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
     """The app around a model that is loaded already; it closes the engine when it ends."""
-    desk = Desk(bundle, engine, settings)
+    service = ChatService(bundle, engine, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,30 +66,30 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
 
     app = FastAPI(title=bundle.identity.model, version=bundle.identity.label, lifespan=lifespan,
                   docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, telemetry=desk.telemetry, paths=_PATHS)
+    app.add_middleware(RequestMiddleware, telemetry=service.telemetry, paths=_PATHS)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    _add_chat(app, desk)
-    _add_pages(app, desk)
+    _add_chat(app, service)
+    _add_pages(app, service)
     _add_refusals(app)
     return app
 
 
-def _add_chat(app: FastAPI, desk: Desk) -> None:
+def _add_chat(app: FastAPI, service: ChatService) -> None:
     @app.post(_CHAT, response_model=ChatCompletion, responses=_REPLIES)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Continue a conversation; with "stream", as server-sent events."""
-        return await desk.chat(asked, request)
+        return await service.chat(asked, request)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model there is."""
-        identity = desk.bundle.identity
-        return {"object": "list", "data": [{"id": identity.model, "object": "model", "created": desk.started,
+        identity = service.bundle.identity
+        return {"object": "list", "data": [{"id": identity.model, "object": "model", "created": service.started,
                                             "owned_by": "champion", "version": identity.label}]}
 
 
-def _add_pages(app: FastAPI, desk: Desk) -> None:
-    examples = [each["question"] for each in desk.bundle.questions()[:_EXAMPLES]]
+def _add_pages(app: FastAPI, service: ChatService) -> None:
+    examples = [each["question"] for each in service.bundle.questions()[:_EXAMPLES]]
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -97,17 +98,17 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
     @app.get("/healthz")
     async def health() -> JSONResponse:
         """Which model answers, and whether it can."""
-        return desk.health()
+        return service.health()
 
     @app.get("/about")
     async def about() -> dict[str, Any]:
         """What the page shows beside the conversation."""
-        return {**asdict(desk.bundle.identity), "label": desk.bundle.identity.label, "engine": desk.engine.name,
-                "examples": examples}
+        identity = service.bundle.identity
+        return {**asdict(identity), "label": identity.label, "engine": service.engine.name, "examples": examples}
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(desk.telemetry.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.telemetry.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_refusals(app: FastAPI) -> None:
@@ -126,8 +127,8 @@ def _add_refusals(app: FastAPI) -> None:
     async def bad(_: Request, error: BadConversation) -> JSONResponse:
         return refusal(400, str(error), code="invalid_request", param="messages")
 
-    @app.exception_handler(Busy)
-    async def busy(_: Request, error: Busy) -> JSONResponse:
+    @app.exception_handler(TooBusy)
+    async def busy(_: Request, error: TooBusy) -> JSONResponse:
         return refusal(429, f"{error}; try again in {error.retry_after} s", code="busy",
                        headers={"Retry-After": str(error.retry_after)})
 
@@ -149,8 +150,8 @@ class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Desk:
-    """What the requests of one app share."""
+class ChatService:
+    """The model, its limits and its counters, which all requests of one app share."""
 
     def __init__(self, bundle: Bundle, engine: Engine, settings: Settings) -> None:
         self.bundle, self.engine, self.settings, self.telemetry = bundle, engine, settings, Telemetry(engine.pid)
@@ -171,7 +172,7 @@ class Desk:
         if reason := self.engine.broken():
             raise EngineError(reason)
         self.rate.take(request.client.host if request.client else "")
-        answer = Answer.prepare(asked, self.bundle, self.engine, self.settings, self.telemetry)
+        answer = ChatAnswer.prepare(asked, self.bundle, self.engine, self.settings, self.telemetry)
         async with AsyncExitStack() as stack:
             await self._while_there(request, stack.enter_async_context(self.gate.enter()))
             if asked.stream:
@@ -180,7 +181,7 @@ class Desk:
             text = await self._while_there(request, _joined(answer))
             return JSONResponse(self._completion(answer, text).model_dump())
 
-    async def _events(self, answer: Answer, *, usage: bool) -> AsyncGenerator[str]:
+    async def _events(self, answer: ChatAnswer, *, usage: bool) -> AsyncGenerator[str]:
         common, done = self._common(), False
         try:
             yield chunk(common, {"role": "assistant", "content": ""}, None)
@@ -214,7 +215,7 @@ class Desk:
                 each.cancel()
             await asyncio.wait([task, leaving])
 
-    def _completion(self, answer: Answer, text: str) -> ChatCompletion:
+    def _completion(self, answer: ChatAnswer, text: str) -> ChatCompletion:
         finish: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
         choice = Choice(message=AnswerMessage(content=text), finish_reason=finish)
         return ChatCompletion(**self._common(), choices=[choice], usage=_usage(answer))
@@ -237,11 +238,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _joined(answer: Answer) -> str:
+async def _joined(answer: ChatAnswer) -> str:
     async with aclosing(answer.pieces()) as pieces:
         return "".join([text async for text in pieces])
 
 
-def _usage(answer: Answer) -> Usage:
+def _usage(answer: ChatAnswer) -> Usage:
     asked, written = len(answer.prompt), answer.tokens
     return Usage(prompt_tokens=asked, completion_tokens=written, total_tokens=asked + written)

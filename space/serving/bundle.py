@@ -1,4 +1,4 @@
-"""A folder that can be served: who the model is, its tokenizer and chat template, its generation settings."""
+"""Everything around the weights of a folder that is served: identity, tokenizer, chat template, generation settings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from serving.identity import BundleIdentity, ServedModel, parse_object
 from serving.settings import IDENTITY, SettingError
 
 if TYPE_CHECKING:
@@ -27,26 +28,11 @@ class BadConversation(Exception):
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which model answers; None for what the release did not tell."""
-
-    model: str
-    version: int | None
-    commit: str | None
-    digest: str | None
-
-    @property
-    def label(self) -> str:
-        """The version as a person reads it."""
-        return f"v{self.version}" if self.version else (self.commit or self.digest or "unversioned")[:12]
-
-
-@dataclass(frozen=True)
 class Bundle:
     """What is needed around the weights."""
 
     folder: Path
-    identity: Identity
+    identity: ServedModel
     weights: tuple[str, ...]  # of int8, int4 and safetensors
     tokenizer: Tokenizer
     template: str
@@ -59,10 +45,9 @@ class Bundle:
     def open(cls, folder: Path) -> Bundle:
         """Read a bundle, or a plain release; raises SettingError for one that lacks a file or was changed."""
         folder = folder.resolve()
-        recorded = _read(folder / IDENTITY) if (folder / IDENTITY).is_file() else {}
-        for name, size in recorded.get("sizes", {}).items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                raise SettingError(f"{folder / name}: is not what {IDENTITY} says; run prepare_assets.py again")
+        recorded = BundleIdentity.load(folder) if (folder / IDENTITY).is_file() else None
+        if recorded:
+            recorded.check_files(folder, contents=False)  # the digests of gigabytes would take too long at every start
         config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
         stops = generation.get("eos_token_id", config.get("eos_token_id"))
         tokenizer_config = _read(folder / "tokenizer_config.json")
@@ -72,9 +57,8 @@ class Bundle:
             raise SettingError(f"{folder}: lacks tokenizer.json or a chat template; is it a release of a chat model?")
         return cls(
             folder=folder,
-            identity=Identity(recorded["model"], recorded["version"], recorded["commit"], recorded["model_digest"])
-            if recorded else _named_by(folder),
-            weights=tuple(recorded.get("weights", ["safetensors"])),
+            identity=recorded.model if recorded else _named_by(folder),
+            weights=recorded.weights if recorded else ("safetensors",),
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             template=text,
             special={name: value["content"] if isinstance(value, dict) else value
@@ -142,12 +126,12 @@ class TextStream:
             yield self._stream.step(self._tokenizer, token) or ""
 
 
-def _named_by(folder: Path) -> Identity:
-    """Who a plain release is: its folder's name, or in the Hub's cache the repository and the commit."""
+def _named_by(folder: Path) -> ServedModel:
+    """A plain release is named by its folder, or in the Hub's cache by the repository and the commit."""
     cached = re.fullmatch(r"models--(.+)", folder.parents[1].name) if folder.parent.name == "snapshots" else None
     if cached:
-        return Identity(cached[1].replace("--", "/"), None, folder.name, None)
-    return Identity(folder.name, None, None, None)
+        return ServedModel(cached[1].replace("--", "/"), None, folder.name, None)
+    return ServedModel(folder.name, None, None, None)
 
 
 def _refuse(message: str) -> None:
@@ -156,9 +140,6 @@ def _refuse(message: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_object(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: cannot be read: {error}; run prepare_assets.py again") from error
-    if not isinstance(found, dict):
-        raise SettingError(f"{path}: expected an object; run prepare_assets.py again")
-    return found

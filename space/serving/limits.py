@@ -1,4 +1,4 @@
-"""Before and around every request: the size of its body, headers that keep the page to itself, and counting."""
+"""Limits on requests: the size of the body, the queue, and the rate of each client."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections import OrderedDict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-
 from serving.schema import refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from serving.telemetry import Telemetry
 
 _BODY = 512 * 1024  # bytes
 _HEADERS = [
@@ -25,11 +25,10 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _CLIENTS = 10_000  # remembered at most
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Guard:
-    """ASGI middleware."""
+class RequestMiddleware:
+    """ASGI middleware: bound the body, add security headers, count and time every request."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry, paths: frozenset[str]) -> None:
         self._app, self._telemetry, self._paths = app, telemetry, paths
@@ -78,8 +77,8 @@ class Guard:
         await self._app(scope, replayed if parts else receive, send)
 
 
-class Busy(Exception):
-    """Come back in so many seconds."""
+class TooBusy(Exception):
+    """The request is refused for now; `retry_after` is in seconds."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
@@ -87,7 +86,7 @@ class Busy(Exception):
 
 
 class Gate:
-    """At most so many inside, and so many waiting before it."""
+    """Let at most `concurrency` requests generate at once, and at most `queue` wait for that."""
 
     def __init__(self, *, concurrency: int, queue: int) -> None:
         self._places, self._queue, self._concurrency = asyncio.Semaphore(concurrency), queue, concurrency
@@ -96,10 +95,10 @@ class Gate:
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Wait for a place and hold it; raises Busy at once where too many wait already."""
+        """Wait for a place and hold it; raises TooBusy at once where too many wait already."""
         if self._places.locked():
             if self.waiting >= self._queue:
-                raise Busy("too many requests are waiting", self._usual * (self.waiting + 1) / self._concurrency)
+                raise TooBusy("too many requests are waiting", self._usual * (self.waiting + 1) / self._concurrency)
             self.most = max(self.most, self.waiting + 1)
         self.waiting += 1
         try:
@@ -117,14 +116,14 @@ class Gate:
 
 
 class Rate:
-    """A bucket of requests for each client, that fills again over a minute."""
+    """A token bucket for each client, which fills again within a minute."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute, self._clock = per_minute, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, at
 
     def take(self, client: str) -> None:
-        """Count one request; raises Busy where the client's bucket is empty."""
+        """Count one request; raises TooBusy where the client's bucket is empty."""
         if not self._per_minute:
             return
         now = self._clock()
@@ -134,33 +133,4 @@ class Rate:
         while len(self._buckets) > _CLIENTS:
             self._buckets.popitem(last=False)
         if left < 1:
-            raise Busy(f"more than {self._per_minute} requests a minute", (1 - left) * 60 / self._per_minute)
-
-
-class Telemetry:
-    """Counters of one app, whose engine is the process with this number."""
-
-    def __init__(self, engine: int) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        ProcessCollector(namespace="engine", pid=lambda: engine, registry=self._registry)
-        self.requests = Counter("chat_requests_total", "Requests by path and status", ["path", "status"],
-                                registry=self._registry)
-        self.errors = Counter("chat_errors_total", "Answers that failed in the engine", registry=self._registry)
-        self.abandoned = Counter("chat_abandoned_total", "Answers stopped because the client went away",
-                                 registry=self._registry)
-        self.tokens = Counter("chat_tokens_total", "Tokens read and written", ["kind"], registry=self._registry)
-        self.seconds = Histogram("chat_request_seconds", "From the request to its last byte", ["path"],
-                                 buckets=_SECONDS, registry=self._registry)
-        self.first_token = Histogram("chat_first_token_seconds", "From the request to the answer's first token",
-                                     buckets=_SECONDS, registry=self._registry)
-        self.answering = Gauge("chat_answering", "Answers under way", registry=self._registry)
-        self.waiting = Gauge("chat_waiting", "Requests that wait for their turn", registry=self._registry)
-        self.most = Gauge("chat_queue_most", "Requests that ever waited at once", registry=self._registry)
-        self.model = Gauge("chat_model_info", "The model that answers", ["model", "version", "commit", "engine"],
-                           registry=self._registry)
-
-    def text(self) -> bytes:
-        """All of it."""
-        text: bytes = generate_latest(self._registry)
-        return text
+            raise TooBusy(f"more than {self._per_minute} requests a minute", (1 - left) * 60 / self._per_minute)

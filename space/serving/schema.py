@@ -32,7 +32,7 @@ class TextPart(_Asked):
     text: Annotated[str, Field(max_length=_CHARACTERS)]
 
 
-class Message(_Asked):
+class ChatMessage(_Asked):
     """Who said what."""
 
     role: Literal["system", "user", "assistant"]
@@ -55,7 +55,7 @@ class ChatRequest(_Asked):
     """A conversation to continue."""
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MESSAGES)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -69,7 +69,7 @@ class ChatRequest(_Asked):
 
     @field_validator("messages")
     @classmethod
-    def _ends_with_the_user(cls, messages: list[Message]) -> list[Message]:
+    def _ends_with_the_user(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
         if messages[-1].role == "assistant":
             raise ValueError("the last message must not be the assistant's")
         return messages

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Answer:
+class _ActiveAnswer:
     options: Options
     ids: Any  # what the model reads next: the prompt, then the last token
     pick: Any  # from logits to a token
@@ -38,7 +38,7 @@ class TransformersModel:
             torch.set_num_threads(threads)
         self.name = f"transformers {transformers.__version__}, safetensors"
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-        self._active: dict[int, _Answer] = {}
+        self._active: dict[int, _ActiveAnswer] = {}
 
     def warm_up(self) -> None:
         """Nothing is left to do once the weights are loaded."""
@@ -47,7 +47,7 @@ class TransformersModel:
         """Begin an answer."""
         import torch
 
-        self._active[number] = _Answer(options, torch.tensor([prompt]), _picker(options))
+        self._active[number] = _ActiveAnswer(options, torch.tensor([prompt]), _picker(options))
 
     def stop(self, number: int) -> None:
         """Give up an answer, if it is still under way."""
@@ -65,7 +65,7 @@ class TransformersModel:
                 del self._active[piece.number]
         return pieces
 
-    def _next(self, number: int, answer: _Answer) -> Piece:
+    def _next(self, number: int, answer: _ActiveAnswer) -> Piece:
         import torch
 
         try:

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from tests.fakes.space_process import PYTHON, ROOT, SPACE, needs_serving
 
 pytestmark = pytest.mark.usefixtures("modules_of_space")
 
-ERRORS = ROOT / "tests/space_errors"  # what pip and Python really printed, paths shortened
+ERRORS = ROOT / "tests/fakes/space_errors"  # what pip and Python really printed, paths shortened
+DOCUMENTED = ("dependencies.md", "compatibility.md")
+SHOWN = ("openvino", "openvino-genai", "torch", "transformers", "peft", "numpy", "tokenizers", "huggingface-hub",
+         "fastapi", "starlette", "pydantic", "uvicorn", "jinja2", "prometheus-client", "httpx2")
 NAMES = ("modern", "conservative", "no-lora", "cpu-only", "minimal")
 
 
@@ -23,7 +28,7 @@ def copied(tmp_path: Path) -> Path:
     """What the image's runtime stage copies before pip, and the tool."""
     for name in ("requirements", "dependencies"):
         shutil.copytree(SPACE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.txt", "fix_dependencies.py", "assert_build.py"):
+    for name in ("requirements.txt", "fix_dependencies.py", "verify_deployment.py", "files.py"):
         shutil.copy(SPACE / name, tmp_path)
     return tmp_path
 
@@ -31,6 +36,11 @@ def copied(tmp_path: Path) -> Path:
 def run(*command: Path | str, python: Path | str = sys.executable, text: str = "", **environment: str) -> Any:
     return subprocess.run([str(python), *map(str, command)], input=text, capture_output=True, text=True, check=False,
                           env={**os.environ, **environment})
+
+
+def build_check(folder: Path, **environment: str) -> Any:
+    """The step of the image's build after pip."""
+    return run(folder / "verify_deployment.py", "--build", python=PYTHON, **environment)
 
 
 def plant(folder: Path, name: str, version: str) -> Path:
@@ -113,7 +123,7 @@ def test_applying_can_be_undone_and_applying_twice_keeps_what_was_before(copied:
     assert target.read_text() == "written by hand\n"
     assert run(tool, "--undo").returncode == 2
     assert sorted(path.name for path in copied.iterdir() if path.is_file()) == [
-        "assert_build.py", "fix_dependencies.py", "requirements.txt"]
+        "files.py", "fix_dependencies.py", "requirements.txt", "verify_deployment.py"]
 
 
 def test_the_list_has_every_strategy_and_the_space_takes_one_of_them() -> None:
@@ -140,37 +150,72 @@ def test_a_lock_has_what_is_asked_for_all_with_hashes_and_torch_in_a_file_of_its
 
 def test_every_strategy_that_an_error_leads_to_exists_and_every_feature_is_explained() -> None:
     from dependencies import strategies
-    from dependencies import strategies as diagnosis
 
     known = strategies.load()
-    assert {error.strategy for error in diagnosis.errors()} <= {*known}
+    assert {error.strategy for error in strategies.errors()} <= {*known}
     assert {feature for each in known.values() for feature in each.works} == {*strategies.features()}
 
 
 def test_the_pages_are_what_the_tables_say() -> None:
-    from dependencies.pages import PAGES
+    dependencies, compatibility = ((ROOT / "docs" / name).read_text() for name in DOCUMENTED)
+    for table in (strategy_table(), *error_tables()):
+        assert "\n".join(table) + "\n" in dependencies
+    assert "\n".join(compatibility_table()) + "\n" in compatibility
 
-    for name, page in PAGES.items():
-        assert (ROOT / "docs" / name).read_text() == page(), f"cd space && python -m dependencies.pages ../docs: {name}"
+
+def strategy_table() -> list[str]:
+    from dependencies import strategies
+
+    return [f"| `{each.name}` | {each.summary} |" for each in strategies.load().values()]
+
+
+def error_tables() -> Iterator[list[str]]:
+    """The rows of each branch of errors.toml."""
+    from dependencies import strategies
+
+    def change(error: strategies.KnownError) -> str:
+        package = f"`{error.package}`" if error.package else "the package that it names"
+        return f"{package} ({error.wanted})" if error.wanted else package
+
+    for _, found in groupby(strategies.errors(), key=lambda error: error.branch):
+        yield ["| it says | change | strategy | why |", "|---|---|---|---|",
+               *(f"| {error.says} | {change(error)} | `{error.strategy}` | {error.why} |" for error in found)]
+
+
+def compatibility_table() -> list[str]:
+    """What works with each strategy, and the versions that are locked."""
+    from dependencies import strategies
+
+    known = strategies.load().values()
+    rows = [(meaning, ["yes" if name in each.works else "no" for each in known])
+            for name, meaning in strategies.features().items()]
+    rows += [("Python", [", ".join(each.python) for each in known]),
+             ("NumPy's ABI", [each.complete.get("numpy", "-").partition(".")[0] for each in known]),
+             ("torch's build", ["CPU" if "torch" in each.complete else "-" for each in known]),
+             ("packages", [str(len(each.complete)) for each in known]),
+             ("MB of the environment", [str(each.megabytes) for each in known])]
+    rows += [(f"`{name}`", [each.complete.get(name, "-") for each in known]) for name in SHOWN]
+    return ["| | " + " | ".join(f"`{each.name}`" for each in known) + " |", "|---" * (len(known) + 1) + "|",
+            *(f"| {first} | {' | '.join(rest)} |" for first, rest in rows)]
 
 
 @needs_serving
 @pytest.mark.parametrize(("name", "version", "said"), [
-    ("fastapi", "0.1", "wrong: fastapi: the lock has 0.165.0, installed is 0.1 and 0.165.0"),
-    ("torch", "2.14.1", "wrong: torch: installed is 2.14.1, and the lock has none")])
+    ("fastapi", "0.1", "build: fastapi: the lock has 0.165.0, installed is 0.1 and 0.165.0"),
+    ("torch", "2.14.1", "build: torch: installed is 2.14.1, and the lock has none")])
 def test_a_planted_wrong_version_fails_the_build(tmp_path: Path, name: str, version: str, said: str) -> None:
-    ended = run(SPACE / "assert_build.py", python=PYTHON, PYTHONPATH=str(plant(tmp_path, name, version)))
-    assert (ended.returncode, ended.stdout.splitlines()) == (1, [said])
+    ended = build_check(SPACE, PYTHONPATH=str(plant(tmp_path, name, version)))
+    assert (ended.returncode, ended.stdout.splitlines()) == (1, [said, "1 wrong"])
 
 
 @needs_serving
 def test_what_is_installed_as_locked_builds_and_under_another_strategy_it_does_not(copied: Path) -> None:
-    assert run(copied / "assert_build.py", python=PYTHON).stdout == "modern: 33 packages, as locked\n"
+    assert build_check(copied).stdout == "the packages are the ones that are locked\n"
     run(copied / "fix_dependencies.py", "--strategy", "conservative", "--apply")
-    ended = run(copied / "assert_build.py", python=PYTHON)
+    ended = build_check(copied)
     assert ended.returncode == 1
-    assert "wrong: numpy: the lock has 1.26.4, installed is 2.4.6\n" in ended.stdout
-    assert "wrong: numpy: the ABI of its compiled part is 2, of the lock's 1.26.4 it is another\n" in ended.stdout
+    assert "build: numpy: the lock has 1.26.4, installed is 2.4.6\n" in ended.stdout
+    assert "build: numpy: the ABI of its compiled part is 2, of the lock's 1.26.4 it is another\n" in ended.stdout
 
 
 @needs_serving
@@ -179,6 +224,6 @@ def test_a_torch_for_cuda_fails_the_build_though_its_version_says_cpu(copied: Pa
     (planted / "torch").mkdir()
     (planted / "torch/__init__.py").write_text("class version: cuda = '13.0'\n__version__ = '2.13.0+cpu'\n")
     run(copied / "fix_dependencies.py", "--strategy", "no-lora", "--apply")
-    ended = run(copied / "assert_build.py", python=PYTHON, PYTHONPATH=str(planted))
+    ended = build_check(copied, PYTHONPATH=str(planted))
     assert ended.returncode == 1
-    assert "wrong: torch: is the build for CUDA 13.0; the CPU build is wanted\n" in ended.stdout
+    assert "build: torch: is the build for CUDA 13.0; the CPU build is wanted\n" in ended.stdout

@@ -56,7 +56,7 @@ def test_the_image_is_offline_and_the_packages_are_checked_before_the_app_is_put
     final = read("Dockerfile")[-1]
     assert {final.environment[name] for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")} == {"1"}
     lines = [f"{step.word} {step.text}" for step in final.steps]
-    parts = ["ARG BUILD_KEY", "requirements.txt", "pip install", "python assert_build", "assets/", "app.py "]
+    parts = ["ARG BUILD_KEY", "requirements.txt", "pip install", "python verify_deployment", "assets/", "app.py "]
     order = [next(number for number, line in enumerate(lines) if part in line) for part in parts]
     assert order == sorted(order)
 
@@ -99,7 +99,7 @@ def test_the_front_matter_is_what_a_docker_space_needs() -> None:
 
 def test_nothing_leaves_but_what_is_named(checkout: Path) -> None:
     files = context(checkout)
-    assert {"app.py", "assets/int8/openvino_model.bin", "serving/routes.py", "requirements.txt"} <= {*files}
+    assert {"app.py", "assets/int8/openvino_model.bin", "serving/api.py", "requirements.txt"} <= {*files}
     assert not [name for name in files if "SECRET" in (checkout / name).read_bytes().decode("latin-1")[:6]]
     assert not [name for name in files if "__pycache__" in name or name.startswith(("deploy.py", "docs"))]
 
@@ -123,7 +123,7 @@ def test_a_file_that_the_dockerfile_needs_and_is_not_there_is_noticed(checkout: 
 
 def test_a_bundle_that_was_changed_ends_the_build(checkout: Path, tmp_path: Path) -> None:
     image(checkout, tmp_path)
-    command = next(step.text for step in read("Dockerfile")[0].all("RUN") if "deploying.bundle" in step.text).split()
+    command = next(step.text for step in read("Dockerfile")[0].all("RUN") if "serving.identity" in step.text).split()
     folder = tmp_path / "stage-builder/build"
 
     def check() -> int:
@@ -192,8 +192,8 @@ def test_its_run_steps_make_an_environment_in_which_it_starts(built: Path, tmp_p
 
 
 def test_the_build_key_changes_and_is_committed_alone(tmp_path: Path) -> None:
-    shutil.copy(SPACE / "force_cache_bust.py", tmp_path)
-    shutil.copy(SPACE / "Dockerfile", tmp_path)
+    for name in ("force_cache_bust.py", "files.py", "Dockerfile"):
+        shutil.copy(SPACE / name, tmp_path)
     (tmp_path / "other").write_text("1")
 
     def run(*command: str) -> str:

@@ -26,10 +26,10 @@ def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
     score: float, empty: float, looping: float, said: list[str]
 ) -> None:
-    from bundling.comparison import Answers, judge
+    from bundling.comparison import ScoredAnswers, judge
 
-    released = Answers((), {}, 0.3, 0.0, 0.1)
-    verdict = judge(released, Answers((), {}, score, empty, looping), 0.01)
+    released = ScoredAnswers((), {}, 0.3, 0.0, 0.1)
+    verdict = judge(released, ScoredAnswers((), {}, score, empty, looping), 0.01)
     assert (list(verdict.reasons), verdict.word) == (said, "UNSAFE" if said else "SAFE")
 
 

@@ -22,8 +22,8 @@ TABLE: dict[str, dict[str, Any]] = tomllib.loads((SPACE / "dependencies/strategi
 RELEASE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
            "model.safetensors")
 BUILD = """import dataclasses, json, pathlib, sys
-from dependencies import scratch, strategies
-print(json.dumps(dataclasses.asdict(scratch.build(strategies.load()[sys.argv[1]], pathlib.Path(sys.argv[2])))))"""
+from dependencies import environment, strategies
+print(json.dumps(dataclasses.asdict(environment.build(strategies.load()[sys.argv[1]], pathlib.Path(sys.argv[2])))))"""
 
 
 @pytest.fixture(scope="module")

@@ -189,7 +189,7 @@ def test_a_bundle_that_answers_worse_is_unsafe_and_neither_app_nor_image_takes_i
                              capture_output=True, text=True, check=False, timeout=60)
     assert started.returncode == 2
     assert "none of its weights is SAFE" in started.stderr
-    baked = subprocess.run([sys.executable, "-m", "deploying.bundle", str(world.bundle)], cwd=SPACE, check=False,
+    baked = subprocess.run([sys.executable, "-m", "serving.identity", str(world.bundle)], cwd=SPACE, check=False,
                            capture_output=True, text=True)
     assert baked.returncode == 5
     assert "none of its weights is SAFE" in baked.stderr
@@ -228,7 +228,7 @@ def test_a_release_on_the_hub_is_fetched_at_its_revision_and_its_tag_gives_the_v
             ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment(
                 HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1"))
             assert ended.returncode == code, ended.stderr
-    assert "neither a folder nor to be had from the Hub" in ended.stderr
+    assert "is no folder here and cannot be fetched from the Hub" in ended.stderr
     identity = json.loads((tmp_path / "made/identity.json").read_text())
     assert (identity["model"], identity["version"], identity["commit"]) == ("shop/chat", 3, commit)
     assert identity["model_digest"] == DIGEST
