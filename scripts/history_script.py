@@ -1,4 +1,4 @@
-"""List the scored runs of the model; take one out, bring one through the gate, explain a decision, try a policy."""
+"""List the scored runs of the model; exclude one, promote one, explain a decision, or back-test a policy."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -8,15 +8,15 @@ from src.core.records import CONFIG
 from utils import process
 
 if TYPE_CHECKING:
-    from scripts.commands.history import History
+    from scripts.commands.history import HistoryCommands
 
 PARSER = process.Arguments(description=__doc__, epilog="See docs/history.md; exit codes: docs/exit-codes.md")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
 ACTION = PARSER.add_mutually_exclusive_group()
-ACTION.add_argument("--exclude", metavar="RUN", help="an evaluation that is never again to be a bar; needs --reason")
-ACTION.add_argument("--promote", metavar="RUN", help="an evaluation whose model goes through the gate again")
-ACTION.add_argument("--explain", metavar="RUN", help="a deployment, or the latest one of an evaluation")
-ACTION.add_argument("--backtest", action="store_true", help="decide the history again under the --set policy")
+ACTION.add_argument("--exclude", metavar="RUN", help="exclude an evaluation from future comparisons; needs --reason")
+ACTION.add_argument("--promote", metavar="RUN", help="decide again about an evaluated model, and promote it if it wins")
+ACTION.add_argument("--explain", metavar="RUN", help="explain a deployment, or the latest deployment of an evaluation")
+ACTION.add_argument("--backtest", action="store_true", help="decide the whole history again under the policy of --set")
 PARSER.add_argument("--set", action="append", metavar="KEY=VALUE", dest="settings",
                     help="threshold=0.01, weights.bleu4=0.5 or significance=require; may be given again")
 PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded")
@@ -27,7 +27,7 @@ PARSER.add_argument("--limit", type=int, metavar="N", help="list at most N runs 
 
 
 def main() -> int:
-    """Do what the flags ask; returns the exit code."""
+    """Run the action that the flags name; returns the exit code."""
     flags = PARSER.parse_args()
     _check(flags)
     config = flags.config or CONFIG
@@ -36,9 +36,9 @@ def main() -> int:
 
         return promote(config, flags.promote, flags.reason)
 
-    from scripts.commands.history import History
+    from scripts.commands.history import HistoryCommands
 
-    history = History(config)
+    history = HistoryCommands(config)
     if flags.exclude:
         process.say(history.exclude(flags.exclude, flags.reason))
     elif flags.backtest:
@@ -71,7 +71,7 @@ def _check(flags: Namespace) -> None:
             PARSER.error(problem)
 
 
-def _explain(history: "History", run_id: str) -> None:
+def _explain(history: "HistoryCommands", run_id: str) -> None:
     from src.core.errors import IntegrityError
 
     words, differing = history.explain(run_id)

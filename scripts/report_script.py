@@ -1,4 +1,4 @@
-"""Show a deployment and its evidence on one page, results/report/index.html."""
+"""Write the report on the last deployment, results/report/index.html."""
 
 import importlib.metadata
 import logging
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from src.core.params import Params
     from src.core.records import EvaluationReport
-    from src.report.page import Past
+    from src.report.page import ModelHistory
 
 logger = logging.getLogger("champion")
 
@@ -37,7 +37,7 @@ def main() -> int:
     from src.report.page import Records, losses_of, no_past, render
     from utils import json_utils, mlflow_utils, results, yaml_utils
     from utils.answers import PREDICTIONS, read_predictions
-    from utils.tracking import runs as report_run
+    from utils.tracking.runs import log_page
 
     output = flags.output or OUTPUT
     params = yaml_utils.load_params(flags.config or CONFIG)
@@ -62,15 +62,15 @@ def main() -> int:
     json_utils.write_text(output, html)
     if client and records.deployment_run:
         try:
-            report_run.log_page(client, records.deployment_run, html)
+            log_page(client, records.deployment_run, html)
         except PipelineError as error:
             logger.warning("the report is not in MLflow: %s", error)
     process.say(f"report: {output} ({len(html.encode()):,} bytes)")
     return 0
 
 
-def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") -> "Past":
-    from src.report.page import Past, rival_run, rival_slot
+def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") -> "ModelHistory":
+    from src.report.page import ModelHistory, rival_run, rival_slot
     from utils.answers import logged_predictions
     from utils.tracking.history import LatestEvaluations
     from utils.tracking.ledger import MlflowLedger
@@ -81,7 +81,7 @@ def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") 
     runs, older = reader.read_latest(RUNS)
     slot = rival_slot(ledger, report.model_digest)
     run_id = rival_run(slot, runs) if slot else None
-    return Past(runs, older, ledger, logged_predictions(client, run_id) if run_id else None, problem="")
+    return ModelHistory(runs, older, ledger, logged_predictions(client, run_id) if run_id else None, problem="")
 
 
 def _optional(path: Path) -> dict[str, Any]:

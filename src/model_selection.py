@@ -1,19 +1,48 @@
-"""The evidence for a gain, as a value: src.evaluation.significance computes it, the gate and the records read it."""
+"""The gate: whether a challenger replaces the champion, decided by comparable scores, guards and evidence. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Self
 
-from src.core.params import GuardParams
+from src.core.params import DeploymentParams, GuardParams
 from src.core.records import EvaluationReport, Metrics, weighted_score
 from src.ledger.slots import LedgerView
 
 
+class Verdict(StrEnum):
+    """What the gate decides."""
+
+    PROMOTE = "promote"
+    KEEP = "keep"
+    ALREADY = "already"
+    REFUSED = "refused"
+    UNDECIDED = "undecided"
+
+
+class Reason(StrEnum):
+    """Why the gate decided so; docs/gate.md explains each reason."""
+
+    ALREADY = "already"
+    BLOCKED = "blocked"
+    FORCED = "forced"
+    NOT_PROMOTING_BRANCH = "not_promoting_branch"
+    INCOMPARABLE = "incomparable"
+    FIRST_MODEL = "first_model"
+    NOT_BEST = "not_best"
+    BELOW_THRESHOLD = "below_threshold"
+    GUARD = "guard"
+    WITHIN_NOISE = "within_noise"
+    IMPROVED = "improved"
+
+
 @dataclass(frozen=True)
 class GainEvidence:
-    """What `rows` shared rows say about the gain of a challenger over a baseline; scores are in [0, 1].
+    """How sure a gain of the challenger over a baseline is, from `rows` shared rows; scores are in [0, 1].
+
+    src.evaluation.significance computes it.
 
     gain: weighted score of the challenger minus that of the baseline, on these rows.
     low, high: its interval at `confidence`, within [-1, 1].
@@ -39,16 +68,156 @@ class GainEvidence:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether the two models may be equally good."""
+        """True if the interval includes 0: the two models may be equally good."""
         return self.low <= 0 <= self.high
 
 
-def failed_guard(guards: GuardParams, report: EvaluationReport, baseline: Metrics | None) -> str | None:
-    """The first guard that the evaluation fails, as `name: what it found`, None where it keeps them all.
+@dataclass(frozen=True)
+class ScoredRun:
+    """One evaluation of one model. finished_at is in milliseconds since the epoch."""
 
-    Drops are measured against the baseline's metrics, the best promoted model's; a first model has none.
+    run_id: str
+    model_digest: str
+    contract: str
+    metrics: Metrics
+    finished_at: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How scores become a decision. weights sum to 1; threshold is the smallest gain that promotes.
+
+    With require_significance the champion is kept if the interval of the gain includes 0.
+    """
+
+    weights: Mapping[str, float]
+    threshold: Decimal
+    require_significance: bool
+
+    @classmethod
+    def from_params(cls, params: DeploymentParams) -> Self:
+        """The policy in params.yaml."""
+        return cls(params.weighted_scoring.weights, Decimal(repr(params.min_improvement_threshold)),
+                   require_significance=params.significance == "require")
+
+    def score(self, run: ScoredRun) -> Decimal:
+        """The weighted score of a run's stored metrics under these weights."""
+        return weighted_score(run.metrics.as_dict(), self.weights)
+
+
+@dataclass(frozen=True)
+class ScoresToBeat:
+    """What a challenger is compared with.
+
+    `runs` is the number of comparable models, or a lower bound when `complete` is False.
+    """
+
+    best_evaluated: ScoredRun | None
+    best_promoted: ScoredRun | None
+    champion: ScoredRun | None
+    runs: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything that a decision depends on.
+
+    history: the evaluations, or of a long history (history_complete is False) those that can be a score to beat.
+    hub_holds_release: False if nothing is pushed.
+    failed_guard: the result of `failed_guard`, None if every guard holds.
+    evidence: the paired bootstrap against the best promoted model, None without such a model or its answers.
+    """
+
+    challenger: ScoredRun
+    history: Sequence[ScoredRun]
+    history_complete: bool
+    ledger: LedgerView
+    policy: Policy
+    force: bool
+    may_promote: bool
+    hub_holds_release: bool
+    failed_guard: str | None
+    evidence: GainEvidence | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, and from what. overrode is the reason that force set aside; gain is None for a first model."""
+
+    verdict: Verdict
+    reason: Reason
+    score: Decimal
+    to_beat: ScoresToBeat
+    gain: Decimal | None
+    overrode: Reason | None
+    failed_guard: str | None
+    evidence: GainEvidence | None
+
+
+def failed_guard(guards: GuardParams, report: EvaluationReport, baseline: Metrics | None) -> str | None:
+    """The first guard that the evaluation fails, as `name: what it found`; None if every guard holds.
+
+    baseline: the metrics of the best promoted model, from which drops are measured; None for a first model.
     """
     return next(_failures(guards, report, baseline), None)
+
+
+def comparable(history: Iterable[ScoredRun], challenger: ScoredRun, blocked: frozenset[str]) -> list[ScoredRun]:
+    """The latest evaluation of each other model under the challenger's contract, without blocked models."""
+    latest: dict[str, ScoredRun] = {}
+    for run in history:
+        own = run.run_id == challenger.run_id or run.model_digest == challenger.model_digest
+        if own or run.contract != challenger.contract or run.model_digest in blocked:
+            continue
+        known = latest.get(run.model_digest)
+        if known is None or (run.finished_at, run.run_id) > (known.finished_at, known.run_id):
+            latest[run.model_digest] = run
+    return list(latest.values())
+
+
+def scores_to_beat(question: Question) -> ScoresToBeat:
+    """Best evaluated model, best promoted model and champion among the comparable evaluations."""
+    ledger, policy = question.ledger, question.policy
+    records = comparable(question.history, question.challenger, ledger.blocked_digests)
+    promoted = [run for run in records if run.model_digest in ledger.promoted_digests]
+    head = ledger.head
+    return ScoresToBeat(
+        best_evaluated=_best(records, policy),
+        best_promoted=_best(promoted, policy),
+        champion=next((run for run in records if head and run.model_digest == head.model_digest), None),
+        runs=len(records),
+        complete=question.history_complete,
+    )
+
+
+def decide(question: Question) -> Decision:
+    """Decide by the table in docs/gate.md: the first row that matches. Force overrides every reason but `already`."""
+    found, score = scores_to_beat(question), question.policy.score(question.challenger)
+    best = found.best_promoted
+    gain = score - question.policy.score(best) if best else None
+    verdict, reason = _unforced(question, found, score, gain)
+    overrode = None
+    if question.force and verdict not in (Verdict.PROMOTE, Verdict.ALREADY):
+        verdict, reason, overrode = Verdict.PROMOTE, Reason.FORCED, reason
+    return Decision(verdict, reason, score, found, gain, overrode, question.failed_guard, question.evidence)
+
+
+def needs_champion_evaluated(question: Question) -> bool:
+    """True if only the champion's score under today's contract is missing for a decision."""
+    reason = _unforced(question, scores_to_beat(question), question.policy.score(question.challenger), None)[1]
+    return question.ledger.head is not None and reason is Reason.INCOMPARABLE
+
+
+def challengers_since_head(question: Question) -> int:
+    """The number of this challenger since the last promotion, from 1: models evaluated since and never promoted count.
+
+    Of twenty equal challengers, one shows a significant gain at 95 % by chance, so a later one must show more.
+    """
+    ledger, head = question.ledger, question.ledger.head
+    since = datetime.fromisoformat(head.time).timestamp() * 1000 if head else 0
+    others = comparable(question.history, question.challenger, ledger.blocked_digests)
+    return 1 + sum(run.finished_at > since and run.model_digest not in ledger.promoted_digests for run in others)
 
 
 def _failures(guards: GuardParams, report: EvaluationReport, baseline: Metrics | None) -> Iterator[str]:
@@ -72,163 +241,7 @@ def _failures(guards: GuardParams, report: EvaluationReport, baseline: Metrics |
             yield f"{share}: {rows} of {report.rows} rows, a share of {most} is allowed"
 
 
-class Verdict(StrEnum):
-    """What the gate says; `code` is the exit code it leads to, before --fail-on-reject."""
-
-    PROMOTE = "promote"
-    KEEP = "keep"
-    ALREADY = "already"
-    REFUSED = "refused"
-    UNDECIDED = "undecided"
-
-
-class Reason(StrEnum):
-    """Why, in one word each: the table in docs/gate.md."""
-
-    ALREADY = "already"
-    BLOCKED = "blocked"
-    FORCED = "forced"
-    NOT_PROMOTING_BRANCH = "not_promoting_branch"
-    INCOMPARABLE = "incomparable"
-    FIRST_MODEL = "first_model"
-    NOT_BEST = "not_best"
-    BELOW_THRESHOLD = "below_threshold"
-    GUARD = "guard"
-    WITHIN_NOISE = "within_noise"
-    IMPROVED = "improved"
-
-
-@dataclass(frozen=True)
-class ScoredRun:
-    """One evaluation of one model. finished_at is in milliseconds since the epoch."""
-
-    run_id: str
-    model_digest: str
-    contract: str
-    metrics: Metrics
-    finished_at: int
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How scores become a decision; weights sum to 1, threshold is the least gain that promotes.
-
-    require_significance keeps the champion when the interval of the gain includes 0.
-    """
-
-    weights: Mapping[str, float]
-    threshold: Decimal
-    require_significance: bool
-
-    def score(self, run: ScoredRun) -> Decimal:
-        """The weighted score of a run's stored components under these weights."""
-        return weighted_score(run.metrics.as_dict(), self.weights)
-
-
-@dataclass(frozen=True)
-class Bars:
-    """What a challenger is measured against; runs counts the comparable models, the least there are if not complete."""
-
-    best_evaluated: ScoredRun | None
-    best_promoted: ScoredRun | None
-    champion: ScoredRun | None
-    runs: int
-    complete: bool
-
-
-@dataclass(frozen=True)
-class Question:
-    """All that a decision rests on; of a long history, the runs that can be a bar.
-
-    hub_holds_release is False when nothing is pushed. failed_guard is what failed_guard found, evidence the paired
-    bootstrap against the best promoted model: None where no guard fails, and where there is no such model or its
-    answers are not at hand.
-    """
-
-    challenger: ScoredRun
-    history: Sequence[ScoredRun]
-    history_complete: bool
-    ledger: LedgerView
-    policy: Policy
-    force: bool
-    may_promote: bool
-    hub_holds_release: bool
-    failed_guard: str | None
-    evidence: GainEvidence | None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The answer with its evidence. overrode is the reason that force set aside; gain is None for a first model."""
-
-    verdict: Verdict
-    reason: Reason
-    score: Decimal
-    bars: Bars
-    gain: Decimal | None
-    overrode: Reason | None
-    failed_guard: str | None
-    evidence: GainEvidence | None
-
-
-def comparable(history: Iterable[ScoredRun], challenger: ScoredRun, blocked: frozenset[str]) -> list[ScoredRun]:
-    """The latest record per model under the challenger's contract; never its own, never a blocked model's."""
-    latest: dict[str, ScoredRun] = {}
-    for run in history:
-        own = run.run_id == challenger.run_id or run.model_digest == challenger.model_digest
-        if own or run.contract != challenger.contract or run.model_digest in blocked:
-            continue
-        known = latest.get(run.model_digest)
-        if known is None or (run.finished_at, run.run_id) > (known.finished_at, known.run_id):
-            latest[run.model_digest] = run
-    return list(latest.values())
-
-
-def bars(question: Question) -> Bars:
-    """Best evaluated, best promoted and the champion's own record among the comparable ones."""
-    ledger, policy = question.ledger, question.policy
-    records = comparable(question.history, question.challenger, ledger.blocked_digests)
-    promoted = [run for run in records if run.model_digest in ledger.promoted_digests]
-    head = ledger.head
-    return Bars(
-        best_evaluated=_best(records, policy),
-        best_promoted=_best(promoted, policy),
-        champion=next((run for run in records if head and run.model_digest == head.model_digest), None),
-        runs=len(records),
-        complete=question.history_complete,
-    )
-
-
-def decide(question: Question) -> Decision:
-    """The gate's table, first match wins; force overrides all but `already`."""
-    found, score = bars(question), question.policy.score(question.challenger)
-    best = found.best_promoted
-    gain = score - question.policy.score(best) if best else None
-    verdict, reason = _unforced(question, found, score, gain)
-    overrode = None
-    if question.force and verdict not in (Verdict.PROMOTE, Verdict.ALREADY):
-        verdict, reason, overrode = Verdict.PROMOTE, Reason.FORCED, reason
-    return Decision(verdict, reason, score, found, gain, overrode, question.failed_guard, question.evidence)
-
-
-def needs_champion_evaluated(question: Question) -> bool:
-    """Whether the decision waits for a comparable record of the champion, and for nothing else."""
-    reason = _unforced(question, bars(question), question.policy.score(question.challenger), None)[1]
-    return question.ledger.head is not None and reason is Reason.INCOMPARABLE
-
-
-def challengers_since_head(question: Question) -> int:
-    """Which challenger since the last slot this is, from 1: models evaluated after it and never promoted count.
-
-    Of twenty equal challengers, one shows a significant gain at 95 % by chance; a later one must show more.
-    """
-    ledger, head = question.ledger, question.ledger.head
-    since = datetime.fromisoformat(head.time).timestamp() * 1000 if head else 0
-    others = comparable(question.history, question.challenger, ledger.blocked_digests)
-    return 1 + sum(run.finished_at > since and run.model_digest not in ledger.promoted_digests for run in others)
-
-
-def _unforced(question: Question, found: Bars, score: Decimal, gain: Decimal | None) -> tuple[Verdict, Reason]:
+def _unforced(question: Question, found: ScoresToBeat, score: Decimal, gain: Decimal | None) -> tuple[Verdict, Reason]:
     ledger, digest = question.ledger, question.challenger.model_digest
     if ledger.head and ledger.head.model_digest == digest:
         return Verdict.ALREADY, Reason.ALREADY
@@ -241,7 +254,7 @@ def _unforced(question: Question, found: Bars, score: Decimal, gain: Decimal | N
     return _by_score(question, found, score, gain)
 
 
-def _by_score(question: Question, found: Bars, score: Decimal, gain: Decimal | None) -> tuple[Verdict, Reason]:
+def _by_score(question: Question, found: ScoresToBeat, score: Decimal, gain: Decimal | None) -> tuple[Verdict, Reason]:
     policy, best = question.policy, found.best_evaluated
     is_first = gain is None and (best is None or policy.score(best) <= score)
     if not is_first and best and score <= policy.score(best):

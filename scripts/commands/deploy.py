@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from scripts.commands.services import prune, registry_of
 from src.core.errors import Undecided
 from src.core.params import DeploymentParams, HuggingFaceParams, Params
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, RELEASE_DIR, canonical_json, contributions
-from src.decisions import record as replay
-from src.decisions.record import RESULTS, Request, comparison, info, summary
+from src.decisions.record import Request, comparison, evidence_of, info
+from src.decisions.words import RESULTS, terminal_summary
 from src.evaluation.significance import gain_evidence
 from src.ledger.ports import Hub
 from src.ledger.slots import HubRef, LedgerView, Slot
@@ -30,11 +29,11 @@ from src.model_selection import (
     Reason,
     ScoredRun,
     Verdict,
-    bars,
     challengers_since_head,
     decide,
     failed_guard,
     needs_champion_evaluated,
+    scores_to_beat,
 )
 from src.promotion.protocol import Ports
 from utils import environment, git_utils, json_utils, mlflow_utils, process, results, yaml_utils
@@ -43,7 +42,6 @@ from utils.tracking import deployments, store
 from utils.tracking.deployments import DeploymentRun
 from utils.tracking.history import HistoryReader
 from utils.tracking.ledger import MlflowLedger
-from utils.tracking.registry import IDENTITY
 
 logger = logging.getLogger("champion")
 _EVALUATE_CHAMPION = (sys.executable, "scripts/evaluation_script.py", "--model", "champion")
@@ -83,12 +81,10 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
     git = git_utils.identity()
-    policy = Policy(params.deployment.weighted_scoring.weights,
-                    Decimal(repr(params.deployment.min_improvement_threshold)),
-                    require_significance=params.deployment.significance == "require")
+    policy = Policy.from_params(params.deployment)
     request = Request(
         report=inputs.report, model=inputs.model, policy=policy, model_name=params.deployment.model_registry_name,
-        registry=params.deployment.registry, force=asked.force, actor=environment.actor(), reason=asked.reason,
+        force=asked.force, actor=environment.actor(), reason=asked.reason,
         git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri,
         hub_repo=params.deployment.huggingface.model_id if asked.push else None,
     )
@@ -147,10 +143,10 @@ class Deployer:
             self._evaluate_champion()
             question = self._question(view)
         decision = self._decision = decide(question)
-        self._evidence_of_decision = replay.dump(question, decision, self._setting.inputs.report,
+        self._evidence_of_decision = evidence_of(question, decision, self._setting.inputs.report,
                                                  challengers_since_head(question))
         logger.info("decision: %s (%s), score %.6f, %d comparable models", decision.verdict, decision.reason,
-                    decision.score, decision.bars.runs)
+                    decision.score, decision.to_beat.runs)
         return decision
 
     def record(self, decision: Decision, view: LedgerView) -> None:
@@ -167,7 +163,7 @@ class Deployer:
         else:
             facts["deployment_run"] = "none: dry run" if self._setting.dry_run else self._run.id()
             self._write(facts, compared)
-        process.say(summary(facts, compared, str(output)))
+        process.say(terminal_summary(facts, compared, str(output)))
 
     def prune(self) -> None:
         """Delete the weights of old versions, as far as deployment.keep_versions asks for it."""
@@ -198,7 +194,7 @@ class Deployer:
                             history_complete=history.complete, ledger=view, policy=request.policy,
                             force=request.force, may_promote=setting.may_promote, hub_holds_release=hub_holds_release,
                             failed_guard=None, evidence=None)
-        baseline = bars(question).best_promoted
+        baseline = scores_to_beat(question).best_promoted
         guards, report = setting.params.deployment.guards, setting.inputs.report
         return replace(question, failed_guard=failed_guard(guards, report, baseline.metrics if baseline else None),
                        evidence=self._evidence(baseline, question) if baseline else None)
@@ -257,14 +253,14 @@ class Deployer:
             raise AssertionError("a version is registered after the decision")
         parts = contributions(report.metrics.as_dict(), self._setting.request.policy.weights)
         return {
-            IDENTITY: canonical_json(report.model.model_dump(mode="json")),
+            mlflow_utils.IDENTITY: canonical_json(report.model.model_dump(mode="json")),
             mlflow_utils.MODEL_DIGEST: report.model_digest,
             mlflow_utils.CONTRACT: report.contract_digest,
-            "champion.score": str(decision.score),
-            "champion.contributions": canonical_json(parts),
-            "champion.gain": str(decision.gain),
-            "champion.decision": decision.reason.value,
-            "champion.evaluation_run": report.run_id,
+            mlflow_utils.SCORE: str(decision.score),
+            mlflow_utils.CONTRIBUTIONS: canonical_json(parts),
+            mlflow_utils.GAIN: str(decision.gain),
+            mlflow_utils.REASON: decision.reason.value,
+            mlflow_utils.EVALUATION_RUN: report.run_id,
         }
 
     def _write(self, facts: Mapping[str, Any], compared: Mapping[str, Any]) -> None:

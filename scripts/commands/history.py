@@ -1,4 +1,4 @@
-"""What history_script.py works with: the history of the configured model, and the store that it is in."""
+"""The actions of history_script.py: list, exclude, explain, back-test, and promote an earlier evaluation."""
 
 import json
 import logging
@@ -29,20 +29,28 @@ from src.core.records import (
     read_object,
     tree_digest,
 )
-from src.decisions import backtest, history, record
-from src.decisions import words as explanation
-from src.decisions.history import Evaluation
+from src.decisions import backtest, history
+from src.decisions.history import Evaluation, Group, RankedRun
+from src.decisions.record import differences, evidence_of, question_of
+from src.decisions.words import explain_lines
 from src.evaluation.metrics import RowStatistics, corpus_scores
 from src.evaluation.predictions import Prediction
 from src.evaluation.significance import gain_evidence
 from src.ledger.slots import LedgerView
-from src.model_selection import GainEvidence, Policy, Question, ScoredRun, bars, challengers_since_head, decide
+from src.model_selection import (
+    GainEvidence,
+    Policy,
+    Question,
+    ScoredRun,
+    challengers_since_head,
+    decide,
+    scores_to_beat,
+)
 from utils import environment, json_utils, mlflow_utils, yaml_utils
 from utils.answers import logged_predictions
-from utils.mlflow_utils import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
+from utils.mlflow_utils import ADAPTER, CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
 from utils.tracking.history import HistoryReader, HistoryRuns
 from utils.tracking.ledger import MlflowLedger
-from utils.tracking.runs import ADAPTER
 
 _SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
 logger = logging.getLogger("champion")
@@ -51,13 +59,13 @@ _DEPLOYMENT = Path(__file__).parents[1] / "deployment_script.py"
 _FILES = ("metrics.json", "report.json", "predictions.jsonl")
 
 
-class History:
-    """The evaluations of the model in a params.yaml."""
+class HistoryCommands:
+    """The actions on the evaluations of the model that a params.yaml names."""
 
     def __init__(self, config: Path) -> None:
         self._params = yaml_utils.load_params(config)
         self._name = self._params.deployment.model_registry_name
-        self._policy = backtest.policy_of(self._params.deployment)
+        self._policy = Policy.from_params(self._params.deployment)
         self._client = mlflow_utils.connect(self._params.mlflow)
         experiment = self._params.mlflow.experiment_name
         self._runs = HistoryRuns(self._client, experiment=experiment, model_name=self._name)
@@ -65,11 +73,10 @@ class History:
         self._ledger = MlflowLedger(self._client, self._name, experiment)
 
     def listing(self, form: str, limit: int | None) -> str:
-        """The ranking as `table`, `json` or `csv`, of each contract the first `limit` rows."""
+        """The ranking as `table`, `json` or `csv`, limited to the first `limit` rows of each contract."""
         view, evaluations = self._ledger.view(), self._evaluations()
         promotions = {slot.key: f"promote ({slot.kind})" for slot in view.slots if slot.kind in ("promote", "force")}
-        groups = history.groups(evaluations, view, self._policy, promotions | self._runs.decisions(),
-                                     datetime.now(UTC))
+        groups = history.groups(evaluations, view, self._policy, promotions | self._runs.decisions(), datetime.now(UTC))
         shown = [(group, group.rows[:limit]) for group in groups]
         if form == "csv":
             return history.csv_text(row for _, rows in shown for row in rows).rstrip("\n")
@@ -83,10 +90,10 @@ class History:
         return "\n".join(lines).rstrip("\n") or f"{self._name}: no evaluations"
 
     def exclude(self, run_id: str, reason: str) -> str:
-        """Take an evaluation out of every later comparison; says what was done.
+        """Exclude an evaluation from every later comparison; returns a line that says so.
 
-        Raises InvalidParams for a run that is no evaluation of this model, Refused for one of a promoted model: that
-        is a rollback's to do, on record in the ledger.
+        Raises InvalidParams if the run is no evaluation of this model, Refused if its model was promoted: that takes a
+        rollback, which the ledger records.
         """
         run = self._runs.find(run_id, "evaluation")
         if note := run.data.tags.get(EXCLUDED):
@@ -101,7 +108,7 @@ class History:
         return f"run {run_id} is excluded from every later comparison: {history.exclusion_words(note)}"
 
     def explain(self, run_id: str) -> tuple[list[str], list[str]]:
-        """A decision in plain words, and where taking it again gives another result."""
+        """A recorded decision in words, and the differences that a replay of it shows today."""
         run = self._runs.find(run_id, "deployment", "evaluation")
         if run.data.tags[KIND] == "evaluation":
             key = digest_of([run.data.tags.get(MODEL_DIGEST), run.data.tags.get(CONTRACT)])
@@ -112,15 +119,15 @@ class History:
             run = deployment
         recorded = self._runs.evidence(run)
         question, report, challengers = _loaded(recorded, run.info.run_id)
-        found = self._seen_today(question)
-        again = record.dump(found, decide(found), report, challengers_since_head(found))
-        differing = explanation.differences(recorded, json.loads(json.dumps(again)))
-        words = explanation.words(question, decide(question), challengers)
-        return [f"deployment run {run.info.run_id}", *words], differing
+        found = self._question_today(question)
+        again = evidence_of(found, decide(found), report, challengers_since_head(found))
+        differing = differences(recorded, json.loads(json.dumps(again)))
+        lines = explain_lines(question, decide(question), challengers)
+        return [f"deployment run {run.info.run_id}", *lines], differing
 
     def backtest(self, settings: Sequence[str], form: str) -> str:
-        """The history decided under today's policy and under the changed one, from an empty ledger on."""
-        policies = [self._policy, backtest.policy_of(backtest.changed(self._params.deployment, settings))]
+        """Decide the history again under today's policy and under the changed one, each from an empty ledger."""
+        policies = [self._policy, Policy.from_params(backtest.changed(self._params.deployment, settings))]
         answers = lru_cache(maxsize=8)(lambda run_id: logged_predictions(self._client, run_id))
 
         def evidence(ours: ScoredRun, theirs: ScoredRun, policy: Policy, challengers: int) -> GainEvidence | None:
@@ -144,14 +151,14 @@ class History:
     def _evaluations(self) -> list[Evaluation]:
         return [Evaluation(run, note) for run, note in self._reader.evaluations()]
 
-    def _section(self, group: history.Group, rows: Sequence[history.Row], view: LedgerView) -> list[str]:
+    def _section(self, group: Group, rows: Sequence[RankedRun], view: LedgerView) -> list[str]:
         more = len(group.rows) - len(rows)
-        return [*history.header(self._name, group, view, self._policy), *history.table(rows),
+        return [*history.header(self._name, group, view, self._policy), history.table(rows),
                 *([f"... and {more} more"] if more else []), ""]
 
-    def _seen_today(self, question: Question) -> Question:
-        """The question with scores, interval and ledger as the store gives them now."""
-        baseline, recorded = bars(question).best_promoted, question.evidence
+    def _question_today(self, question: Question) -> Question:
+        """The recorded question with the scores, interval and ledger that the store holds now."""
+        baseline, recorded = scores_to_beat(question).best_promoted, question.evidence
         ids = [question.challenger.run_id, *([baseline.run_id] if baseline else [])]
         answers = {name: logged_predictions(self._client, name) for name in ids}
         evidence = None
@@ -178,7 +185,7 @@ def _scored_again(run: ScoredRun, answers: Mapping[str, list[Prediction] | None]
 def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, EvaluationReport, int]:
     where = Path(f"run {run_id}: evidence.json")
     try:
-        return (record.load(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where),
+        return (question_of(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where),
                 int(recorded["challengers"]))
     except (KeyError, TypeError, ValueError, InvalidOperation) as error:
         raise IntegrityError(f"{where}: cannot be read as evidence ({error!r:.200}), so it was altered; restore it "
@@ -190,10 +197,10 @@ def _json(value: object) -> str:
 
 
 def promote(config: Path, run_id: str, reason: str | None) -> int:
-    """Put an evaluated model together as the stages left it, and run the deployment with it; returns its exit code.
+    """Restore the files of an evaluated model from MLflow, and run the deployment with it; returns its exit code.
 
-    Raises InvalidParams for a run that is no evaluation of this model, InvalidInput where a file of it is gone,
-    Refused where its base model is not the one at hand.
+    Raises InvalidParams if the run is no evaluation of this model, InvalidInput if a file of it is missing, Refused
+    if results/base_model holds another base model.
     """
     params = yaml_utils.load_params(config)
     client = mlflow_utils.connect(params.mlflow)
@@ -225,7 +232,7 @@ def _check_base(report: EvaluationReport) -> None:
 
 
 def _restore(runs: HistoryRuns, evaluation: Run, report: EvaluationReport, folder: Path) -> FineTunedModel:
-    """The adapter below `folder` and its record, from the run that trained it."""
+    """Download the adapter into `folder` from the run that trained it; returns its record."""
     wanted = report.model.adapter_sha256
     trained = next(runs.search(f"tags.`{ADAPTER}` = '{wanted}' and tags.kind = 'fine_tuning' and "
                                "attributes.status = 'FINISHED'"), None)

@@ -1,4 +1,4 @@
-"""What a pipeline run came to, as far as results/ and the environment tell: for the summary and the comment."""
+"""Collect what a pipeline run left in results/, for the summary and the pull request comment."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from src.core.params import DeploymentParams
 from src.core.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport, read_object
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.significance import score_intervals, seed_from
-from src.report.summary import OUTCOMES, Found, Summary, summary
+from src.report.summary import OUTCOMES, RunResults, Summary, summary
 from utils import environment, github_utils, results, yaml_utils
 from utils.answers import PREDICTIONS, read_predictions
 from utils.hub.client import endpoint
@@ -33,7 +33,7 @@ def outcome(output: Path | None) -> Summary:
     folder, problems = output or OUTPUT_DIR, list[str]()
     report, policy = _report(problems), _policy(problems)
     info, compared = (_object(folder / name, problems) for name in (results.INFO, results.COMPARISON))
-    return summary(Found(
+    return summary(RunResults(
         report=report, info=info, comparison=compared,
         intervals=_intervals(report, compared, policy, problems) if report and policy else None,
         confidence=policy.confidence if policy else None, problems=problems, outcome=ended,

@@ -1,25 +1,39 @@
-"""The history decided again under another policy, from an empty ledger on. Pure."""
+"""Back-test: decide the history again under another policy, starting with an empty ledger. Pure."""
 
 import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from textwrap import indent
 from typing import Any
+
+from tabulate import tabulate
 
 from src.core.errors import InvalidParams
 from src.core.params import METRICS, DeploymentParams, validate
 from src.core.records import digest_of
+from src.decisions.words import policy_words
 from src.ledger.slots import LedgerView, Slot
-from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict, bars, decide
+from src.model_selection import (
+    Decision,
+    GainEvidence,
+    Policy,
+    Question,
+    Reason,
+    ScoredRun,
+    Verdict,
+    decide,
+    scores_to_beat,
+)
 
-Evidence = Callable[[ScoredRun, ScoredRun, Policy, int], GainEvidence | None]
-"""The paired bootstrap of a challenger against a baseline, as the k-th challenger since the last promotion."""
+GetEvidence = Callable[[ScoredRun, ScoredRun, Policy, int], GainEvidence | None]
+"""The paired bootstrap of a challenger against a baseline, for the k-th challenger since the last promotion."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a policy makes of one evaluation at its time; gain is over the best promoted."""
+class BacktestStep:
+    """The decision of a policy about one evaluation; gain is over the model that was best promoted at that time."""
 
     run_id: str
     finished: str
@@ -30,18 +44,18 @@ class Step:
 
     @property
     def promotes(self) -> bool:
-        """Whether the model became champion."""
+        """True if the model became the champion."""
         return self.decision == Verdict.PROMOTE.value
 
     def as_json(self) -> dict[str, Any]:
-        """The step with numbers for scores."""
+        """The step as JSON, with scores as numbers."""
         return asdict(self) | {"score": float(self.score), "gain": None if self.gain is None else float(self.gain)}
 
 
 def changed(params: DeploymentParams, settings: Sequence[str]) -> DeploymentParams:
-    """params with settings like `weights.bleu4=0.5`, `threshold=0.01` or `significance=require` laid over them.
+    """Apply settings like `weights.bleu4=0.5`, `threshold=0.01` or `significance=require` to params.
 
-    Raises InvalidParams for any other, and for weights that do not sum to 1: they are never scaled on the quiet.
+    Raises InvalidParams for any other setting, and for weights that do not sum to 1: they are never scaled silently.
     """
     values: dict[str, Any] = params.model_dump()
     for setting in settings:
@@ -59,57 +73,51 @@ def changed(params: DeploymentParams, settings: Sequence[str]) -> DeploymentPara
     return validate(DeploymentParams, values, where="--set")
 
 
-def policy_of(params: DeploymentParams) -> Policy:
-    """The policy that params state."""
-    return Policy(params.weighted_scoring.weights, Decimal(repr(params.min_improvement_threshold)),
-                  require_significance=params.significance == "require")
+def backtest(runs: Iterable[ScoredRun], policy: Policy, get_evidence: GetEvidence) -> list[BacktestStep]:
+    """Decide about each evaluation of one contract, in the order in which they finished.
 
-
-def backtest(runs: Iterable[ScoredRun], policy: Policy, evidence: Evidence) -> list[Step]:
-    """The decisions that a policy takes over evaluations of one contract, in their order of finishing.
-
-    Guards, force and rollbacks are left out. evidence is asked for only where significance is required.
+    Guards, force and rollbacks are left out. get_evidence is called only if the policy requires significance.
     """
-    replayed = _Replay(policy, evidence)
+    replayed = _Replay(policy, get_evidence)
     return [replayed.step(run) for run in sorted(runs, key=lambda run: (run.finished_at, run.run_id))]
 
 
 class _Replay:
-    """Ledger and history as they grow. Of the history the runs that can be a bar are at hand, so a step is cheap."""
+    """Ledger and history as they grow. Only runs that can be a score to beat are compared, so a step is cheap."""
 
-    def __init__(self, policy: Policy, evidence: Evidence) -> None:
+    def __init__(self, policy: Policy, get_evidence: GetEvidence) -> None:
         self._policy = policy
-        self._evidence = evidence
+        self._get_evidence = get_evidence
         self._ledger = LedgerView(())
         self._promoted: set[str] = set()
         self._latest: dict[str, ScoredRun] = {}
-        self._ranked: list[tuple[Decimal, int, str, str]] = []  # score, age, run, model: the best stands last
+        self._ranked: list[tuple[Decimal, int, str, str]] = []  # score, age, run, model; the best is last
         self._since_head: set[str] = set()
 
-    def step(self, run: ScoredRun) -> Step:
-        """Decide about one evaluation, and take it into the history."""
+    def step(self, run: ScoredRun) -> BacktestStep:
+        """Decide about one evaluation, and add it to the history."""
         decision = self._decide(run)
-        self._take_in(run)
+        self._add(run)
         if decision.verdict is Verdict.PROMOTE:
             self._promote(run, decision.score)
-        return Step(run.run_id, _iso(run.finished_at), decision.score, decision.gain, decision.verdict.value,
-                    decision.reason.value)
+        return BacktestStep(run.run_id, _iso(run.finished_at), decision.score, decision.gain,
+                            decision.verdict.value, decision.reason.value)
 
     def _decide(self, run: ScoredRun) -> Decision:
-        # Two suffice: one of them may be the challenger's own model.
+        # The best two are enough: one of them may be the challenger's own model.
         digests = {entry[3] for entry in self._ranked[-2:]} | self._promoted
         question = Question(
             challenger=run, history=[self._latest[digest] for digest in sorted(digests)], history_complete=False,
             ledger=self._ledger, policy=replace(self._policy, require_significance=False), force=False,
             may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
-        decision, baseline = decide(question), bars(question).best_promoted
+        decision, baseline = decide(question), scores_to_beat(question).best_promoted
         if decision.reason is not Reason.IMPROVED or not self._policy.require_significance or baseline is None:
             return decision
         challengers = 1 + len(self._since_head - {run.model_digest})
-        found = self._evidence(run, baseline, self._policy, challengers)
+        found = self._get_evidence(run, baseline, self._policy, challengers)
         return decide(replace(question, policy=self._policy, evidence=found))
 
-    def _take_in(self, run: ScoredRun) -> None:
+    def _add(self, run: ScoredRun) -> None:
         if before := self._latest.get(run.model_digest):
             del self._ranked[bisect.bisect_left(self._ranked, self._entry(before))]
         bisect.insort(self._ranked, self._entry(run))
@@ -133,30 +141,27 @@ class _Replay:
         self._since_head.clear()
 
 
-def comparison(contract: str, policies: Sequence[Policy], steps: Sequence[Sequence[Step]]) -> list[str]:
-    """Both policies and what they come to under one contract, and the evaluations that only one of them promotes."""
+def comparison(contract: str, policies: Sequence[Policy], steps: Sequence[Sequence[BacktestStep]]) -> list[str]:
+    """Two policies under one contract as lines of text: their totals, and the promotions of only one of them."""
     recorded, other = steps
     differ = [pair for pair in zip(recorded, other, strict=True) if pair[0].promotes != pair[1].promotes]
     lines = [f"{len(recorded)} evaluations under contract {contract[:12]}, decided again from an empty ledger on",
              _totals("as it is", policies[0], recorded), _totals("as set", policies[1], other),
              f"{len(differ)} promotions differ"]
-    cells = [("  finished", "run", "as it is", "", "gain", "as set", "", "gain")]
-    cells += [(f"  {one.finished}", one.run_id, *_cells(one), *_cells(two)) for one, two in differ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
-    return [*lines, *(table if differ else [])]
+    if differ:
+        cells = [("finished", "run", "as it is", "", "gain", "as set", "", "gain")]
+        cells += [(one.finished, one.run_id, *_cells(one), *_cells(two)) for one, two in differ]
+        lines += indent(tabulate(cells, tablefmt="plain", disable_numparse=True), "  ").splitlines()
+    return lines
 
 
-def _totals(name: str, policy: Policy, steps: Sequence[Step]) -> str:
+def _totals(name: str, policy: Policy, steps: Sequence[BacktestStep]) -> str:
     promoted = [step for step in steps if step.promotes]
     champion = f"run {promoted[-1].run_id} ({promoted[-1].score:.6f})" if promoted else "none"
-    weights = ", ".join(f"{weight:g} {metric}" for metric, weight in policy.weights.items())
-    required = "required" if policy.require_significance else "reported"
-    return (f"  {name:8}  {weights}; threshold {policy.threshold}; significance {required}: "
-            f"{len(promoted)} promotions, champion {champion}")
+    return f"  {name:8}  {policy_words(policy)}: {len(promoted)} promotions, champion {champion}"
 
 
-def _cells(step: Step) -> tuple[str, str, str]:
+def _cells(step: BacktestStep) -> tuple[str, str, str]:
     gain = "" if step.gain is None else f"{step.gain:+.6f}"
     return f"{step.score:.6f}", f"{step.decision} ({step.reason})", gain
 

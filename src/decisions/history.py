@@ -1,4 +1,4 @@
-"""The history as a ranking: which evaluations count, where they stand, and what became of them. Pure."""
+"""The ranking of all evaluations: which ones count, their ranks, and what was decided about each. Pure."""
 
 import bisect
 import csv
@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from tabulate import tabulate
+
 from src.core.records import digest_of
-from src.decisions.record import blocker, explain
+from src.decisions.words import blocker, explain
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Policy, Question, ScoredRun, decide
 
@@ -21,22 +23,23 @@ HEADINGS = ("contract", "rank", "score", "delta", "decision", "version", "alias"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation as the store has it; excluded is the tag that takes it out, None where it counts."""
+    """One evaluation in the store; excluded is the tag that excludes it from comparisons, None if it counts."""
 
     run: ScoredRun
     excluded: str | None
 
     @property
     def key(self) -> str:
-        """The promotion key of its model under its contract: what its deployment runs are found by."""
+        """The promotion key of its model under its contract; its deployment runs carry the same key."""
         return digest_of([self.run.model_digest, self.run.contract])
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the list. rank is None where the evaluation is no bar, and mark says why; finished is UTC.
+class RankedRun:
+    """One line of the ranking. finished is UTC in ISO 8601.
 
-    delta: its score minus the champion's under the same contract, None where the champion has none.
+    rank: None if the evaluation does not count; mark says why.
+    delta: its score minus the champion's under the same contract, None if the champion has none.
     """
 
     contract: str
@@ -55,10 +58,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """The evaluations under one score contract: only they are ranked together. models counts those that count."""
+    """The evaluations under one score contract, which are ranked together; models is how many models count."""
 
     contract: str
-    rows: list[Row]
+    rows: list[RankedRun]
     models: int
     champion: ScoredRun | None
     best_promoted: ScoredRun | None
@@ -67,16 +70,20 @@ class Group:
 
 def groups(evaluations: Iterable[Evaluation], ledger: LedgerView, policy: Policy, decisions: Mapping[str, str],
            now: datetime) -> list[Group]:
-    """The evaluations by contract, that of the latest one first; decisions are by promotion key."""
+    """Rank the evaluations of each contract; the contract of the latest evaluation comes first.
+
+    decisions: what was decided, by promotion key.
+    """
     by_contract: dict[str, list[Evaluation]] = {}
     for evaluation in sorted(evaluations, key=lambda e: (e.run.finished_at, e.run.run_id), reverse=True):
         by_contract.setdefault(evaluation.run.contract, []).append(evaluation)
-    scene = _Scene(ledger, policy, decisions, now, ledger.blocked_digests, {s.model_digest: s for s in ledger.slots})
-    return [_group(contract, members, scene) for contract, members in by_contract.items()]
+    slots = {slot.model_digest: slot for slot in ledger.slots}
+    context = _Context(ledger, policy, decisions, now, ledger.blocked_digests, slots)
+    return [_group(contract, members, context) for contract, members in by_contract.items()]
 
 
 def counting(evaluations: Iterable[Evaluation], ledger: LedgerView) -> list[ScoredRun]:
-    """The latest evaluation of each model that is neither excluded nor blocked: the ones that can be a bar."""
+    """The latest evaluation of each model that is neither excluded nor blocked: the candidates for a score to beat."""
     latest: dict[tuple[str, str], ScoredRun] = {}
     blocked = ledger.blocked_digests
     for evaluation in sorted(evaluations, key=lambda e: (e.run.finished_at, e.run.run_id)):
@@ -87,7 +94,7 @@ def counting(evaluations: Iterable[Evaluation], ledger: LedgerView) -> list[Scor
 
 
 def in_the_way(evaluations: Sequence[Evaluation], ledger: LedgerView, policy: Policy) -> str | None:
-    """The sentence that names a run that was never promoted and alone keeps the latest challenger out, if so."""
+    """A sentence naming the unpromoted run that alone keeps the latest challenger out; None if there is no such run."""
     latest = max((e.run for e in evaluations if e.excluded is None), key=lambda run: (run.finished_at, run.run_id),
                  default=None)
     if latest is None or ledger.head is None:
@@ -100,7 +107,7 @@ def in_the_way(evaluations: Sequence[Evaluation], ledger: LedgerView, policy: Po
 
 
 def header(name: str, group: Group, ledger: LedgerView, policy: Policy) -> list[str]:
-    """Champion, best promoted and best evaluated side by side."""
+    """The lines above a ranking: champion, best promoted and best evaluated model."""
     def side(run: ScoredRun | None) -> str:
         return f"{policy.score(run):.6f}  run {run.run_id}" if run else "none"
 
@@ -114,19 +121,18 @@ def header(name: str, group: Group, ledger: LedgerView, policy: Policy) -> list[
     ]
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Rows as aligned columns under their headings."""
+def table(rows: Sequence[RankedRun]) -> str:
+    """The ranking as aligned columns with a header line."""
     lines = [("rank", "score", "delta", "decision", "version", "alias", "age", "run", "mark")]
     for row in rows:
         delta = "" if row.delta is None else f"{row.delta:+.6f}"
         lines.append((str(row.rank or "-"), f"{row.score:.6f}", delta, row.decision, str(row.version or ""), row.alias,
                       row.age, row.run_id, row.mark))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return tabulate(lines, tablefmt="plain", disable_numparse=True)
 
 
-def csv_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV with HEADINGS."""
+def csv_text(rows: Iterable[RankedRun]) -> str:
+    """The ranking as CSV, with HEADINGS as its first line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HEADINGS, lineterminator="\n")
     writer.writeheader()
@@ -134,8 +140,8 @@ def csv_text(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def as_json(group: Group, rows: Iterable[Row], policy: Policy) -> dict[str, Any]:
-    """One contract's ranking as a JSON value; scores are numbers."""
+def as_json(group: Group, rows: Iterable[RankedRun], policy: Policy) -> dict[str, Any]:
+    """The ranking of one contract as a JSON value; scores are numbers."""
     def side(run: ScoredRun | None) -> dict[str, Any] | None:
         return {"run_id": run.run_id, "score": float(policy.score(run))} if run else None
 
@@ -146,12 +152,12 @@ def as_json(group: Group, rows: Iterable[Row], policy: Policy) -> dict[str, Any]
 
 
 def exclusion(reason: str, actor: str, now: datetime) -> str:
-    """The tag that takes an evaluation out: who, when and why, in one value, so that it is written at once."""
+    """The value of the tag that excludes an evaluation: reason, actor and time, all written at once."""
     return json.dumps({"reason": reason, "actor": actor, "time": now.isoformat(timespec="seconds")})
 
 
 def exclusion_words(note: str) -> str:
-    """Such a tag in words; one that was set by hand as it stands."""
+    """The value of such a tag in words; a value that was set by hand is returned unchanged."""
     try:
         return "{reason} ({actor}, {time})".format(**json.loads(note))
     except (ValueError, KeyError, TypeError):
@@ -159,14 +165,16 @@ def exclusion_words(note: str) -> str:
 
 
 def age(finished_at: int, now: datetime) -> str:
-    """Time since a moment in milliseconds, in its largest whole unit."""
+    """The time since finished_at (milliseconds since the epoch), in its largest whole unit."""
     seconds = max(0, int(now.timestamp() - finished_at / 1000))
     units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
     return next((f"{seconds // size} {unit}" for unit, size in units if seconds >= size), "0 s")
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _Context:
+    """What every line of the ranking is made from."""
+
     ledger: LedgerView
     policy: Policy
     decisions: Mapping[str, str]
@@ -175,26 +183,28 @@ class _Scene:
     slots: Mapping[str, Slot]
 
 
-def _group(contract: str, members: Sequence[Evaluation], scene: _Scene) -> Group:
-    policy, ledger = scene.policy, scene.ledger
-    bars = counting(members, ledger)
-    champion = next((run for run in bars if ledger.head and run.model_digest == ledger.head.model_digest), None)
+def _group(contract: str, members: Sequence[Evaluation], context: _Context) -> Group:
+    policy, ledger = context.policy, context.ledger
+    counted = counting(members, ledger)
+    champion = next((run for run in counted if ledger.head and run.model_digest == ledger.head.model_digest), None)
     promoted = ledger.promoted_digests
-    ranked, ids = sorted(map(policy.score, bars)), {run.run_id for run in bars}
-    rows = [_row(member, ranked if member.run.run_id in ids else None, champion, scene) for member in members]
+    ranked, ids = sorted(map(policy.score, counted)), {run.run_id for run in counted}
+    rows = [_row(member, ranked if member.run.run_id in ids else None, champion, context) for member in members]
     rows.sort(key=lambda row: (row.rank is None, -row.score))
-    return Group(contract, rows, len(bars), champion, _best((r for r in bars if r.model_digest in promoted), policy),
-                 _best(bars, policy))
+    return Group(contract, rows, len(counted), champion,
+                 _best((run for run in counted if run.model_digest in promoted), policy), _best(counted, policy))
 
 
-def _row(member: Evaluation, ranked: Sequence[Decimal] | None, champion: ScoredRun | None, scene: _Scene) -> Row:
-    run, score, slot = member.run, scene.policy.score(member.run), scene.slots.get(member.run.model_digest)
-    return Row(
-        contract=run.contract, score=score, decision=scene.decisions.get(member.key, ""),
+def _row(member: Evaluation, ranked: Sequence[Decimal] | None, champion: ScoredRun | None, context: _Context
+         ) -> RankedRun:
+    run, score, slot = member.run, context.policy.score(member.run), context.slots.get(member.run.model_digest)
+    return RankedRun(
+        contract=run.contract, score=score, decision=context.decisions.get(member.key, ""),
         rank=None if ranked is None else 1 + len(ranked) - bisect.bisect_right(ranked, score),
-        delta=score - scene.policy.score(champion) if champion else None,
-        version=slot.version if slot else None, alias=_alias(run, scene.ledger), age=age(run.finished_at, scene.now),
-        mark="" if ranked is not None else _mark(member, scene.blocked), run_id=run.run_id,
+        delta=score - context.policy.score(champion) if champion else None,
+        version=slot.version if slot else None, alias=_alias(run, context.ledger),
+        age=age(run.finished_at, context.now),
+        mark="" if ranked is not None else _mark(member, context.blocked), run_id=run.run_id,
         model_digest=run.model_digest,
         finished=datetime.fromtimestamp(run.finished_at / 1000, UTC).isoformat(timespec="seconds"),
     )

@@ -1,48 +1,25 @@
-"""A decision as JSON and as words: deployment_info.json, model_comparison.json and the summary on the screen."""
+"""A decision as JSON: deployment_info.json, model_comparison.json and evidence.json, written and read back. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from src.core.records import EvaluationReport, FineTunedModel, Metrics, contributions, digest_of
+from src.decisions.words import RESULTS, explain
 from src.ledger.slots import LedgerView, parse_slots
-from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict
-
-RESULTS = {
-    Verdict.PROMOTE: "promoted",
-    Verdict.KEEP: "kept",
-    Verdict.ALREADY: "already",
-    Verdict.REFUSED: "refused",
-    Verdict.UNDECIDED: "undecided",
-}
-_WORDS = {
-    Reason.ALREADY: "this very model is the champion already",
-    Reason.BLOCKED: "a rollback blocked this model; only --force-deploy brings it back",
-    Reason.FORCED: "forced, setting aside: {overrode}",
-    Reason.NOT_PROMOTING_BRANCH: "this branch may not promote (deployment.promoting_branches)",
-    Reason.INCOMPARABLE: "the champion, or the release on the Hub, cannot be compared with it",
-    Reason.FIRST_MODEL: "nothing was promoted before",
-    Reason.NOT_BEST: "it is not above the best evaluated model ({best}){alone}",
-    Reason.BELOW_THRESHOLD: "its gain of {gain} is below the threshold of {threshold}",
-    Reason.GUARD: "it fails the guard {guard}",
-    Reason.WITHIN_NOISE: "its gain of {gain} is within the noise of the evaluation",
-    Reason.IMPROVED: "its gain of {gain} reaches the threshold of {threshold}",
-}
-_ALONE = ("; that model was never promoted and alone stands in the way of a gain of {gain} over the best promoted one: "
-          "`python scripts/history_script.py --promote {run}` brings it through the gate, --exclude takes it out")
+from src.model_selection import Decision, GainEvidence, Policy, Question, ScoredRun, Verdict
 
 
 @dataclass(frozen=True)
 class Request:
-    """Who asked for a decision about what, and how; reason is empty where none was given."""
+    """One deployment: who asked, for which model, and under which policy. reason is empty if none was given."""
 
     report: EvaluationReport
     model: FineTunedModel
     policy: Policy
     model_name: str
-    registry: str  # deployment.registry
     force: bool
     actor: str
     reason: str
@@ -53,7 +30,7 @@ class Request:
 
     @property
     def challenger(self) -> ScoredRun:
-        """The challenger as the gate sees it."""
+        """The challenger as a scored run, the form that the gate takes."""
         report = self.report
         return ScoredRun(report.run_id, report.model_digest, report.contract_digest, report.metrics, 0)
 
@@ -63,44 +40,18 @@ class Request:
         return self.report.model.key(self.report.contract_digest)
 
 
-def explain(decision: Decision, policy: Policy) -> str:
-    """Why, in one line of plain words."""
-    best, alone = decision.bars.best_evaluated, blocker(decision, policy)
-    return _WORDS[decision.reason].format(
-        overrode=decision.overrode.value if decision.overrode else "",
-        best=f"{policy.score(best):.4f}, run {best.run_id}" if best else "",
-        alone=_ALONE.format(gain=signed(decision.gain), run=alone.run_id) if alone else "",
-        gain=signed(decision.gain),
-        threshold=policy.threshold,
-        guard=decision.failed_guard,
-    )
-
-
-def blocker(decision: Decision, policy: Policy) -> ScoredRun | None:
-    """The best evaluated run, where it was never promoted and keeps out what the best promoted one would not."""
-    gain = decision.gain
-    if decision.reason is not Reason.NOT_BEST or gain is None or gain <= 0 or gain < policy.threshold:
-        return None
-    return decision.bars.best_evaluated
-
-
-def signed(gain: Decimal | None) -> str:
-    """A gain with its sign and six digits, or a word where there is none."""
-    return "none" if gain is None else f"{gain:+.6f}"
-
-
 def decision_id(decision: Decision, request: Request, view: LedgerView, code: int) -> str:
-    """Equal for two decisions that rest on the same evidence and say the same: the second need not be recorded."""
-    bars = [run.run_id if run else None for run in (decision.bars.best_evaluated, decision.bars.best_promoted)]
+    """An id that two decisions share if evidence and result are equal, so that the second need not be recorded."""
+    to_beat = [run.run_id if run else None for run in (decision.to_beat.best_evaluated, decision.to_beat.best_promoted)]
     said = [decision.verdict, decision.reason, decision.overrode, decision.failed_guard, str(decision.score), code]
     policy = [str(request.policy.threshold), dict(request.policy.weights), request.policy.require_significance]
-    return digest_of([request.key, view.head_sha256, said, bars, policy, request.force, request.reason])
+    return digest_of([request.key, view.head_sha256, said, to_beat, policy, request.force, request.reason])
 
 
 def comparison(decision: Decision, request: Request) -> dict[str, Any]:
-    """model_comparison.json: the numbers behind the decision."""
+    """The content of model_comparison.json: the numbers behind the decision."""
     policy, metrics = request.policy, request.report.metrics.as_dict()
-    best = decision.bars.best_evaluated
+    best = decision.to_beat.best_evaluated
     return {
         "should_deploy": decision.verdict is Verdict.PROMOTE,
         "decision": decision.verdict.value,
@@ -111,22 +62,22 @@ def comparison(decision: Decision, request: Request) -> dict[str, Any]:
         "historical_best_run_id": best.run_id if best else None,
         "improvement": None if decision.gain is None else float(decision.gain),
         "threshold": float(policy.threshold),
-        "runs_compared": decision.bars.runs,
-        "runs_complete": decision.bars.complete,
+        "runs_compared": decision.to_beat.runs,
+        "runs_complete": decision.to_beat.complete,
         "failed_guard": decision.failed_guard,
         "significance": asdict(decision.evidence) if decision.evidence else None,
         "metrics": metrics,
         "weights": dict(policy.weights),
         "contributions": contributions(metrics, policy.weights),
-        "best_evaluated": _side(decision.bars.best_evaluated, decision, policy),
-        "best_promoted": _side(decision.bars.best_promoted, decision, policy),
-        "champion": _side(decision.bars.champion, decision, policy),
+        "best_evaluated": _side(decision.to_beat.best_evaluated, decision, policy),
+        "best_promoted": _side(decision.to_beat.best_promoted, decision, policy),
+        "champion": _side(decision.to_beat.champion, decision, policy),
     }
 
 
 def info(decision: Decision, request: Request, view: LedgerView, *, code: int, run_id: str,
          dry_run: bool) -> dict[str, Any]:
-    """deployment_info.json: what was decided and what customers talk to now. Nothing in it is a time."""
+    """The content of deployment_info.json: what was decided, and which model is in production now. It holds no time."""
     head, previous = view.head, view.previous
     would = dry_run and decision.verdict is Verdict.PROMOTE
     promoted = decision.verdict in (Verdict.PROMOTE, Verdict.ALREADY) and not would
@@ -140,11 +91,10 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
         "decision_id": decision_id(decision, request, view, code),
         "dry_run": dry_run,
         "model_name": request.model_name,
-        "registry": request.registry,
         "version": head.version if head and promoted else None,
         "champion": {"version": head.version, "score": head.score, "key": head.key} if head else None,
         "previous_version": previous.version if previous else None,
-        "model_uri": f"models:/{request.model_name}@champion" if head and request.registry != "none" else None,
+        "model_uri": f"models:/{request.model_name}@champion" if head else None,
         "ledger_slot": head.number if head else None,
         "hub": head.hub.model_dump() if head and head.hub else None,
         "weighted_score": float(decision.score),
@@ -162,47 +112,8 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
     }
 
 
-def summary(facts: Mapping[str, Any], compared: Mapping[str, Any], records: str) -> str:
-    """What a person reads at the end: the decision, why, the numbers, and where to look."""
-    champion = facts["champion"]
-    now = f"{facts['model_name']} version {champion['version']}" if champion else "none yet"
-    now += " (registry: none)" if facts["registry"] == "none" else ""
-    lines = [
-        f"{facts['result'].upper()}: {facts['explanation']}.",
-        f"  challenger  {facts['weighted_score']:.6f}  ({_parts(compared['contributions'])})",
-        f"  best so far {_score(compared['best_evaluated'])}",
-        f"  promoted    {_score(compared['best_promoted'])}",
-        f"  champion    {now}",
-        f"  Hub         {_hub(facts['hub'])}",
-        f"  records     {records}/{{deployment_info.json,model_comparison.json,deployment_logs.txt}}",
-        f"  MLflow      {facts['tracking_uri']}, run {facts['deployment_run']}",
-    ]
-    return "\n".join(lines)
-
-
-def _side(run: ScoredRun | None, decision: Decision, policy: Policy) -> dict[str, Any] | None:
-    if run is None:
-        return None
-    score = policy.score(run)
-    return {"run_id": run.run_id, "model_digest": run.model_digest, "score": float(score),
-            "delta": float(decision.score - score), "metrics": run.metrics.as_dict(),
-            "contributions": contributions(run.metrics.as_dict(), policy.weights)}
-
-
-def _parts(parts: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-
-
-def _score(side: Mapping[str, Any] | None) -> str:
-    return "none" if side is None else f"{side['score']:.6f}  (challenger {side['delta']:+.6f}, run {side['run_id']})"
-
-
-def _hub(hub: Mapping[str, Any] | None) -> str:
-    return f"{hub['repo']} at {hub['commit'][:12]}" if hub else "not pushed"
-
-
-def dump(question: Question, decision: Decision, report: EvaluationReport, challengers: int) -> dict[str, Any]:
-    """evidence.json: the question, what was answered, and what the bootstrap was taken of."""
+def evidence_of(question: Question, decision: Decision, report: EvaluationReport, challengers: int) -> dict[str, Any]:
+    """The content of evidence.json: everything that the decision depends on, and its result."""
     policy = question.policy
     return {
         "challenger": _run(question.challenger),
@@ -223,8 +134,8 @@ def dump(question: Question, decision: Decision, report: EvaluationReport, chall
     }
 
 
-def load(evidence: Mapping[str, Any], *, where: Path) -> Question:
-    """The question in an evidence.json; raises InvalidInput or IntegrityError for one that was altered."""
+def question_of(evidence: Mapping[str, Any], *, where: Path) -> Question:
+    """The question in an evidence.json. Raises InvalidInput or IntegrityError if it was altered."""
     policy, gain = evidence["policy"], evidence["evidence"]
     return Question(
         challenger=_scored(evidence["challenger"], where),
@@ -238,6 +149,40 @@ def load(evidence: Mapping[str, Any], *, where: Path) -> Question:
         failed_guard=evidence["failed_guard"],
         evidence=GainEvidence(**gain) if gain else None,
     )
+
+
+def is_about(info: Mapping[str, Any], report: EvaluationReport) -> bool:
+    """True if a deployment_info.json records a decision on this evaluated model under this score contract."""
+    return (info.get("model_digest"), info.get("contract")) == (report.model_digest, report.contract_digest)
+
+
+def differences(recorded: object, found: object) -> list[str]:
+    """Where two JSON values differ, as `key.key: recorded ..., found ...`; empty if they are equal bit for bit."""
+    sides = [{key: repr(value) for key, value in _leaves(side, "")} for side in (recorded, found)]
+    keys = dict.fromkeys(key for side in sides for key in side)
+    pairs = {key: [side.get(key, "nothing") for side in sides] for key in keys}
+    return [f"{key}: recorded {left}, found {right}" for key, (left, right) in pairs.items() if left != right]
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        items: list[tuple[Any, object]] = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    else:
+        yield path, value
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def _side(run: ScoredRun | None, decision: Decision, policy: Policy) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    score = policy.score(run)
+    return {"run_id": run.run_id, "model_digest": run.model_digest, "score": float(score),
+            "delta": float(decision.score - score), "metrics": run.metrics.as_dict(),
+            "contributions": contributions(run.metrics.as_dict(), policy.weights)}
 
 
 def _run(run: ScoredRun) -> dict[str, Any]:

@@ -1,40 +1,117 @@
-"""A recorded decision, taken again and put into plain words. Pure."""
+"""The one module that words a decision: for the records, the terminal, --explain, the report and the summary. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from src.core.records import EvaluationReport
-from src.decisions.record import RESULTS, explain, signed
-from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun
+from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict
 
 Tone = Literal["good", "neutral", "warning", "bad"]
 
+RESULTS = {
+    Verdict.PROMOTE: "promoted",
+    Verdict.KEEP: "kept",
+    Verdict.ALREADY: "already",
+    Verdict.REFUSED: "refused",
+    Verdict.UNDECIDED: "undecided",
+}
+INCLUDES_ZERO = "includes 0, so the two may be equally good"
+NO_ANSWERS = "the answers of the best promoted model were not at hand"
+_REASONS = {
+    Reason.ALREADY: "this very model is the champion already",
+    Reason.BLOCKED: "a rollback blocked this model; only --force-deploy brings it back",
+    Reason.FORCED: "forced, setting aside: {overrode}",
+    Reason.NOT_PROMOTING_BRANCH: "this branch may not promote (deployment.promoting_branches)",
+    Reason.INCOMPARABLE: "the champion, or the release on the Hub, cannot be compared with it",
+    Reason.FIRST_MODEL: "nothing was promoted before",
+    Reason.NOT_BEST: "it is not above the best evaluated model ({best}){alone}",
+    Reason.BELOW_THRESHOLD: "its gain of {gain} is below the threshold of {threshold}",
+    Reason.GUARD: "it fails the guard {guard}",
+    Reason.WITHIN_NOISE: "its gain of {gain} is within the noise of the evaluation",
+    Reason.IMPROVED: "its gain of {gain} reaches the threshold of {threshold}",
+}
+_ALONE = ("; that model was never promoted and alone stands in the way of a gain of {gain} over the best promoted one: "
+          "`python scripts/history_script.py --promote {run}` brings it through the gate, --exclude takes it out")
+# By the result in deployment_info.json: how it reads at a glance, the heading, and how its sentence begins.
+_HEADLINES: dict[str, tuple[Tone, str, str]] = {
+    "promoted": ("good", "Promoted to champion", "The challenger is now version {version} of {model_name}"),
+    "would_promote": ("good", "Promoted to champion", "It would be promoted"),
+    "kept": ("neutral", "Not promoted", "The challenger was not promoted"),
+    "already": ("good", "Already the champion", "Nothing was to be done"),
+    "refused": ("bad", "Refused", "The challenger may not be promoted"),
+    "undecided": ("warning", "Undecided", "It could not be decided"),
+}
 
-def differences(recorded: object, found: object) -> list[str]:
-    """Where two JSON values differ, as `key.key: recorded ..., found ...`; empty where they are equal bit for bit."""
-    sides = [{key: repr(value) for key, value in _leaves(side, "")} for side in (recorded, found)]
-    keys = dict.fromkeys(key for side in sides for key in side)
-    pairs = {key: [side.get(key, "nothing") for side in sides] for key in keys}
-    return [f"{key}: recorded {left}, found {right}" for key, (left, right) in pairs.items() if left != right]
+
+@dataclass(frozen=True)
+class Headline:
+    """The top of the report and of the summary; notes are whole sentences."""
+
+    tone: Tone
+    heading: str
+    sentence: str
+    notes: tuple[str, ...] = ()
 
 
-def words(question: Question, decision: Decision, challengers: int) -> list[str]:
-    """Situation, bars, gain, interval, threshold, guard and force of a decision, one line each."""
-    policy, bars = question.policy, decision.bars
+def explain(decision: Decision, policy: Policy) -> str:
+    """The reason of a decision in one line, as the records store it."""
+    best, alone = decision.to_beat.best_evaluated, blocker(decision, policy)
+    return _REASONS[decision.reason].format(
+        overrode=decision.overrode.value if decision.overrode else "",
+        best=f"{policy.score(best):.4f}, run {best.run_id}" if best else "",
+        alone=_ALONE.format(gain=signed(decision.gain), run=alone.run_id) if alone else "",
+        gain=signed(decision.gain),
+        threshold=policy.threshold,
+        guard=decision.failed_guard,
+    )
+
+
+def blocker(decision: Decision, policy: Policy) -> ScoredRun | None:
+    """The best evaluated run, if it was never promoted and is all that keeps the challenger out; else None."""
+    gain = decision.gain
+    if decision.reason is not Reason.NOT_BEST or gain is None or gain <= 0 or gain < policy.threshold:
+        return None
+    return decision.to_beat.best_evaluated
+
+
+def signed(gain: Decimal | None) -> str:
+    """A gain with its sign and six digits, or `none`."""
+    return "none" if gain is None else f"{gain:+.6f}"
+
+
+def interval(evidence: GainEvidence | None) -> str:
+    """What the paired bootstrap says about the gain, in one line."""
+    if evidence is None:
+        return "none: there is no promoted model to pair the answers with"
+    noise = INCLUDES_ZERO if evidence.includes_zero else "excludes 0"
+    needed = f"; {evidence.rows_needed} rows would show the threshold" if evidence.rows_needed else ""
+    return (f"{_range(evidence)}, {noise}; P(gain > 0) {evidence.p_gain_positive:.3f}, {_chance(evidence)}; "
+            f"these rows show gains from {evidence.minimum_detectable_gain:.4f} on{needed}")
+
+
+def policy_words(policy: Policy) -> str:
+    """Weights, threshold and significance of a policy in one line."""
+    weights = ", ".join(f"{weight:g} {name}" for name, weight in policy.weights.items())
+    significance = "required" if policy.require_significance else "reported, not required"
+    return f"{weights}; threshold {policy.threshold}; significance {significance}"
+
+
+def explain_lines(question: Question, decision: Decision, challengers: int) -> list[str]:
+    """Everything that a decision rests on, one line each: what history_script.py --explain prints."""
+    policy, to_beat, evidence = question.policy, decision.to_beat, question.evidence
     head = question.ledger.head
     champion = f"champion is version {head.version}" if head else "nothing was promoted before"
-    least = "" if bars.complete else "at least "
     rows = {
-        "situation": f"{least}{bars.runs} comparable models under contract {question.challenger.contract[:12]}; "
+        "situation": f"{_models(to_beat.runs, to_beat.complete)} under contract {question.challenger.contract[:12]}; "
                      f"{champion}; challenger {challengers} since the last promotion",
-        "policy": f"{_weights(policy)}; threshold {policy.threshold}; significance {_significance(policy)}",
-        "challenger": _run(question.challenger, policy, question),
-        "best evaluated": _run(bars.best_evaluated, policy, question),
-        "best promoted": _run(bars.best_promoted, policy, question),
+        "policy": policy_words(policy),
+        "challenger": _run(question.challenger, question),
+        "best evaluated": _run(to_beat.best_evaluated, question),
+        "best promoted": _run(to_beat.best_promoted, question),
         "gain": f"{signed(decision.gain)} over the best promoted",
-        "interval": interval(question.evidence) if question.evidence or not bars.best_promoted else
-                    "none: the answers of the best promoted model were not at hand",
+        "interval": interval(evidence) if evidence or not to_beat.best_promoted else f"none: {NO_ANSWERS}",
         "threshold": _threshold(decision, policy),
         "guard": question.failed_guard or "none fails",
         "force": _force(question, decision),
@@ -43,44 +120,107 @@ def words(question: Question, decision: Decision, challengers: int) -> list[str]
     return [title, *(f"  {name:14}  {text}" for name, text in rows.items())]
 
 
-def interval(evidence: GainEvidence | None) -> str:
-    """What the paired bootstrap says of the gain, in one line."""
-    if evidence is None:
-        return "none: there is no promoted model to pair the answers with"
-    noise = "includes 0, so the two may be equally good" if evidence.includes_zero else "excludes 0"
-    needed = f"; {evidence.rows_needed} rows would show the threshold" if evidence.rows_needed else ""
-    return (f"{evidence.low:+.6f} to {evidence.high:+.6f} at {100 * evidence.confidence:g} % on {evidence.rows} rows, "
-            f"{noise}; P(gain > 0) {evidence.p_gain_positive:.3f}, P(gain >= threshold) "
-            f"{evidence.p_gain_at_least_threshold:.3f}; these rows show gains from "
-            f"{evidence.minimum_detectable_gain:.4f} on{needed}")
+def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], records: str) -> str:
+    """What the deployment prints at its end: the decision, the numbers and where to look.
+
+    facts and compared are the content of deployment_info.json and model_comparison.json, records their folder.
+    """
+    champion, hub = facts["champion"], facts["hub"]
+    parts = ", ".join(f"{name} {value:.4f}" for name, value in compared["contributions"].items())
+    lines = [
+        f"{facts['result'].upper()}: {facts['explanation']}.",
+        f"  challenger  {facts['weighted_score']:.6f}  ({parts})",
+        f"  best so far {_compared_score(compared['best_evaluated'])}",
+        f"  promoted    {_compared_score(compared['best_promoted'])}",
+        f"  champion    {facts['model_name']} version {champion['version']}" if champion else "  champion    none yet",
+        f"  Hub         {hub_commit(hub) if hub else 'not pushed'}",
+        f"  records     {records}/{{deployment_info.json,model_comparison.json,deployment_logs.txt}}",
+        f"  MLflow      {facts['tracking_uri']}, run {facts['deployment_run']}",
+    ]
+    return "\n".join(lines)
 
 
-def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        items: list[tuple[Any, object]] = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    else:
-        yield path, value
-        return
-    for key, inner in items:
-        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+def comparisons(compared: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The lines of a model_comparison.json for the summary, as name and text; names are those of the models in it."""
+    for key, name in names.items():
+        if compared.get(key):
+            yield name, _compared_score(compared[key])
+    if compared.get("improvement") is not None:
+        yield "gain", f"{compared['improvement']:+.6f} over the best promoted; threshold {compared['threshold']:g}"
+    if compared.get("significance"):
+        evidence = GainEvidence(**compared["significance"])
+        yield "interval of the gain", f"{_range(evidence)}; {_chance(evidence)}"
 
 
-def _run(run: ScoredRun | None, policy: Policy, question: Question) -> str:
+def hub_commit(hub: Mapping[str, Any]) -> str:
+    """A repository and the commit of a release in it."""
+    return f"{hub['repo']} at {hub['commit'][:12]}"
+
+
+def headline(report: EvaluationReport | None, info: Mapping[str, Any], compared: Mapping[str, Any], *, is_judged: bool
+             ) -> Headline:
+    """The outcome of a deployment, for the top of the report and of the summary.
+
+    info and compared are the content of deployment_info.json and model_comparison.json, empty if there is none;
+    is_judged is False if info does not record a decision on the evaluated model.
+    """
+    rows = tuple(_notes_on_rows(report)) if report else ()
+    if not info:
+        return Headline("warning", "No decision yet", "This model was evaluated, and no deployment has judged it.",
+                        rows)
+    if "champion" not in info:
+        ended = f"It ended as {info.get('result')} with exit code {info.get('code')}: {info.get('reason')}"
+        return Headline("bad", "The deployment did not finish", ended, rows)
+    if report is None:
+        return Headline("warning", "No evaluation", "The last decision is about a model whose evaluation is not in "
+                        "results/evaluations; run `dvc repro evaluation`.")
+    if "decision" not in info:  # a rollback, a repair or an adoption
+        who = f" by {info['actor']}: {info.get('stated_reason')}" if info.get("actor") else ""
+        return Headline("neutral", "No decision on this model", f"The last change was {info.get('result')}{who}; run "
+                        "`dvc repro deployment`.")
+    if not is_judged:
+        return Headline("warning", "No decision on this model", "The last decision was about another model or another "
+                        "score contract; run `dvc repro deployment`.", rows)
+    return _judged(info, (*_notes_on_force(info), *_notes_on_evidence(info, compared), *rows, *_notes_on_hub(info)))
+
+
+def nothing_found() -> Headline:
+    """The headline when results/ is empty."""
+    return Headline("bad", "Nothing to summarise", "results/ holds no evaluation and no decision; run `dvc repro`, or "
+                    "look at the log for the stage that failed.")
+
+
+def never_decided(info: Mapping[str, Any], ended: str) -> Headline:
+    """The headline of a pipeline that ended (`failed`, ...) before its deployment; info is an earlier run's."""
+    note = f"What results/deployment says ({info.get('result')}: {info.get('explanation')}) is an earlier run's."
+    return Headline("bad", "No decision", f"The pipeline {ended} before the gate decided; the champion is who it was. "
+                    "The log names the stage and the remedy.", (note,))
+
+
+def promoted_earlier(info: Mapping[str, Any]) -> Headline:
+    """The headline of a run that found its model promoted by an earlier run."""
+    return Headline("good", "Already the champion", "Nothing was to be done: this very model was promoted by an "
+                    f"earlier run, as version {info['version']}.")
+
+
+def _range(evidence: GainEvidence) -> str:
+    return (f"{evidence.low:+.6f} to {evidence.high:+.6f} at {100 * evidence.confidence:g} % on {evidence.rows} rows")
+
+
+def _chance(evidence: GainEvidence) -> str:
+    return f"P(gain >= threshold) {evidence.p_gain_at_least_threshold:.3f}"
+
+
+def _models(count: int, complete: bool) -> str:
+    return f"{'' if complete else 'at least '}{count} comparable models"
+
+
+def _run(run: ScoredRun | None, question: Question) -> str:
     if run is None:
         return "none"
-    versions = [s.version for s in question.ledger.slots if s.model_digest == run.model_digest]
-    standing = f"version {versions[-1]}" if versions else "never promoted"
-    return f"{policy.score(run):.6f}  run {run.run_id}, {standing}"
-
-
-def _weights(policy: Policy) -> str:
-    return ", ".join(f"{weight:g} {name}" for name, weight in policy.weights.items())
-
-
-def _significance(policy: Policy) -> str:
-    return "required" if policy.require_significance else "reported, not required"
+    versions = [slot.version for slot in question.ledger.slots if slot.model_digest == run.model_digest]
+    status = f"version {versions[-1]}" if versions else "never promoted"
+    return f"{question.policy.score(run):.6f}  run {run.run_id}, {status}"
 
 
 def _threshold(decision: Decision, policy: Policy) -> str:
@@ -95,55 +235,15 @@ def _force(question: Question, decision: Decision) -> str:
     return f"asked for; set aside: {decision.overrode}" if decision.reason is Reason.FORCED else "asked for, not needed"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The top of the page; notes are whole sentences."""
-
-    tone: Tone
-    heading: str
-    sentence: str
-    notes: tuple[str, ...]
-
-_HEADINGS: dict[str, tuple[Tone, str]] = {
-    "promoted": ("good", "Promoted to champion"),
-    "would_promote": ("good", "Promoted to champion"),
-    "kept": ("neutral", "Not promoted"),
-    "already": ("good", "Already the champion"),
-    "refused": ("bad", "Refused"),
-    "undecided": ("warning", "Undecided"),
-}
-
-_NOT_JUDGED = "This model was evaluated, and no deployment has judged it."
-
-_OF_ANOTHER = "The last decision was about another model or another score contract; run `dvc repro deployment`."
+def _compared_score(side: Mapping[str, Any] | None) -> str:
+    return "none" if side is None else f"{side['score']:.6f} (challenger {side['delta']:+.6f}), run {side['run_id']}"
 
 
-def verdict(report: EvaluationReport, info: Mapping[str, Any], compared: Mapping[str, Any], *, is_judged: bool
-            ) -> Verdict:
-    """What a deployment came to; is_judged is False where info tells of no decision on the evaluated model."""
-    if not is_judged:
-        return _undecided(info, tuple(_notes_on_rows(report)))
-    tone, heading = _HEADINGS[info["result"]]
-    notes = (*_notes_on_force(info), *_notes_on_evidence(info, compared), *_notes_on_rows(report), *_notes_on_hub(info))
-    return Verdict(tone, f"Dry run: {heading.lower()}" if _is_dry(info) else heading, _sentence(info), notes)
-
-
-def _undecided(info: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
-    if not info:
-        return Verdict("warning", "No decision yet", _NOT_JUDGED, notes)
-    if "decision" in info:
-        return Verdict("warning", "No decision on this model", _OF_ANOTHER, notes)
-    ended = f"It ended as {info.get('result')} with exit code {info.get('code')}: {info.get('reason')}"
-    return Verdict("bad", "The deployment did not finish", ended, notes)
-
-
-def _sentence(info: Mapping[str, Any]) -> str:
-    became = f"The challenger is now version {info['version']} of {info['model_name']}"
-    openings = {"promoted": "It would be promoted" if _is_dry(info) else became,
-                "would_promote": "It would be promoted", "kept": "The challenger was not promoted",
-                "already": "Nothing was to be done",
-                "refused": "The challenger may not be promoted", "undecided": "It could not be decided"}
-    return f"{openings[info['result']]}: {info['explanation']}."
+def _judged(info: Mapping[str, Any], notes: tuple[str, ...]) -> Headline:
+    tone, heading, opening = _HEADLINES[info["result"]]
+    opening = opening.format(version=info["version"], model_name=info["model_name"])
+    return Headline(tone, f"Dry run: {heading.lower()}" if _is_dry(info) else heading,
+                    f"{opening}: {info['explanation']}.", notes)
 
 
 def _is_dry(info: Mapping[str, Any]) -> bool:
@@ -158,26 +258,20 @@ def _notes_on_force(info: Mapping[str, Any]) -> Iterator[str]:
                f"{info['stated_reason']}.")
 
 
-def _notes_on_hub(info: Mapping[str, Any]) -> Iterator[str]:
-    hub = info["hub"]
-    if info["result"] == "promoted" and not _is_dry(info):
-        yield f"Published as {hub['repo']} at {hub['commit'][:12]}." if hub else "Not pushed to the Hub."
-
-
 def _notes_on_evidence(info: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator[str]:
     best, promoted = compared.get("best_evaluated"), compared.get("best_promoted")
     beats_promoted = promoted and compared["improvement"] >= compared["threshold"]
     if info["reason"] == "not_best" and best and beats_promoted:
         yield (f"It beats the best promoted model; only run {best['run_id']}, which was never promoted, is in its "
                "way: history_script.py --promote brings that run through the gate, --exclude takes it out.")
-    gain = compared.get("significance")
-    if gain and gain["low"] <= 0 <= gain["high"]:
-        yield (f"The interval of the gain includes 0: on {gain['rows']} rows a difference of this size can be chance. "
-               f"So many rows show a true gain of {gain['minimum_detectable_gain']:.4f} four times in five.")
-    if not gain and compared.get("best_promoted") and info["result"] != "already":
-        yield "The gain has no interval: the answers of the best promoted model are not at hand."
+    gain = GainEvidence(**compared["significance"]) if compared.get("significance") else None
+    if gain and gain.includes_zero:
+        yield (f"The interval of the gain {INCLUDES_ZERO}. {gain.rows} rows show a true gain of "
+               f"{gain.minimum_detectable_gain:.4f} four times in five.")
+    if not gain and promoted and info["result"] != "already":
+        yield f"The gain has no interval: {NO_ANSWERS}."
     if compared.get("runs_complete") is False:
-        yield f"The history is long: the best was taken over at least {compared['runs_compared']} models."
+        yield f"The history is long: the best was taken over {_models(compared['runs_compared'], complete=False)}."
 
 
 def _notes_on_rows(report: EvaluationReport) -> Iterator[str]:
@@ -186,3 +280,8 @@ def _notes_on_rows(report: EvaluationReport) -> Iterator[str]:
     parts = [f"{count} {what}" for count, what in found if count]
     if parts:
         yield f"Of {report.rows} answers, {'; '.join(parts)}."
+
+
+def _notes_on_hub(info: Mapping[str, Any]) -> Iterator[str]:
+    if info["result"] == "promoted":
+        yield f"Published as {hub_commit(info['hub'])}." if info["hub"] else "Not pushed to the Hub."

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from src.core.errors import IntegrityError
 from src.core.params import METRICS
 from src.core.records import DatasetRef, contributions
-from src.decisions.record import Request, explain, signed
+from src.decisions.record import Request
+from src.decisions.words import INCLUDES_ZERO, NO_ANSWERS, explain, signed
 from src.model_selection import Decision, GainEvidence
 
 TASK = "text-generation"
@@ -168,15 +169,15 @@ def _verdict(facts: CardFacts) -> str:
     if decision.gain is not None:
         lines.append(f"Gain over the best promoted model: {signed(decision.gain)}, where at least {policy.threshold} "
                      f"is asked for. {_evidence(decision.evidence, facts)}")
-    least = "" if decision.bars.complete else "at least "
-    lines.append(f"Other models evaluated under the same score contract: {least}{decision.bars.runs}.")
+    least = "" if decision.to_beat.complete else "at least "
+    lines.append(f"Other models evaluated under the same score contract: {least}{decision.to_beat.runs}.")
     return "\n".join(["## Verdict\n", *(f"- {line}" for line in lines)])
 
 
 def _evidence(evidence: GainEvidence | None, facts: CardFacts) -> str:
     if evidence is None:
-        return "It has no interval: the answers of that model were not at hand."
-    noise = ", which includes 0, so the two may be equally good" if evidence.includes_zero else ""
+        return f"It has no interval: {NO_ANSWERS}."
+    noise = f", which {INCLUDES_ZERO}" if evidence.includes_zero else ""
     return (f"Its {_percent(evidence.confidence)} interval is {evidence.low:+.6f} to {evidence.high:+.6f}{noise}; "
             f"P(gain > 0) = {evidence.p_gain_positive:.3f}, P(gain >= {facts.request.policy.threshold}) = "
             f"{evidence.p_gain_at_least_threshold:.3f} (paired bootstrap over {evidence.rows} rows both answered).")

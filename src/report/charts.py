@@ -1,6 +1,7 @@
-"""Charts as SVG to put into a page: colours are the page's variables, so that they follow light and dark.
+"""The charts of the report: SVG drawings, and a sentence for each that says what it shows.
 
-Equal data give equal bytes. matplotlib is imported only when a chart is drawn.
+Colours are CSS variables of the page, so the charts follow its light and dark mode. Equal data give equal bytes.
+matplotlib is imported only when a chart is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from src.core.params import METRICS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# matplotlib wants colours; these stand for the variables of report.html.j2 and are replaced in its output.
+# Placeholder colours for matplotlib; in its output they are replaced by the CSS variables of report.html.j2.
 _INK, _MUTED, _LINE, _CARD, _OURS, _THEIRS = ("#00000" + digit for digit in "123456")
 _SHADES = tuple("#00001" + digit for digit in "12345")
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _CARD: "card", _OURS: "ours", _THEIRS: "theirs",
@@ -31,8 +32,8 @@ _STYLE: dict[Any, Any] = {  # matplotlib types the keys as literals
 }
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 NARROW, WIDE = 4.7, 12.0  # widths in inches of 72 CSS pixels, before the page scales them
-_DOTS = 60  # more runs than this are a line alone
-_LABELS = 12  # more promotions than this are not named one by one
+_DOTS = 60  # with more runs the history has no dots, only a line
+_LABELS = 12  # with more promotions only the last one has a label
 WEIGHTED = "weighted_score"
 NAMES = {WEIGHTED: "Weighted score", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
          "rougeL_precision": "ROUGE-L precision"}
@@ -41,7 +42,7 @@ SIDES = {"best_evaluated": "best evaluated", "best_promoted": "best promoted", "
 
 @dataclass(frozen=True)
 class Interval:
-    """A score with its interval, and what the other model reached, None where there is none."""
+    """A score with its interval, and the score of the best promoted model, None if there is none."""
 
     name: str
     value: float
@@ -52,11 +53,97 @@ class Interval:
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation in the history; promoted is the version it became, None where it never did."""
+    """One evaluation in the history; promoted is the version that it became, None if it was not promoted."""
 
     score: float
     promoted: int | None
     is_challenger: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the score table; weight and contribution are None for the weighted score itself."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    weight: float | None
+    contribution: float
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model in the comparison table; delta is the challenger's score minus its own, None for the challenger."""
+
+    name: str
+    run_id: str
+    score: float
+    delta: float | None
+    metrics: Mapping[str, float]
+    contributions: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss per token, one value for each epoch."""
+
+    train: Sequence[float]
+    validation: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: one drawing, or a wide and a narrow one, and a sentence that says what they show."""
+
+    drawings: tuple[str, ...]
+    words: str
+
+
+def draw(scores: Sequence[Score], sides: Sequence[ComparedModel], gain: Mapping[str, Any] | None,
+         points: Sequence[Point], losses: Losses | None) -> dict[str, Chart]:
+    """The charts by name; gain, history and losses are left out if they have no data."""
+    made = {"scores": _score_chart(scores, sides), "contributions": _contribution_chart(sides)}
+    if gain:
+        drawing = _gain_chart(gain["gain"], gain["low"], gain["high"], gain["threshold"])
+        made["gain"] = Chart((drawing,), f"Gain {gain['gain']:+.4f}, interval {gain['low']:+.4f} to "
+                                         f"{gain['high']:+.4f}, threshold {gain['threshold']:g}.")
+    if points:
+        made["history"] = Chart(_both(lambda width: _history_chart(points, width=width)), _history_words(points))
+    if losses:
+        train, validation = losses.train, losses.validation
+        made["losses"] = Chart((_loss_chart(train, validation),), f"Over {len(train)} epochs the training loss went "
+                               f"from {train[0]:.3f} to {train[-1]:.3f}, the validation loss from {validation[0]:.3f} "
+                               f"to {validation[-1]:.3f}; its lowest was {min(validation):.3f}.")
+    return made
+
+
+def _both(drawn: Callable[[float], str]) -> tuple[str, str]:
+    return drawn(WIDE), drawn(NARROW)
+
+
+def _score_chart(scores: Sequence[Score], sides: Sequence[ComparedModel]) -> Chart:
+    promoted = next((side for side in sides if side.name == SIDES["best_promoted"]), None)
+    others = {WEIGHTED: promoted.score, **promoted.metrics} if promoted else {}
+    rows = [Interval(NAMES[s.name], s.value, s.low, s.high, others.get(s.name)) for s in scores]
+    return Chart((_scores_chart(rows),), "; ".join(f"{row.name} {row.value:.4f}, interval {row.low:.4f} to "
+                                                   f"{row.high:.4f}" for row in rows) + ".")
+
+
+def _contribution_chart(sides: Sequence[ComparedModel]) -> Chart:
+    bars: dict[str, Mapping[str, float]] = {}
+    for run_id in dict.fromkeys(side.run_id for side in sides):
+        same = [side for side in sides if side.run_id == run_id]
+        bars[", ".join(side.name for side in same)] = {NAMES[m]: same[0].contributions[m] for m in METRICS}
+    words = (f"{name}: " + ", ".join(f"{m} {part:.4f}" for m, part in parts.items()) for name, parts in bars.items())
+    return Chart(_both(lambda width: _contributions_chart(bars, width=width)), "; ".join(words) + ".")
+
+
+def _history_words(points: Sequence[Point]) -> str:
+    promoted = [f"version {point.promoted} at {point.score:.4f}" for point in points if point.promoted is not None]
+    lowest, highest = min(point.score for point in points), max(point.score for point in points)
+    return (f"{len(points)} evaluations with weighted scores from {lowest:.4f} to {highest:.4f}; promoted: "
+            f"{', '.join(promoted) or 'none'}.")
 
 
 def _scores_chart(rows: Sequence[Interval]) -> str:
@@ -97,7 +184,7 @@ def _gain_chart(value: float, low: float, high: float, threshold: float) -> str:
 
 
 def _contributions_chart(sides: Mapping[str, Mapping[str, float]], *, width: float) -> str:
-    """A bar for each model, of weight x metric, the first on top; width is NARROW or WIDE."""
+    """One stacked bar for each model, made of weight x metric, the first on top; width is NARROW or WIDE."""
     def draw(axes: Axes) -> None:
         starts = [0.0] * len(sides)
         for metric, shade in zip(next(iter(sides.values())), _SHADES, strict=True):
@@ -117,7 +204,7 @@ def _contributions_chart(sides: Mapping[str, Mapping[str, float]], *, width: flo
 
 
 def _history_chart(points: Sequence[Point], *, width: float) -> str:
-    """The scores in the order of their evaluation, the promoted ones marked; width is NARROW or WIDE."""
+    """The scores in order of evaluation, with promotions marked; width is NARROW or WIDE."""
     def draw(axes: Axes) -> None:
         marker = "o" if len(points) <= _DOTS else ""
         axes.plot(range(1, len(points) + 1), [point.score for point in points], marker=marker, markersize=4.5,
@@ -180,97 +267,11 @@ def _svg(name: str, width: float, height: float, draw: Callable[[Axes], None]) -
 
 
 def _inline(document: str) -> str:
-    """An SVG document as an element of an HTML page: no prologue, namespaces, size, font or colour of its own."""
+    """An SVG document as an HTML element, without prologue, namespaces, size, fonts and fixed colours."""
     svg = document[document.index("<svg"):].strip()
     svg = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", svg, count=5)
-    svg = re.sub(r'\sid="[^"]*_\d+"', "", svg)  # numbered alike in each chart, and never referred to
+    svg = re.sub(r'\sid="[^"]*_\d+"', "", svg)  # the same numbers in every chart, and nothing refers to them
     svg = re.sub(r"font-family: [^;\"]*(?:; )?", "", svg).replace("xlink:href", "href")
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A line of the score table; weight and contribution are None for the weighted score itself."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    weight: float | None
-    contribution: float
-
-
-@dataclass(frozen=True)
-class Side:
-    """A model in the side-by-side table; delta is the challenger's score minus its own, None for the challenger."""
-
-    name: str
-    run_id: str
-    score: float
-    delta: float | None
-    metrics: Mapping[str, float]
-    contributions: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The loss per token of each epoch, from 1."""
-
-    train: Sequence[float]
-    validation: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Drawings of one thing, the narrow one last where there are two, and what they show in words."""
-
-    drawings: tuple[str, ...]
-    words: str
-
-
-def draw(scores: Sequence[Score], sides: Sequence[Side], gain: Mapping[str, Any] | None,
-         points: Sequence[Point], losses: Losses | None) -> dict[str, Chart]:
-    """The charts by name; gain, history and losses are left out where there are none."""
-    made = {"scores": _score_chart(scores, sides), "contributions": _contribution_chart(sides)}
-    if gain:
-        drawing = _gain_chart(gain["gain"], gain["low"], gain["high"], gain["threshold"])
-        made["gain"] = Chart((drawing,), f"Gain {gain['gain']:+.4f}, interval {gain['low']:+.4f} to "
-                                         f"{gain['high']:+.4f}, threshold {gain['threshold']:g}.")
-    if points:
-        made["history"] = Chart(_both(lambda width: _history_chart(points, width=width)), _history_words(points))
-    if losses:
-        train, validation = losses.train, losses.validation
-        made["losses"] = Chart((_loss_chart(train, validation),), f"Over {len(train)} epochs the training loss went "
-                               f"from {train[0]:.3f} to {train[-1]:.3f}, the validation loss from {validation[0]:.3f} "
-                               f"to {validation[-1]:.3f}; its lowest was {min(validation):.3f}.")
-    return made
-
-
-def _both(drawn: Callable[[float], str]) -> tuple[str, str]:
-    return drawn(WIDE), drawn(NARROW)
-
-
-def _score_chart(scores: Sequence[Score], sides: Sequence[Side]) -> Chart:
-    promoted = next((side for side in sides if side.name == SIDES["best_promoted"]), None)
-    others = {WEIGHTED: promoted.score, **promoted.metrics} if promoted else {}
-    rows = [Interval(NAMES[s.name], s.value, s.low, s.high, others.get(s.name)) for s in scores]
-    return Chart((_scores_chart(rows),), "; ".join(f"{row.name} {row.value:.4f}, interval {row.low:.4f} to "
-                                                   f"{row.high:.4f}" for row in rows) + ".")
-
-
-def _contribution_chart(sides: Sequence[Side]) -> Chart:
-    bars: dict[str, Mapping[str, float]] = {}
-    for run_id in dict.fromkeys(side.run_id for side in sides):
-        same = [side for side in sides if side.run_id == run_id]
-        bars[", ".join(side.name for side in same)] = {NAMES[m]: same[0].contributions[m] for m in METRICS}
-    words = (f"{name}: " + ", ".join(f"{m} {part:.4f}" for m, part in parts.items()) for name, parts in bars.items())
-    return Chart(_both(lambda width: _contributions_chart(bars, width=width)), "; ".join(words) + ".")
-
-
-def _history_words(points: Sequence[Point]) -> str:
-    promoted = [f"version {point.promoted} at {point.score:.4f}" for point in points if point.promoted is not None]
-    lowest, highest = min(point.score for point in points), max(point.score for point in points)
-    return (f"{len(points)} evaluations with weighted scores from {lowest:.4f} to {highest:.4f}; promoted: "
-            f"{', '.join(promoted) or 'none'}.")

@@ -1,4 +1,4 @@
-"""What a report is made of: the records of a deployment, and what MLflow knows of those before it."""
+"""The report on a deployment as one HTML page, from its records and from the history in MLflow. Pure."""
 
 import csv
 import io
@@ -13,27 +13,28 @@ import jinja2
 from src.core.errors import InvalidInput
 from src.core.params import METRICS, DeploymentParams
 from src.core.records import DatasetRef, EvaluationReport, FineTunedModel, contributions, weighted_score
-from src.decisions.words import Verdict, verdict
+from src.decisions.record import is_about
+from src.decisions.words import Headline, headline
 from src.evaluation.metrics import RowStatistics, row_scores
 from src.evaluation.predictions import Prediction
 from src.evaluation.significance import score_intervals, seed_from
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import ScoredRun
-from src.report import charts
-from src.report.charts import NAMES, SIDES, WEIGHTED, Chart, Losses, Score, Side, draw
+from src.report.charts import NAMES, SIDES, WEIGHTED, Chart, ComparedModel, Losses, Point, Score, draw
 
 ANSWERS = 10
-LONGEST = 1500  # characters of a text that are shown: 20 rows of four texts stay far below 1 MB
+LONGEST = 1500  # characters shown of a text: 20 rows of four texts stay far below 1 MB
 Facts = Mapping[str, str | int | None]
 
 
 @dataclass(frozen=True)
-class Past:
-    """What MLflow knows of this model name under this contract.
+class ModelHistory:
+    """What MLflow holds about this registered model under this score contract.
 
-    runs: the latest evaluations, oldest first, the challenger's own among them; older says that there are more.
-    rival: the answers to compare with, None where they are not at hand.
-    problem: why nothing of this is available, empty where it is.
+    runs: the latest evaluations, oldest first, the challenger's included.
+    older: True if there are more evaluations.
+    rival: the answers to compare with, None if they cannot be read.
+    problem: why MLflow could not be read, or empty.
     """
 
     runs: Sequence[ScoredRun]
@@ -45,7 +46,11 @@ class Past:
 
 @dataclass(frozen=True)
 class Records:
-    """All that a page is made of. info and comparison are the files of results/deployment, empty before a decision."""
+    """Everything that the page is made from.
+
+    info and comparison: the content of deployment_info.json and model_comparison.json, empty before a decision.
+    versions: name to version of the installed software.
+    """
 
     report: EvaluationReport
     model: FineTunedModel
@@ -53,31 +58,29 @@ class Records:
     info: Mapping[str, Any]
     comparison: Mapping[str, Any]
     losses: Losses | None
-    past: Past
+    past: ModelHistory
     policy: DeploymentParams
     versions: Mapping[str, str]
 
     @property
     def are_judged(self) -> bool:
-        """Whether info tells of a decision on the evaluated model, rather than of another one or of a failure."""
-        report = self.report
-        judged = (self.info.get("model_digest"), self.info.get("contract"))
-        return judged == (report.model_digest, report.contract_digest)
+        """True if info records a decision on the evaluated model, not on another one and not a failure."""
+        return is_about(self.info, self.report)
 
     @property
     def deployment_run(self) -> str | None:
-        """The MLflow run of the decision, None where it was not recorded."""
+        """The id of the decision's MLflow run, None if it was not recorded."""
         run_id = str(self.info["deployment_run"]) if self.are_judged else "none"
         return None if run_id.startswith("none") else run_id
 
 
-def no_past(problem: str) -> Past:
-    """The past of a model when MLflow cannot be asked, with the reason."""
-    return Past((), older=False, ledger=LedgerView(()), rival=None, problem=problem)
+def no_past(problem: str) -> ModelHistory:
+    """The history when MLflow cannot be read, with the reason."""
+    return ModelHistory((), older=False, ledger=LedgerView(()), rival=None, problem=problem)
 
 
 def losses_of(text: str, *, where: Path) -> Losses | None:
-    """The content of loss.csv, None where it has no row; raises InvalidInput for other content."""
+    """The losses in the text of loss.csv, None if it has no row. Raises InvalidInput for other content."""
     rows = list(csv.DictReader(io.StringIO(text)))
     try:
         train, validation = ([float(row[name]) for row in rows] for name in ("train_loss", "validation_loss"))
@@ -89,19 +92,19 @@ def losses_of(text: str, *, where: Path) -> Losses | None:
 
 
 def rival_slot(ledger: LedgerView, model_digest: str) -> Slot | None:
-    """Whose answers stand beside the challenger's: the champion's, or its predecessor's where it is the champion."""
+    """The model whose answers are shown beside the challenger's: the champion, or if it is that, the previous one."""
     is_champion = ledger.head is not None and ledger.head.model_digest == model_digest
     return ledger.previous if is_champion else ledger.head
 
 
 def rival_run(slot: Slot, runs: Sequence[ScoredRun]) -> str | None:
-    """The evaluation run with a model's answers: its latest under today's contract, else the one it was promoted by."""
+    """The evaluation run with a model's answers: the latest under today's contract, else the promoted one."""
     known = [run.run_id for run in runs if run.model_digest == slot.model_digest]
     return known[-1] if known else slot.evaluation_run
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """One model's answer and the weighted score of that row alone, in [0, 1]."""
 
     text: str
@@ -111,9 +114,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """A row with what was asked, what was expected and what was answered; other is None where it is not at hand.
+    """A row with its question, its reference answer and the answers of both models.
 
-    earlier counts the user's turns before the question.
+    earlier: the number of user turns before the question.
+    other: the answer of the other model, None if it did not answer this row.
     """
 
     row_id: str
@@ -121,13 +125,13 @@ class AnsweredRow:
     question: str
     earlier: int
     reference: str
-    own: Answer
-    other: Answer | None
+    own: ShownAnswer
+    other: ShownAnswer | None
 
 
 @dataclass(frozen=True)
 class AnswerGroup:
-    """Rows under one heading."""
+    """Answered rows under one heading."""
 
     title: str
     rows: Sequence[AnsweredRow]
@@ -135,7 +139,7 @@ class AnswerGroup:
 
 def ranked_answers(predictions: Sequence[Prediction], rival: Sequence[Prediction], weights: Mapping[str, float]
                    ) -> list[AnswerGroup]:
-    """The ten best rows, best first, and the ten worst, worst first; no row is in both, and ties go by row id."""
+    """The ten best rows, best first, and the ten worst, worst first. No row is in both; row ids break ties."""
     scores = _row_scores(predictions, weights)
     others = dict(zip((row.id for row in rival), zip(rival, _row_scores(rival, weights), strict=True), strict=True))
     order = sorted(range(len(predictions)), key=lambda place: (-scores[place], predictions[place].id))
@@ -151,18 +155,18 @@ def ranked_answers(predictions: Sequence[Prediction], rival: Sequence[Prediction
 
 
 def shortened(text: str) -> str:
-    """A text of at most LONGEST characters, and how many were left out."""
+    """A text cut to LONGEST characters, with the number of characters that were cut."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
 
 
-def _row(row: Prediction, score: float, other: Answer | None) -> AnsweredRow:
+def _row(row: Prediction, score: float, other: ShownAnswer | None) -> AnsweredRow:
     asked = [message.content for message in row.messages if message.role == "user"]
     return AnsweredRow(row.id, row.intent, shortened(asked[-1] if asked else ""), max(0, len(asked) - 1),
                        shortened(row.reference), _answer(row, score), other)
 
 
-def _answer(row: Prediction, score: float) -> Answer:
-    return Answer(shortened(row.prediction), score, row.truncated)
+def _answer(row: Prediction, score: float) -> ShownAnswer:
+    return ShownAnswer(shortened(row.prediction), score, row.truncated)
 
 
 def _row_scores(rows: Sequence[Prediction], weights: Mapping[str, float]) -> list[float]:
@@ -174,7 +178,7 @@ def _row_scores(rows: Sequence[Prediction], weights: Mapping[str, float]) -> lis
 
 def identities(report: EvaluationReport, model: FineTunedModel, info: Mapping[str, Any], versions: Mapping[str, str]
                ) -> dict[str, Facts]:
-    """Groups of names and values; None where a deployment that failed, or none, left a value out."""
+    """Digests, versions and addresses by group and name; None if the deployment recorded no such value."""
     base, contract, hub = report.model, report.contract, info.get("hub")
     champion = info.get("champion")
     return {
@@ -220,17 +224,17 @@ def _data(data: DatasetRef) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template shows, in its order."""
+    """What report.html.j2 shows, in this order."""
 
     model_name: str
-    verdict: Verdict
+    verdict: Headline
     confidence: float
     scores: Sequence[Score]
-    sides: Sequence[Side]
+    sides: Sequence[ComparedModel]
     compared: Mapping[str, Any]
     significance: Mapping[str, Any] | None
     charts: Mapping[str, Chart]
-    past: Past
+    past: ModelHistory
     promotions: int
     rival: str
     answers: Sequence[AnswerGroup]
@@ -239,7 +243,7 @@ class Page:
 
 
 def render(records: Records) -> str:
-    """The page as HTML; texts from data are escaped."""
+    """The page as HTML; every text from data is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -248,7 +252,7 @@ def render(records: Records) -> str:
 
 
 def build(records: Records) -> Page:
-    """The page's content; a comparison of another model than the evaluated one is left out."""
+    """The content of the page; a decision on another model than the evaluated one is left out."""
     info, compared = (records.info, records.comparison) if records.are_judged else ({}, {})
     weights = compared.get("weights") or records.policy.weighted_scoring.weights
     scores, sides = _scores(records, weights), _sides(records, compared, weights)
@@ -256,7 +260,7 @@ def build(records: Records) -> Page:
     points = _points(records, weights)
     return Page(
         model_name=records.policy.model_registry_name,
-        verdict=verdict(records.report, records.info, compared, is_judged=records.are_judged),
+        verdict=headline(records.report, records.info, compared, is_judged=records.are_judged),
         confidence=records.policy.confidence,
         scores=scores,
         sides=sides,
@@ -290,22 +294,23 @@ def _scores(records: Records, weights: Mapping[str, float]) -> list[Score]:
             *(Score(name, values[name], *intervals[name], weights[name], parts[name]) for name in METRICS)]
 
 
-def _sides(records: Records, compared: Mapping[str, Any], weights: Mapping[str, float]) -> list[Side]:
+def _sides(records: Records, compared: Mapping[str, Any], weights: Mapping[str, float]) -> list[ComparedModel]:
     values = records.report.metrics.as_dict()
-    own = Side("challenger", records.report.run_id, float(weighted_score(values, weights)), None, values,
+    own = ComparedModel("challenger", records.report.run_id, float(weighted_score(values, weights)), None, values,
                contributions(values, weights))
-    others = [Side(name, *(compared[key][part] for part in ("run_id", "score", "delta", "metrics", "contributions")))
+    parts = ("run_id", "score", "delta", "metrics", "contributions")
+    others = [ComparedModel(name, *(compared[key][part] for part in parts))
               for key, name in SIDES.items() if compared.get(key)]
     return [own, *others]
 
 
-def _points(records: Records, weights: Mapping[str, float]) -> list[charts.Point]:
-    """The history; a promotion is marked at the first evaluation of its model, the challenger at its last."""
+def _points(records: Records, weights: Mapping[str, float]) -> list[Point]:
+    """The history as points: a promotion is marked at its model's first evaluation, the challenger at its last."""
     versions = {slot.model_digest: slot.version for slot in records.past.ledger.slots}
     runs, digest = records.past.runs, records.report.model_digest
     own = max((place for place, run in enumerate(runs) if run.model_digest == digest), default=None)
     return [
-        charts.Point(float(weighted_score(run.metrics.as_dict(), weights)), versions.pop(run.model_digest, None),
+        Point(float(weighted_score(run.metrics.as_dict(), weights)), versions.pop(run.model_digest, None),
                      is_challenger=place == own)
         for place, run in enumerate(runs)
     ]

@@ -48,8 +48,8 @@ def test_after_a_rollback_a_challenger_is_measured_against_the_model_that_came_b
     weaker = shop.bring("four", 15)  # weaker than two and three
     assert (weaker.verdict, weaker.reason) == (Verdict.PROMOTE, Reason.IMPROVED)
     first = shop.view.slots[0]
-    bars = weaker.bars.best_promoted, weaker.bars.best_evaluated
-    assert [bar.run_id for bar in bars if bar] == [first.evaluation_run] * 2
+    to_beat = weaker.to_beat.best_promoted, weaker.to_beat.best_evaluated
+    assert [best.run_id for best in to_beat if best] == [first.evaluation_run] * 2
     assert shop.bring("five", 12).reason is Reason.NOT_BEST
     assert shop.head.version == 4
 

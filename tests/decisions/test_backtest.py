@@ -10,7 +10,7 @@ import pytest
 from src.core.errors import InvalidParams
 from src.core.params import METRICS, DeploymentParams
 from src.core.records import Metrics, digest_of
-from src.decisions.backtest import Step, backtest, changed, comparison, policy_of
+from src.decisions.backtest import BacktestStep, backtest, changed, comparison
 from src.ledger.slots import LedgerView
 from src.model_selection import GainEvidence, Policy, ScoredRun, Verdict, challengers_since_head, decide
 from tests.fakes.factories import CONTRACT, POLICY, question, run, slot
@@ -32,7 +32,7 @@ def gain(low: float) -> GainEvidence:
     return GainEvidence(0.01, low, 0.02, 0.95, 0.001, 0.5, 0.9, 0.9, 0.01, 100, 40, 2000, 1)
 
 
-def reasons(steps: list[Step]) -> list[str]:
+def reasons(steps: list[BacktestStep]) -> list[str]:
     return [step.reason for step in steps]
 
 
@@ -120,7 +120,7 @@ def test_it_decides_as_the_gate_does_over_the_whole_history(seed: int, policy: P
 
 def test_settings_change_the_policy_and_nothing_else(params: DeploymentParams) -> None:
     found = changed(params, ["weights.bleu4=0.5", "weights.bleu1=0", "threshold=0.01", "significance=require"])
-    assert policy_of(found) == Policy({**params.weighted_scoring.weights, "bleu4": 0.5, "bleu1": 0.0}, Decimal("0.01"),
+    assert Policy.from_params(found) == Policy({**params.weighted_scoring.weights, "bleu4": 0.5, "bleu1": 0.0}, Decimal("0.01"),
                                       require_significance=True)
     assert found.model_copy(update={"weighted_scoring": params.weighted_scoring, "significance": params.significance,
                                     "min_improvement_threshold": params.min_improvement_threshold}) == params

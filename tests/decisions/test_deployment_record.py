@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from src.core.records import canonical_json
-from src.decisions.record import RESULTS, Request, comparison, decision_id, explain, info, signed, summary
+from src.decisions.record import Request, comparison, decision_id, info
+from src.decisions.words import RESULTS, explain, signed, terminal_summary
 from src.ledger.slots import LedgerView
 from src.model_selection import Decision, Question, Reason, Verdict, decide
 from tests.decisions.test_model_selection import ROWS
@@ -18,7 +19,7 @@ DOCUMENTED = {"should_deploy", "current_score", "historical_best_score", "improv
 
 
 def request(**changes: Any) -> Request:
-    values = {"report": report(), "model": model(), "policy": POLICY, "model_name": "shop-bot", "registry": "mlflow",
+    values = {"report": report(), "model": model(), "policy": POLICY, "model_name": "shop-bot",
               "force": False, "actor": "octocat", "reason": "", "git_commit": "0" * 40, "ci_url": None,
               "tracking_uri": "sqlite:///mlflow.db", "hub_repo": None}
     return Request(**{**values, **changes})
@@ -73,7 +74,7 @@ def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> Non
     assert compared.keys() >= DOCUMENTED
     assert compared["should_deploy"] is (decision.verdict is Verdict.PROMOTE)
     assert facts["result"] == RESULTS[decision.verdict]
-    text = summary(facts, compared, "results/deployment")
+    text = terminal_summary(facts, compared, "results/deployment")
     assert text.isascii()
     assert text.startswith(f"{facts['result'].upper()}: {facts['explanation']}.\n")
     assert "deployment_info.json" in text
@@ -102,8 +103,8 @@ def test_a_first_model_is_compared_with_nothing() -> None:
     assert {compared[key] for key in ("historical_best_score", "improvement", "best_evaluated", "champion")} == {None}
     facts = info(first, request(), EMPTY, code=0, run_id="r", dry_run=False)
     assert {facts[key] for key in ("version", "champion", "previous_version", "model_uri", "hub")} == {None}
-    assert "champion    none yet" in summary(facts, compared, "out")
-    assert "not pushed" in summary(facts, compared, "out")
+    assert "champion    none yet" in terminal_summary(facts, compared, "out")
+    assert "not pushed" in terminal_summary(facts, compared, "out")
 
 
 def test_the_record_names_the_champion_that_stands_and_a_version_only_for_what_it_promoted() -> None:

@@ -94,7 +94,7 @@ def test_after_a_rollback_the_blocked_model_is_refused_and_is_no_bar(
 def test_across_a_changed_contract_nothing_is_compared_until_the_champion_is_scored_under_it(shop: Shop) -> None:
     shop.deploy("a", 0.6)
     dry = shop.deploy("b", 0.9, "--dry-run", tomorrow=True)
-    assert (dry.reason, dry.bars.best_evaluated) == (Reason.INCOMPARABLE, None)
+    assert (dry.reason, dry.to_beat.best_evaluated) == (Reason.INCOMPARABLE, None)
     evaluate(shop.params, shop.reports["a"].model, TOMORROW, 0.3, Path("results/champion"))
     better = shop.deploy("b", 0.9, tomorrow=True)
     assert (better.reason, str(better.gain)) == (Reason.IMPROVED, "0.600000000")

@@ -127,7 +127,7 @@ def test_a_promoted_model_in_the_way_is_not_called_one_that_was_never_promoted()
 
 def test_the_table_is_aligned_and_csv_and_json_hold_every_column() -> None:
     (group,) = groups([logged("a", 0.5, 4), logged("b", 0.7, 3, excluded="x")], ledger(("a", 0.5)), POLICY, {}, NOW)
-    lines = table(group.rows)
+    lines = table(group.rows).splitlines()
     assert len(lines) == 3
     assert lines[0].index("run") < lines[1].index("run-a") + 1 == lines[2].index("run-b") + 1
     rows = list(csv.DictReader(io.StringIO(csv_text(group.rows))))

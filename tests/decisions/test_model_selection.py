@@ -16,10 +16,10 @@ from src.model_selection import (
     Reason,
     ScoredRun,
     Verdict,
-    bars,
     comparable,
     decide,
     needs_champion_evaluated,
+    scores_to_beat,
 )
 from tests.fakes.factories import CONTRACT, POLICY, WEIGHTS, ledger, metrics, question, rollback, run
 
@@ -107,7 +107,7 @@ def test_force_overrides_what_is_in_the_way_and_nothing_else(asked: Question) ->
         assert forced.overrode is None
     else:
         assert (forced.verdict, forced.reason, forced.overrode) == (Verdict.PROMOTE, Reason.FORCED, plain.reason)
-        assert (forced.bars, forced.gain, forced.score) == (plain.bars, plain.gain, plain.score)
+        assert (forced.to_beat, forced.gain, forced.score) == (plain.to_beat, plain.gain, plain.score)
 
 
 @pytest.mark.parametrize("k", range(0, 1000, 100))
@@ -144,7 +144,7 @@ def test_a_missing_component_has_no_score() -> None:
 
 def test_a_run_of_zero_counts_as_history() -> None:
     assert answer(ask(0.0, {"rival": 0.0}, EMPTY)) == (Verdict.PROMOTE, Reason.FIRST_MODEL)
-    assert decide(ask(0.0, {"rival": 0.0}, EMPTY)).bars.runs == 1
+    assert decide(ask(0.0, {"rival": 0.0}, EMPTY)).to_beat.runs == 1
     view = ledger(("champion", 0.0))
     assert answer(ask(0.0, {"champion": 0.0}, view)) == (Verdict.KEEP, Reason.NOT_BEST)
     assert answer(ask(0.0009, {"champion": 0.0}, view)) == (Verdict.KEEP, Reason.BELOW_THRESHOLD)
@@ -156,7 +156,7 @@ def test_of_several_evaluations_of_one_model_the_latest_counts() -> None:
     found = decide(question(run("challenger", 0.6), history, CHAMPION))
     assert found.reason is Reason.IMPROVED
     assert found.gain == Decimal("0.1")
-    assert found.bars.runs == 1
+    assert found.to_beat.runs == 1
     assert decide(question(run("challenger", 0.6), history[::-1], CHAMPION)) == found
 
 
@@ -179,7 +179,7 @@ def test_a_blocked_model_is_never_a_bar_unless_it_is_champion_again() -> None:
     history = [run("champion", 0.5), run("bad", 0.9)]
     view = rollback(ledger(("champion", 0.5), ("bad", 0.9)), 1, blocks=[2])
     found = decide(question(run("challenger", 0.6), history, view))
-    assert (found.verdict, found.gain, found.bars.runs) == (Verdict.PROMOTE, Decimal("0.1"), 1)
+    assert (found.verdict, found.gain, found.to_beat.runs) == (Verdict.PROMOTE, Decimal("0.1"), 1)
     back = rollback(view, 2, blocks=[])
     assert answer(question(run("challenger", 0.6), history, back)) == (Verdict.KEEP, Reason.NOT_BEST)
 
@@ -190,8 +190,8 @@ def test_the_gain_is_measured_against_the_best_promoted_and_the_challenger_must_
     found = decide(question(run("challenger", 0.6), history, view))
     assert found.reason is Reason.IMPROVED
     assert found.gain == Decimal("0.05")
-    bar = found.bars
-    assert [side and side.run_id for side in (bar.best_evaluated, bar.best_promoted, bar.champion)] == [
+    best = found.to_beat
+    assert [side and side.run_id for side in (best.best_evaluated, best.best_promoted, best.champion)] == [
         "run-rival", "run-old", "run-champion"]
 
 
@@ -216,14 +216,14 @@ def test_a_champion_without_a_comparable_record_is_to_be_evaluated(
 
 
 def test_the_bars_name_who_they_are_and_over_how_many_runs() -> None:
-    nobody = bars(ask(0.5, {}, EMPTY))
+    nobody = scores_to_beat(ask(0.5, {}, EMPTY))
     assert (nobody.best_evaluated, nobody.best_promoted, nobody.champion, nobody.runs) == (None, None, None, 0)
-    assert bars(ask(0.5, {"champion": 0.5, "rival": 0.4}, history_complete=False)).complete is False
+    assert scores_to_beat(ask(0.5, {"champion": 0.5, "rival": 0.4}, history_complete=False)).complete is False
 
 
 def test_of_equals_the_earliest_is_the_bar() -> None:
     history = [run("late", 0.5, at=2), run("early", 0.5, at=1), run("champion", 0.4, at=3)]
-    found = bars(question(run("challenger", 0.6), history, ledger(("champion", 0.4)))).best_evaluated
+    found = scores_to_beat(question(run("challenger", 0.6), history, ledger(("champion", 0.4)))).best_evaluated
     assert found
     assert found.run_id == "run-early"
 

@@ -22,9 +22,9 @@ from src.evaluation.metrics import RowStatistics, corpus_scores, row_statistics
 from src.evaluation.predictions import Prediction, score_contract
 from src.evaluation.significance import paired_bootstrap, seed_from
 from src.ledger.slots import LedgerView
-from src.model_selection import Policy, ScoredRun, bars, decide
+from src.model_selection import Policy, ScoredRun, decide, scores_to_beat
 from src.report.charts import Losses
-from src.report.page import Past, Records
+from src.report.page import ModelHistory, Records
 from tests.fakes import factories
 from utils.yaml_utils import load_params
 
@@ -118,7 +118,7 @@ def decided(challenger: Example, before: LedgerView, history: list[Example], *, 
     policy = Policy(POLICY.weighted_scoring.weights, Decimal(threshold), require_significance=False)
     question = factories.question(challenger.scored, [each.scored for each in history], before, policy=policy,
                                   force=force)
-    best = bars(question).best_promoted
+    best = scores_to_beat(question).best_promoted
     if best and significance:
         baseline = next(e for e in history if e.scored == best)
         question = replace(question, evidence=paired_bootstrap(
@@ -126,11 +126,11 @@ def decided(challenger: Example, before: LedgerView, history: list[Example], *, 
             confidence=0.95, resamples=200, seed=seed_from(challenger.report.contract_digest)))
     decision = decide(question)
     request = Request(report=challenger.report, model=fine_tuned(challenger), policy=policy, force=force,
-                      model_name=POLICY.model_registry_name, registry=POLICY.registry, actor="ci", reason="",
+                      model_name=POLICY.model_registry_name, actor="ci", reason="",
                       git_commit="abc", ci_url=None, tracking_uri="sqlite:///mlflow.db", hub_repo=None)
     after = ledger(*history, challenger) if decision.verdict == "promote" and not dry_run else before
     run_id = "none: dry run" if dry_run else "e" * 32
-    return info(decision, request, after, code=0, run_id=run_id, dry_run=False), comparison(decision, request)
+    return info(decision, request, after, code=0, run_id=run_id, dry_run=dry_run), comparison(decision, request)
 
 
 def records(**changes: Any) -> Records:
@@ -140,7 +140,7 @@ def records(**changes: Any) -> Records:
     values: dict[str, Any] = {
         "report": third.report, "model": fine_tuned(third), "predictions": third.predictions, "info": told,
         "comparison": compared, "losses": Losses([0.9, 0.5, 0.3], [1.1, 0.8, 0.9]), "policy": POLICY,
-        "past": Past([model.scored for model in models], older=False, ledger=ledger(*models),
+        "past": ModelHistory([model.scored for model in models], older=False, ledger=ledger(*models),
                      rival=second.predictions, problem=""),
         "versions": {"Python": "3.11"},
     }

@@ -16,7 +16,7 @@ from src.core.params import METRICS as NAMES
 from src.core.records import EvaluationReport, FineTunedModel, GenerationSettings, Metrics, ModelIdentity, ScoreContract
 from src.decisions.record import Request
 from src.evaluation import generation
-from src.model_selection import Bars, Decision, GainEvidence, Policy, Reason, Verdict
+from src.model_selection import ScoresToBeat, Decision, GainEvidence, Policy, Reason, Verdict
 from src.models import merging
 from src.promotion import release
 from src.promotion.card import CardFacts, CardMetric, Intervals, body, metadata, usage_snippet
@@ -49,8 +49,8 @@ def report_of(model: FineTunedModel) -> EvaluationReport:
 
 def decision(**changes: object) -> Decision:
     """A decision of which a card shows only what is given here."""
-    bars = Bars(best_evaluated=None, best_promoted=None, champion=None, runs=3, complete=True)
-    values = {"verdict": Verdict.PROMOTE, "reason": Reason.IMPROVED, "bars": bars, "gain": Decimal("0.012"),
+    to_beat = ScoresToBeat(best_evaluated=None, best_promoted=None, champion=None, runs=3, complete=True)
+    values = {"verdict": Verdict.PROMOTE, "reason": Reason.IMPROVED, "to_beat": to_beat, "gain": Decimal("0.012"),
               "score": Decimal("0.26553")}
     rest = dict.fromkeys(field.name for field in fields(Decision))
     return Decision(**{**rest, **values, **changes})  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def facts_of(model: FineTunedModel, reason: str = "", weights: dict[str, float] 
              ) -> CardFacts:
     report = changes.pop("report", report_of(model))
     request = Request(report=report, model=model, policy=Policy(weights, Decimal("0.001"), require_significance=False),
-                      model_name="shop", registry="mlflow", force=False, actor="me@here", reason=reason,
+                      model_name="shop", force=False, actor="me@here", reason=reason,
                       git_commit="c" * 40, ci_url=None, tracking_uri="sqlite:///mlflow.db", hub_repo=REPO)
     values = {"repo_id": REPO, "request": request, "validation": tiny_model.SPLIT, "decision": decision(),
               "intervals": Intervals(dict.fromkeys((*NAMES, "weighted_score"), (0.125, 0.75)), 0.95, 100, 7),
@@ -195,7 +195,7 @@ def test_a_gain_stands_with_its_interval_and_its_probability(model: FineTunedMod
 
 
 def test_a_gain_without_answers_to_compare_says_so(facts: CardFacts) -> None:
-    assert "It has no interval: the answers of that model were not at hand." in body(facts)
+    assert "It has no interval: the answers of the best promoted model were not at hand." in body(facts)
 
 
 def test_evaluated_questions_that_were_trained_on_are_told(facts: CardFacts) -> None:

@@ -86,8 +86,8 @@ def test_the_best_evaluated_alone_blocks_even_where_it_was_never_promoted() -> N
     assert shop.deploy("shy", 0.7, may_promote=False).reason is Reason.NOT_PROMOTING_BRANCH
     blocked = shop.deploy("challenger", 0.6)
     assert (blocked.reason, shop.champion) == (Reason.NOT_BEST, "champion")
-    assert blocked.bars.best_evaluated
-    assert blocked.bars.best_evaluated.model_digest == digest_of("shy")
+    assert blocked.to_beat.best_evaluated
+    assert blocked.to_beat.best_evaluated.model_digest == digest_of("shy")
     assert blocked.gain is not None
     assert blocked.gain > 0
     shop.history = [past for past in shop.history if past.model_digest != digest_of("shy")]  # history --exclude

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 
 from src.core.errors import InvalidInput
-from src.decisions.words import Verdict, verdict
+from src.decisions.words import Headline, headline
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import ScoredRun
 from src.report.page import (
     ANSWERS,
     LONGEST,
+    ModelHistory,
     Page,
-    Past,
     build,
     losses_of,
     no_past,
@@ -43,10 +43,10 @@ def text_of(**changes: Any) -> str:
     return Parsed(render(records(**changes))).text
 
 
-def judged(challenger: int, *, best: int, **changes: Any) -> Verdict:
+def judged(challenger: int, *, best: int, **changes: Any) -> Headline:
     """What the page says of a challenger to a champion, both by their numbers."""
     told, compared = decided(evaluated(challenger), ledger(evaluated(best)), [evaluated(best)], **changes)
-    return verdict(evaluated(challenger).report, told, compared, is_judged=True)
+    return headline(evaluated(challenger).report, told, compared, is_judged=True)
 
 
 # Failures and gaps
@@ -79,7 +79,7 @@ def test_a_decision_on_another_model_is_not_shown_as_this_ones() -> None:
 
 
 def test_a_model_that_was_never_judged_is_said_to_be_so() -> None:
-    assert verdict(evaluated(1).report, {}, {}, is_judged=False).heading == "No decision yet"
+    assert headline(evaluated(1).report, {}, {}, is_judged=False).heading == "No decision yet"
 
 
 def test_an_unreachable_history_is_said_with_its_reason() -> None:
@@ -121,7 +121,7 @@ def test_a_challenger_that_was_kept_out_reads_why() -> None:
 def test_a_run_that_was_never_promoted_and_alone_blocks_the_challenger_is_named() -> None:
     first, second, third = (evaluated(number) for number in (1, 2, 3))
     told, compared = decided(second, ledger(first), [first, third])
-    notes = verdict(second.report, told, compared, is_judged=True).notes
+    notes = headline(second.report, told, compared, is_judged=True).notes
     assert notes[0].startswith(f"It beats the best promoted model; only run {third.report.run_id}, which was never")
     assert not any("It beats" in note for note in judged(2, best=3).notes)
 
@@ -129,7 +129,7 @@ def test_a_run_that_was_never_promoted_and_alone_blocks_the_challenger_is_named(
 def test_a_first_model_is_promoted_without_a_gain() -> None:
     first = evaluated(1)
     told, compared = decided(first, ledger(), [])
-    past = Past([first.scored], older=False, ledger=ledger(first), rival=None, problem="")
+    past = ModelHistory([first.scored], older=False, ledger=ledger(first), rival=None, problem="")
     text = text_of(report=first.report, predictions=first.predictions, info=told, comparison=compared, past=past)
     assert "The challenger is now version 1 of ecommerce-chatbot: nothing was promoted before." in text
     assert "There is no other model to compare with yet." in text
@@ -154,8 +154,8 @@ def test_a_gain_without_its_interval_is_said() -> None:
 def test_a_gain_whose_interval_includes_zero_is_called_possible_chance() -> None:
     whole = records()
     gain = {**whole.comparison["significance"], "low": -0.01}
-    told = verdict(whole.report, whole.info, {**whole.comparison, "significance": gain}, is_judged=True)
-    assert told.notes[0].startswith("The interval of the gain includes 0: on 30 rows")
+    told = headline(whole.report, whole.info, {**whole.comparison, "significance": gain}, is_judged=True)
+    assert told.notes[0].startswith("The interval of the gain includes 0, so the two may be equally good. 30 rows show")
 
 
 def test_every_score_has_the_interval_of_its_rows(content: Page) -> None:

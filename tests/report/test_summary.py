@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from scripts import summary_script
 from src.core.errors import InvalidParams
-from src.report.summary import MARKER, Found, Link, Summary, escaped, markdown, plain, summary, text
+from src.report.summary import MARKER, Link, RunResults, Summary, escaped, markdown, plain, summary, text
 from tests.fakes.parsed_html import Parsed
 from tests.fakes.report_example import decided, evaluated, ledger
 from utils import json_utils
@@ -21,7 +21,7 @@ HOSTILE = ['"; echo pwned; #', "`rm -rf /`", "<script>alert(1)</script>", "a | b
            "1. item", "===", "$x^2$", "<!-- champion -->", "--> <b>", "\\`", "https://evil.example", "$(touch /tmp/x)"]
 
 
-def found(**changes: Any) -> Found:
+def found(**changes: Any) -> RunResults:
     """Model 2 promoted over model 1."""
     first, second = evaluated(1), evaluated(2)
     told, compared = decided(second, ledger(first), [first])
@@ -30,7 +30,7 @@ def found(**changes: Any) -> Found:
         "intervals": {"weighted_score": (0.1, 0.9)}, "confidence": 0.95, "problems": (), "outcome": "success",
         "ci_url": CI, "branch": "feature", "hub": "https://huggingface.co", "page": "results/report/index.html",
     }
-    return Found(**(values | changes))
+    return RunResults(**(values | changes))
 
 
 def rendered(source: str) -> Parsed:

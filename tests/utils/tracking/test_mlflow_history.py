@@ -7,9 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from src.core.params import MlflowParams, Params
-from src.decisions.backtest import policy_of
 from src.ledger.slots import LedgerView
-from src.model_selection import Bars, Policy, Question, ScoredRun, bars, challengers_since_head
+from src.model_selection import Policy, Question, ScoredRun, ScoresToBeat, challengers_since_head, scores_to_beat
 from tests.fakes import history_store, long_history
 from utils import mlflow_utils, yaml_utils
 from utils.tracking import history as mlflow_history
@@ -37,14 +36,14 @@ class Store:
     def question(self, history: list[ScoredRun], policy: Policy, ledger: LedgerView) -> Question:
         return Question(self.challenger, history, True, ledger, policy, False, True, False, None, None)
 
-    def searched(self, ledger: LedgerView) -> Bars:
-        policy = policy_of(self.params.deployment)
+    def searched(self, ledger: LedgerView) -> ScoresToBeat:
+        policy = Policy.from_params(self.params.deployment)
         found = self.history(policy, ledger)
         assert not found.complete
-        return bars(self.question(list(found.runs), policy, ledger))
+        return scores_to_beat(self.question(list(found.runs), policy, ledger))
 
-    def all(self, ledger: LedgerView) -> Bars:
-        return bars(self.question([one.run for one in self.made if one.counts], policy_of(self.params.deployment),
+    def all(self, ledger: LedgerView) -> ScoresToBeat:
+        return scores_to_beat(self.question([one.run for one in self.made if one.counts], Policy.from_params(self.params.deployment),
                                   ledger))
 
 
@@ -54,7 +53,7 @@ def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
     return yaml_utils.load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml"))
 
 
-def same(found: Bars, expected: Bars) -> bool:
+def same(found: ScoresToBeat, expected: ScoresToBeat) -> bool:
     return all(getattr(found, name) == getattr(expected, name) for name in
                ("best_evaluated", "best_promoted", "champion"))
 
@@ -92,7 +91,7 @@ def test_where_significance_is_required_every_challenger_since_the_last_promotio
 ) -> None:
     store = Store(params, 120)
     monkeypatch.setattr(mlflow_history, "SHORT", 5)
-    policy = Policy(params.deployment.weighted_scoring.weights, policy_of(params.deployment).threshold,
+    policy = Policy(params.deployment.weighted_scoring.weights, Policy.from_params(params.deployment).threshold,
                     require_significance=True)
     ledger = LedgerView(store.ledger.slots[:2])
     searched = challengers_since_head(store.question(list(store.history(policy, ledger).runs), policy, ledger))
