@@ -13,7 +13,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from src.core.errors import HubError, InvalidParams
 from utils.environment import token
-from utils.hub.client import endpoint, talking, time_limit
+from utils.hub.client import endpoint, hub_errors, time_limit
 from utils.hub.identity import no_token, who
 from utils.process import say
 
@@ -30,7 +30,7 @@ def test_huggingface_connection() -> None:
         value = token()
         if value is None:
             return say(no_token())
-        with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_waits=0), talking("the connection check"):
+        with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_waits=0), hub_errors("the connection check"):
             identity = who(HfApi(endpoint=endpoint(), token=value))
     except (HubError, InvalidParams) as error:
         return say(str(error))
@@ -47,7 +47,7 @@ def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     in it do not exist, HubError where the Hub does not answer.
     """
     try:
-        with time_limit(math.inf, DOWNLOAD_SECONDS, client_waits=math.inf), talking(repo_id), _bars():
+        with time_limit(math.inf, DOWNLOAD_SECONDS, client_waits=math.inf), hub_errors(repo_id), _bars():
             snapshot = Path(snapshot_download(repo_id, revision=revision, token=token(), endpoint=endpoint(),
                                               allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except HubError as error:

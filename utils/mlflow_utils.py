@@ -1,4 +1,4 @@
-"""MLflow: connecting, experiments and runs, and what its errors mean."""
+"""MLflow: the names of our tags, connecting, experiments and runs, what its errors mean, what a server can do."""
 
 import logging
 import os
@@ -23,13 +23,33 @@ from src.core.params import MlflowParams
 from utils.tracking import store
 
 logger = logging.getLogger(__name__)
-KIND = "kind"
+
+# Tags of runs; MODEL_DIGEST, CONTRACT, KEY and REASON are tags of model versions too.
+KIND = "kind"  # of a run: fine_tuning, evaluation, deployment or ledger
 MODEL_NAME = "champion.model_name"
 MODEL_DIGEST = "champion.model_digest"
 CONTRACT = "champion.contract"
+CONTRACT_JSON = "champion.contract_json"
 WEIGHTS = "champion.weights"
+ADAPTER = "champion.adapter_sha256"
 EXCLUDED = "champion.excluded"
+RESTORED = "restored_from"  # the run, on another server, that this one was logged anew from
 KEY = "champion.key"
+DECISION = "champion.decision"  # the verdict; on versions made before they had a REASON, the reason
+REASON = "champion.reason"
+VERSION = "champion.version"
+# Tags of model versions.
+IDENTITY = "champion.identity"
+SCORE = "champion.score"
+CONTRIBUTIONS = "champion.contributions"
+GAIN = "champion.gain"
+EVALUATION_RUN = "champion.evaluation_run"
+DUPLICATE = "champion.duplicate_of"
+FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
+# A tag of the ledger's experiment: the run that holds the slots.
+LEDGER_RUN = "champion.ledger_run"
+EVIDENCE = "evidence.json"  # an artifact of a deployment run
+
 # MLflow's own defaults wait 246 s on a dead server and 1,208 s on a hung one.
 _TIMEOUT, _RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _BYTES_PER_SECOND = 20_000_000
@@ -64,12 +84,12 @@ def connect(params: MlflowParams) -> MlflowClient:
     store.prepare(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with talking():
+    with mlflow_errors():
         return MlflowClient(uri, uri)
 
 
 @contextmanager
-def talking() -> Iterator[None]:
+def mlflow_errors() -> Iterator[None]:
     """Turn whatever MLflow raises into Undecided, in one line that names the store and the remedy."""
     try:
         yield
@@ -113,7 +133,7 @@ def _client_setting(name: str, value: int) -> Iterator[None]:
 
 def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
     """The experiment of this name, None where there is none; a deleted one raises Undecided."""
-    with talking():
+    with mlflow_errors():
         found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage != "active":
         raise Undecided(f"MLflow experiment {name!r} is deleted; restore it with "
@@ -132,7 +152,7 @@ def ensure_experiment(client: MlflowClient, name: str, tags: Mapping[str, str]) 
             client.create_experiment(name, tags=dict(tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                with talking():
+                with mlflow_errors():
                     raise
         found = find_experiment(client, name)
     if found is None:
@@ -148,7 +168,7 @@ def stage_run(params: MlflowParams, *, kind: str, name: str, tags: Mapping[str, 
     """
     client = connect(params)
     experiment = ensure_experiment(client, params.experiment_name, {})
-    with talking():
+    with mlflow_errors():
         run = mlflow.start_run(experiment_id=experiment.experiment_id, run_name=name, tags={KIND: kind, **tags})
     status = "FAILED"
     try:
@@ -163,14 +183,14 @@ def list_files(client: MlflowClient, run_id: str, path: str | None) -> list[File
 
     MLflow's own `runs:/` asks for logged models too, an endpoint that servers before MLflow 3 lack.
     """
-    with talking():
+    with mlflow_errors():
         home = client.get_run(run_id).info.artifact_uri
         return list(get_artifact_repository(home, tracking_uri=client.tracking_uri).list_artifacts(path))
 
 
 def fetch_files(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
     """Download a file or folder of a run, below `folder`; raises Undecided where it is missing too."""
-    with talking():
+    with mlflow_errors():
         home = client.get_run(run_id).info.artifact_uri
         repository = get_artifact_repository(home, tracking_uri=client.tracking_uri)
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +204,7 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        with talking():
+        with mlflow_errors():
             raise
 
 
@@ -209,7 +229,7 @@ def version(uri: str) -> str | None:
 
 def greet(client: MlflowClient) -> None:
     """Reach the server as whom the credentials name; raises Undecided."""
-    with talking():
+    with mlflow_errors():
         client.search_experiments(max_results=1)
 
 
@@ -231,9 +251,9 @@ def may_register(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code in _ABSENT:
             return
-        with talking():
+        with mlflow_errors():
             raise
-    with talking():
+    with mlflow_errors():
         client.set_registered_model_tag(name, _TAG, "write access")
         client.delete_registered_model_tag(name, _TAG)
 
@@ -245,6 +265,6 @@ def _has(ask: Callable[[], object]) -> bool:
         if error.error_code in _NO_ENDPOINT:
             return False
         if error.error_code not in _ABSENT:
-            with talking():
+            with mlflow_errors():
                 raise
     return True

@@ -13,6 +13,7 @@ from src.models import merging
 from src.promotion import release
 from tests.fakes import tiny_model
 from utils import json_utils
+from utils.mlflow_utils import IDENTITY
 from utils.tracking import registry as mlflow_registry
 from utils.tracking.ledger import MlflowLedger
 
@@ -52,7 +53,7 @@ def promote(report: EvaluationReport, root: Path) -> int:
 
     identity = canonical_json(report.model.model_dump(mode="json"))
     registry = mlflow_registry.MlflowRegistry(client, name, save=save, run_id=lambda: report.run_id,
-                                              tags=lambda: {mlflow_registry.IDENTITY: identity})
+                                              tags=lambda: {IDENTITY: identity})
     key = report.model.key(report.contract_digest)
     version = registry.register(key)
     assert MlflowLedger(client, name, "test-evaluation").claim(Slot(

@@ -19,17 +19,16 @@ from tests.fakes.history_store import answers, challenger, write_params
 from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy, SqliteServer
 from tests.fakes.promoted import NAME, SOURCE
 from utils import yaml_utils
-from utils.mlflow_utils import KEY
+from utils.mlflow_utils import DUPLICATE, KEY
 from utils.tracking.ledger import MlflowLedger
-from utils.tracking.registry import DUPLICATE
 
 SECONDS = 60  # what the issue allows a run whose server fails
 EVALUATIONS = {"first": ("one", 10), "second": ("two", 20)}  # mark of the weights, and how many of 40 answers are right
-QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 HEADER = ("promotion", "call", *Kind)
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.fakes.weightless", "scripts.commands.deploy", "scripts.commands.deploy", "scripts.status_script",
+_forks.set_forkserver_preload(["tests.fakes.weightless", "scripts.commands.deploy", "scripts.status_script",
                                "scripts.commands.services", "mlflow.store.tracking.rest_store"])
 
 

@@ -69,7 +69,7 @@ def time_limit(
 
 
 @contextmanager
-def talking(subject: str) -> Iterator[None]:
+def hub_errors(subject: str) -> Iterator[None]:
     """Turn what the client raises in this block into HubError, or HubBusy where it may pass; one line, no token."""
     try:
         yield

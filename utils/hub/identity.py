@@ -11,7 +11,7 @@ from huggingface_hub._oidc import oidc_login
 from huggingface_hub.errors import OIDCError
 
 from src.core.errors import HubError, InvalidParams
-from utils.hub.client import endpoint, talking, time_limit
+from utils.hub.client import endpoint, hub_errors, time_limit
 
 logger = logging.getLogger(__name__)
 RESOURCE = "HF_OIDC_RESOURCE"
@@ -84,7 +84,7 @@ def exchange() -> str:
     """
     resource = os.environ[RESOURCE].strip()
     try:
-        with time_limit(_SECONDS, _REQUEST_SECONDS, client_waits=0), talking(resource):
+        with time_limit(_SECONDS, _REQUEST_SECONDS, client_waits=0), hub_errors(resource):
             answer = oidc_login(resource=resource, subject_token=os.environ.get("HF_OIDC_ID_TOKEN") or None,
                                 endpoint=endpoint())
     except OIDCError as error:

@@ -22,7 +22,7 @@ from src.core.records import RELEASE_DIR, manifest, tree_digest
 from src.ledger.ports import LEDGER_BRANCH, LEDGER_FILE, MANIFEST, HubRelease, HubState
 from src.ledger.slots import HubRef, LedgerView, Slot
 from utils.environment import token
-from utils.hub.client import HubBusy, endpoint, talking, time_limit
+from utils.hub.client import HubBusy, endpoint, hub_errors, time_limit
 from utils.hub.identity import no_token, who
 from utils.hub.upload import Job, XetFailed, commit_files
 
@@ -114,7 +114,7 @@ class HubReader:
 
     def _once(self, action: Callable[[], T]) -> T:
         seconds = self._end - time.monotonic()
-        with time_limit(seconds, self._patience.request, client_waits=0), talking(self.repo_id):
+        with time_limit(seconds, self._patience.request, client_waits=0), hub_errors(self.repo_id):
             return action()
 
     def _check(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import HubError
-from utils.hub.client import HubBusy, endpoint, talking, time_limit
+from utils.hub.client import HubBusy, endpoint, hub_errors, time_limit
 from utils.redaction import show_exception
 
 STALLED = 3
@@ -119,7 +119,7 @@ def _commit(job: Job, token: str, pulse: _Pulse) -> dict[str, Any]:
     _hear_progress(pulse)
     limit = time_limit(math.inf, pulse.stall_seconds, client_waits=pulse.stall_seconds, heard=pulse.beat)
     try:
-        with limit, talking(job.repo_id):
+        with limit, hub_errors(job.repo_id):
             commit = HfApi(endpoint=endpoint(), token=token).create_commit(
                 job.repo_id,
                 [*(CommitOperationAdd(path, local) for path, local in job.add.items()),

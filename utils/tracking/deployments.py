@@ -18,13 +18,23 @@ from src.core.params import METRICS, Params
 from src.core.records import EvaluationReport, canonical_json
 from src.promotion.protocol import Step
 from utils import mlflow_utils
-from utils.mlflow_utils import CONTRACT, KEY, KIND, MODEL_DIGEST, MODEL_NAME, WEIGHTS, talking
+from utils.mlflow_utils import (
+    CONTRACT,
+    DECISION,
+    EVIDENCE,
+    KEY,
+    KIND,
+    MODEL_DIGEST,
+    MODEL_NAME,
+    REASON,
+    RESTORED,
+    VERSION,
+    WEIGHTS,
+    mlflow_errors,
+)
 from utils.results import Inputs
 
 logger = logging.getLogger(__name__)
-RESTORED = "restored_from"
-EVIDENCE = "evidence.json"
-DECISION = "champion.decision"
 FOLDER = Path(".promotion")
 
 
@@ -41,7 +51,7 @@ class DeploymentRun:
         """The run's id; the first call makes the run."""
         if self._id is None:
             experiment = mlflow_utils.ensure_experiment(self._client, self._experiment, {})
-            with talking():
+            with mlflow_errors():
                 run = self._client.create_run(experiment.experiment_id, run_name="deployment", tags=self._tags)
             self._id = str(run.info.run_id)
         return self._id
@@ -59,9 +69,9 @@ class DeploymentRun:
                    "historical_best_score": compared["historical_best_score"]}
         metrics = [Metric(name, float(value), 0, 0) for name, value in numbers.items() if value is not None]
         params = [Param("model_name", facts["model_name"]), Param("weights", canonical_json(compared["weights"]))]
-        tags = [RunTag(DECISION, facts["decision"]), RunTag("champion.reason", facts["reason"]),
-                RunTag("champion.version", str(facts["version"]))]
-        with talking():
+        tags = [RunTag(DECISION, facts["decision"]), RunTag(REASON, facts["reason"]),
+                RunTag(VERSION, str(facts["version"]))]
+        with mlflow_errors():
             self._client.log_batch(self.id(), metrics=metrics, params=params, tags=tags)
             self._client.log_artifacts(self.id(), str(output), "deployment")
             self._client.log_dict(self.id(), dict(evidence), EVIDENCE)
@@ -77,8 +87,8 @@ class DeploymentRun:
 
 
 @dataclass(frozen=True)
-class Past:
-    """A deployment that was begun; decision is None where it did not end. time is UTC in ISO 8601."""
+class PastDeployment:
+    """A deployment that was started; decision is None if it did not end. time is UTC in ISO 8601."""
 
     run_id: str
     time: str
@@ -89,20 +99,21 @@ class Past:
     version: str | None
 
 
-def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int, running: bool) -> list[Past]:
+def latest(
+    client: MlflowClient, experiment: str, model_name: str, *, count: int, running: bool
+) -> list[PastDeployment]:
     """The latest deployments of a model, newest first: those that ended, or those that did not."""
     home = mlflow_utils.find_experiment(client, experiment)
     if home is None:
         return []
     query = (f"tags.{KIND} = 'deployment' and tags.`{MODEL_NAME}` = '{model_name}' and "
              f"attributes.status {'=' if running else '!='} 'RUNNING'")
-    with talking():
+    with mlflow_errors():
         runs = client.search_runs([home.experiment_id], query, max_results=count,
                                   order_by=["attributes.start_time DESC"])
-    return [Past(run_id=str(run.info.run_id), status=str(run.info.status), key=tags.get(KEY, ""),
-                 time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
-                 decision=tags.get(DECISION), reason=tags.get("champion.reason"),
-                 version=tags.get("champion.version"))
+    return [PastDeployment(run_id=str(run.info.run_id), status=str(run.info.status), key=tags.get(KEY, ""),
+                           time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+                           decision=tags.get(DECISION), reason=tags.get(REASON), version=tags.get(VERSION))
             for run in runs for tags in [run.data.tags]]
 
 
@@ -136,7 +147,7 @@ def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inpu
 
 def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str, *, model_name: str,
              folder: Path) -> str:
-    with talking():
+    with mlflow_errors():
         found = client.search_runs([experiment_id], f"tags.{RESTORED} = '{report.run_id}'"
                                    " and attributes.status = 'FINISHED'", max_results=1)
         if found:

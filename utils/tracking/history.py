@@ -25,18 +25,20 @@ from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
 from utils.mlflow_utils import (
     CONTRACT,
+    DECISION,
+    EVIDENCE,
     EXCLUDED,
     KEY,
     KIND,
     MODEL_DIGEST,
     MODEL_NAME,
+    REASON,
     WEIGHTS,
     fetch_files,
     find_experiment,
     find_run,
-    talking,
+    mlflow_errors,
 )
-from utils.tracking.deployments import DECISION, EVIDENCE
 
 logger = logging.getLogger(__name__)
 PAGE = 1000
@@ -44,7 +46,6 @@ SHORT = 300  # a history of so many runs is read whole
 _BY_ID = 500  # the server's parser takes a few thousand ids in one query
 _NO_BAR = Decimal(-1)
 _Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
-REASON = "champion.reason"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class HistoryReader:
               most: int | None = None) -> tuple[list[Run], str | None]:
         wanted = [f"tags.`{name}` = '{value}'" for name, value in self._wanted.items()]
         query = " and ".join(filter(None, [clause, "attributes.status = 'FINISHED'", *wanted]))
-        with talking():
+        with mlflow_errors():
             page = self._client.search_runs([home], query, ViewType.ACTIVE_ONLY, most or PAGE, page_token=token)
         return list(page), page.token or None
 
@@ -256,7 +257,7 @@ class HistoryRuns:
 
     def exclude(self, run: Run, note: str) -> None:
         """Take an evaluation out of every later comparison."""
-        with talking():
+        with mlflow_errors():
             self._client.set_tag(run.info.run_id, EXCLUDED, note)
 
     def _deployments(self, clause: str) -> Iterator[Run]:
@@ -266,7 +267,7 @@ class HistoryRuns:
         """The active runs of this model that a clause leaves."""
         experiment, token = find_experiment(self._client, self._experiment), None
         while experiment is not None:
-            with talking():
+            with mlflow_errors():
                 page = self._client.search_runs(
                     [experiment.experiment_id], f"{clause} and tags.`{MODEL_NAME}` = '{self._model_name}'",
                     ViewType.ACTIVE_ONLY, PAGE, page_token=token)

@@ -11,11 +11,19 @@ from mlflow.exceptions import MlflowException
 
 from src.core.errors import IntegrityError, Undecided
 from src.ledger.slots import MAX_CHARACTERS, LedgerView, Slot, parse_slots, slot_name
-from utils.mlflow_utils import KIND, MODEL_NAME, ensure_experiment, find_experiment, find_run, talking, unanswered
+from utils.mlflow_utils import (
+    KIND,
+    LEDGER_RUN,
+    MODEL_NAME,
+    ensure_experiment,
+    find_experiment,
+    find_run,
+    mlflow_errors,
+    unanswered,
+)
 
 logger = logging.getLogger(__name__)
 
-_PIN = "champion.ledger_run"
 _PROBE = "probe"
 _ONCE = "write-once"
 _LONG = _ONCE.ljust(MAX_CHARACTERS - 1, ".")
@@ -67,7 +75,7 @@ class MlflowLedger:
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise Undecided(_UNFIT) from error
-            with talking():
+            with mlflow_errors():
                 raise
         if self._written(run_id, _PROBE, "rewritten") != known:
             raise Undecided(_UNFIT)
@@ -89,12 +97,12 @@ class MlflowLedger:
         run = find_run(self._client, run_id)
         if run is None:
             logger.warning("ledger run %s is gone; an empty one takes its place", run_id)
-            with talking():
+            with mlflow_errors():
                 home = self._client.get_experiment_by_name(self._experiment)
-                self._client.set_experiment_tag(home.experiment_id, _PIN, self._new_run())
+                self._client.set_experiment_tag(home.experiment_id, LEDGER_RUN, self._new_run())
         elif run.info.lifecycle_stage != "active":
             logger.warning("ledger run %s was deleted; undeleting it", run_id)
-            with talking():
+            with mlflow_errors():
                 self._client.restore_run(run_id)
 
     def _written(self, run_id: str, name: str, text: str) -> str | None:
@@ -104,13 +112,13 @@ class MlflowLedger:
         except MlflowException as error:
             stored = None if unanswered(error) else self._stored(run_id, name)
             if stored is None:
-                with talking():
+                with mlflow_errors():
                     raise error from None
             return stored
         return self._stored(run_id, name)
 
     def _stored(self, run_id: str, name: str) -> str | None:
-        with talking():
+        with mlflow_errors():
             found: str | None = self._client.get_run(run_id).data.params.get(name)
         return found
 
@@ -118,7 +126,7 @@ class MlflowLedger:
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
             return None
-        pinned: str | None = experiment.tags.get(_PIN)
+        pinned: str | None = experiment.tags.get(LEDGER_RUN)
         if pinned is None:
             raise IntegrityError(f"MLflow experiment {self._experiment!r} is not a ledger of Champion; rename it")
         return pinned
@@ -128,15 +136,15 @@ class MlflowLedger:
         if found is not None:
             return found
         made = self._new_run()
-        tags = ensure_experiment(self._client, self._experiment, {_PIN: made}).tags
-        pinned: str = tags[_PIN]
+        tags = ensure_experiment(self._client, self._experiment, {LEDGER_RUN: made}).tags
+        pinned: str = tags[LEDGER_RUN]
         if pinned != made:  # another process pinned its own first
-            with talking():
+            with mlflow_errors():
                 self._client.delete_run(made)
         return pinned
 
     def _new_run(self) -> str:
-        with talking():
+        with mlflow_errors():
             home = ensure_experiment(self._client, self._home, {})
             run = self._client.create_run(home.experiment_id, run_name=self._experiment,
                                           tags={KIND: "ledger", MODEL_NAME: self._model_name})

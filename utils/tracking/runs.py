@@ -13,11 +13,17 @@ from mlflow.entities import Metric, Param
 from src.core.params import DeploymentParams, Params
 from src.core.records import BaseModelRef, Datasets, ModelIdentity, ScoreContract, canonical_json, digest_of
 from utils.git_utils import GitIdentity
-from utils.mlflow_utils import CONTRACT, MODEL_DIGEST, MODEL_NAME, WEIGHTS, find_run, talking
+from utils.mlflow_utils import (
+    ADAPTER,
+    CONTRACT,
+    CONTRACT_JSON,
+    MODEL_DIGEST,
+    MODEL_NAME,
+    WEIGHTS,
+    find_run,
+    mlflow_errors,
+)
 
-CONTRACT_JSON = "champion.contract_json"
-ADAPTER = "champion.adapter_sha256"
-ADAPTER_SHA256 = "champion.adapter_sha256"
 logger = logging.getLogger(__name__)
 PAGE_ARTIFACT = "report/index.html"
 
@@ -37,7 +43,7 @@ def evaluation_tags(params: DeploymentParams, identity: ModelIdentity, contract:
 def log_evaluation(client: MlflowClient, run_id: str, numbers: Mapping[str, float], files: Iterable[Path]) -> None:
     """Numbers as metrics and files as artifacts; raises Undecided when the server fails."""
     now = int(time.time() * 1000)
-    with talking():
+    with mlflow_errors():
         client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()])
         for file in files:
             client.log_artifact(run_id, str(file))
@@ -62,9 +68,9 @@ def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[t
     client = mlflow.MlflowClient()
     metrics = [Metric(name, value, 0, step) for name, curve in curves.items() for step, value in curve]
     flat = _flat({"model": params.model.model_dump(), "fine_tuning": params.fine_tuning.model_dump()})
-    with talking():
+    with mlflow_errors():
         client.log_batch(run_id, metrics=metrics, params=[Param(name, str(value)) for name, value in flat])
-        client.set_tag(run_id, ADAPTER_SHA256, adapter_sha256)
+        client.set_tag(run_id, ADAPTER, adapter_sha256)
         client.log_artifacts(run_id, str(adapter), "adapter")
         client.log_artifact(run_id, str(location))  # with these two, history_script.py --promote brings it back
         for file in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja")):
@@ -90,5 +96,5 @@ def log_page(client: MlflowClient, run_id: str, html: str) -> None:
     if find_run(client, run_id) is None:
         logger.warning("MLflow lacks run %s: the report stays in results/ alone", run_id)
         return
-    with talking():
+    with mlflow_errors():
         client.log_text(run_id, html, PAGE_ARTIFACT)

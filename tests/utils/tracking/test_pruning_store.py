@@ -15,7 +15,7 @@ from src.core.errors import Refused
 from src.model_selection import Reason
 from tests.fakes.history_store import write_params
 from tests.fakes.promoted import NAME, PUSHING, SOURCE, Shop, drift, run, status
-from utils.tracking.registry import FILES
+from utils.mlflow_utils import FILES
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
