@@ -1,4 +1,4 @@
-# make repro: the whole job. make test: the checks. Both set up .venv first, and skip that when it is current.
+# make repro: the whole job. make check, make test: the checks. They set up .venv first, unless it is current.
 # make serve: the release as a chat page and API; it has environments of its own, below space/.
 PYTHON ?= python3
 VENV := .venv
@@ -9,22 +9,32 @@ RELEASE ?= results/release
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test serve serving
+.PHONY: help repro lint check test reliability serve serving
 
 help:
-	@echo "make repro   from raw data to a promoted champion, on this machine alone"
-	@echo "make test    linters, types and tests, the app's in its own environment"
-	@echo "make serve   the release of make repro as a chat page and an API on port 5000"
-	@echo "make help    this text"
+	@echo "make repro         from raw data to a promoted champion, on this machine alone"
+	@echo "make check         linters, types and the tests that need only Python; a minute or two"
+	@echo "make test          linters, types and all tests but the long ones; up to 10 minutes"
+	@echo "make reliability   deployments killed, raced and cut off from their services; hours"
+	@echo "make serve         the release of make repro as a chat page and an API on port 5000"
+	@echo "make help          this text"
 
 repro: $(READY)
 	@$(RUN) dvc repro
 
-test: $(READY) $(SERVING)/.ready
+lint: $(READY) $(SERVING)/.ready
 	@$(RUN) ruff check .
 	@$(RUN) mypy
 	@$(RUN) mypy --config-file space/mypy.ini --python-executable $(SERVING)/bin/python space
-	@$(RUN) pytest
+
+check: lint
+	@$(RUN) pytest --light
+
+test: lint
+	@$(RUN) OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+reliability: $(READY)
+	@$(RUN) pytest -m reliability
 
 serve: $(SERVING)/.ready space/assets/identity.json
 	@HF_HUB_OFFLINE=1 $(SERVING)/bin/python space/app.py
@@ -51,7 +61,7 @@ $(BUILDER)/.ready: space/requirements/builder.txt
 	@touch $@
 
 $(READY): requirements.txt requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Champion needs Python 3.11 or 3.12; give it with make PYTHON=...") if sys.version_info[:2] not in ((3, 11), (3, 12)) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Champion needs Python 3.11, 3.12 or 3.13; give it with make PYTHON=...") if sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)) else None'
 	@echo "Setting up $(VENV); this takes some minutes the first time."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt

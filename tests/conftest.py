@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.core.params import MlflowParams
+from tests.fakes import lanes
 from tests.fakes.space_process import SPACE
 
 TOKENS = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME",
@@ -14,6 +15,26 @@ TOKENS = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TR
           "CI", "GITHUB_ACTIONS", "GITHUB_ACTOR", "GITHUB_HEAD_REF", "GITHUB_REF_NAME", "MLFLOW_RUN_ID",
           "GITHUB_EVENT_NAME", "GITHUB_REF_TYPE", "GITHUB_TOKEN", "GITHUB_SERVER_URL", "HF_OIDC_RESOURCE",
           "PIPELINE_PROFILE", "PIPELINE_MIN_IMPROVEMENT_THRESHOLD")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--light", action="store_true",
+                     help="only test files that need no torch, server, browser or other process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("light"):
+        sys.addaudithook(_refuse_what_is_heavy)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    light = config.getoption("light") and collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if light and lanes.needs(collection_path) else None
+
+
+def _refuse_what_is_heavy(event: str, arguments: tuple[object, ...]) -> None:
+    if event in lanes.EVENTS or (event == "import" and arguments[0] in lanes.LIBRARIES):
+        raise AssertionError(f"{event} {arguments[0]} in a light test: see tests/fakes/lanes.py")
 
 
 @pytest.fixture(autouse=True)
@@ -48,4 +69,4 @@ def mlflow_params(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.Monk
     (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
     monkeypatch.chdir(tmp_path)
     return MlflowParams(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment_name="test-evaluation",
-                        deadline_seconds=30)
+                        deadline_seconds=120)

@@ -20,6 +20,7 @@ from tests.fakes.promoted import PUSHING, SOURCE
 from tests.reliability.kill_points import Point
 
 ROOT = Path(__file__).parents[2]
+DEPLOYER = (sys.executable, "-m", "tests.reliability.killed_deployer")
 KILLED = -9
 FIRST_MODEL = ("one", 10)  # what stands for the weights, and how many of 40 answers are right
 SECOND_MODEL = ("two", 20)
@@ -92,9 +93,8 @@ class Deployers:
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GITHUB_ACTOR": "tester", "LANG": "C.UTF-8"}
         self.home.mkdir(exist_ok=True)
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.reliability.killed_deployer"], cwd=ROOT, text=True,
-                                        env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        start_new_session=True)
+        self.process = subprocess.Popen(DEPLOYER, cwd=ROOT, text=True, env=self.environment, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, start_new_session=True)
         assert self._answer()["ready"]
         return self
 
@@ -106,8 +106,7 @@ class Deployers:
     def do(self, job: Mapping[str, Any], *, fresh: bool) -> int:
         """Its exit code, negative for a signal."""
         if fresh:
-            return subprocess.run([sys.executable, "-m", "tests.reliability.killed_deployer", json.dumps(job)], cwd=ROOT,
-                                  env=self.environment, check=False).returncode
+            return subprocess.run([*DEPLOYER, json.dumps(job)], cwd=ROOT, env=self.environment, check=False).returncode
         assert self.process.stdin
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()

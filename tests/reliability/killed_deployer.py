@@ -1,4 +1,4 @@
-"""Deployers in processes of their own, to be killed: `python -m tests.reliability.killed_deployer` reads jobs, a JSON line each.
+"""Deployers in processes of their own, to be killed: this module, run as a program, reads jobs, a JSON line each.
 
 A job is carried out by a fork of an interpreter that has imported everything: {"do": what, "at": kill point or "",
 "merges": whether weights are merged, or bytes stand for them, "cwd": folder, "environment": {...}, "arguments": [...],

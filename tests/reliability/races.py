@@ -1,4 +1,4 @@
-"""Races of real deployers: `python -m tests.reliability.races --store sqlite --deployers 4 --rounds 25 --seed 1 --root DIR`.
+"""Races of real deployers: `-m tests.reliability.races --store sqlite --deployers 4 --rounds 25 --seed 1 --root DIR`.
 
 Each deployer runs the whole deployment script (its weights are texts) with MLflow's and the Hub's own clients, in a
 folder of its own, and may be killed at any moment and started again. A watcher looks on all the time. After each
@@ -79,9 +79,10 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _warm_up() -> None:
     """Import once what every deployer would import for itself; nothing here opens a connection."""
-    for module in ("tests.reliability.race_deployer", "tests.reliability.race_watcher", "scripts.commands.services", "utils.tracking.deployments", "alembic.command",
-                   "git", "mako.template", "mlflow.store.db.utils", "mlflow.store.model_registry.sqlalchemy_store",
-                   "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracing.otel"):
+    for module in ("tests.reliability.race_deployer", "tests.reliability.race_watcher", "scripts.commands.services",
+                   "utils.tracking.deployments", "alembic.command", "git", "mako.template", "mlflow.store.db.utils",
+                   "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store",
+                   "mlflow.tracing.otel"):
         importlib.import_module(module)
     importlib.import_module("sqlalchemy.orm").configure_mappers()
     gc.freeze()
@@ -89,8 +90,8 @@ def _warm_up() -> None:
 
 @contextmanager
 def _hub(root: Path) -> Iterator[str]:
-    command = [sys.executable, str(_ROOT / "tests/fakes/loopback_hub.py"), "--port", "0", "--root", str(root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.fakes.loopback_hub", "--port", "0", "--root", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
         assert process.stdout
         try:
             yield process.stdout.readline().strip()

@@ -10,7 +10,7 @@ from tests.reliability.fault_matrix import HEADER, Deployers, MergingShop, Postg
 from tests.reliability.kill_points import MERGING, NAMED, POINTS, Point
 from tests.reliability.reliability_page import report, table
 
-IN_EVERY_RUN = ("upload: third of six parts", "slot written, reply unread", "main shown, no tag")
+MORE = ("upload: third of six parts", "main shown, no tag")
 FRESH = 7  # every seventh row in interpreters of its own, the others in forks of one
 
 
@@ -40,12 +40,14 @@ def on_postgres(tmp_path_factory: pytest.TempPathFactory, deployers: Deployers) 
         yield Shop(root, Postgres(cluster, server, artifacts), deployers)
 
 
-@pytest.mark.parametrize("point", IN_EVERY_RUN)
+@pytest.mark.parametrize("point", ["slot written, reply unread",
+                                   *(pytest.param(point, marks=pytest.mark.reliability) for point in MORE)])
 def test_one_more_run_ends_what_a_killed_one_began(point: str, on_sqlite: Shop) -> None:
     row = on_sqlite.row(NAMED[point], champion=False)
     assert not row.problems, row
 
 
+@pytest.mark.reliability
 @pytest.mark.slow
 @needs_postgres
 def test_killed_at_every_point_on_both_stores_with_and_without_a_champion(on_sqlite: Shop, on_postgres: Shop) -> None:
@@ -60,6 +62,7 @@ def test_killed_at_every_point_on_both_stores_with_and_without_a_champion(on_sql
     assert [row for row in rows if row.problems] == []
 
 
+@pytest.mark.reliability
 @pytest.mark.slow
 @pytest.mark.parametrize("point", MERGING, ids=lambda point: point.name)
 def test_killed_while_real_weights_are_merged(point: Point, merging_shop: MergingShop) -> None:

@@ -128,6 +128,7 @@ def race(root: Path, store: str, *, deployers: int, rounds: int, seed: int, shar
     return found
 
 
+@pytest.mark.reliability
 def test_two_deployers_that_race_and_are_killed_keep_every_promise(tmp_path: Path, migrated_store: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
     found = race(tmp_path, "sqlite", deployers=2, rounds=1, seed=2, share=1.0)
@@ -142,6 +143,7 @@ def found() -> dict[str, dict[str, Any]]:
     return {}
 
 
+@pytest.mark.reliability
 @pytest.mark.slow  # half an hour on two busy cores
 @pytest.mark.parametrize(
     ("name", "store", "deployers"),

@@ -50,8 +50,8 @@ def shown(rows: list[Row]) -> str:
 
 
 @pytest.mark.parametrize("fault", [
-    Fault(Kind.REFUSED, "POST runs/search"),
-    Fault(Kind.LOST, "POST model-versions/create"),
+    pytest.param(Fault(Kind.REFUSED, "POST runs/search"), marks=pytest.mark.reliability),
+    pytest.param(Fault(Kind.LOST, "POST model-versions/create"), marks=pytest.mark.reliability),
     Fault(Kind.KILLED, *CLAIM),
 ], ids=lambda fault: f"{fault.kind}-{fault.endpoint.rpartition('/')[2]}")
 def test_a_server_that_fails_promotes_nothing_or_says_so_and_the_next_run_completes_it(
@@ -61,6 +61,7 @@ def test_a_server_that_fails_promotes_nothing_or_says_so_and_the_next_run_comple
     assert not row.problems, row
 
 
+@pytest.mark.reliability
 @pytest.mark.slow
 def test_the_servers_fault_matrix(place: Place) -> None:
     rows = []
@@ -71,6 +72,7 @@ def test_the_servers_fault_matrix(place: Place) -> None:
     assert not [row for row in rows if row.problems]
 
 
+@pytest.mark.reliability
 @pytest.mark.slow
 def test_with_the_shipped_time_outs_a_hung_server_ends_a_run_within_a_minute(place: Place) -> None:
     calls = (("GET experiments/get-by-name", 1), ("GET artifacts/predictions.jsonl", 1),

@@ -109,7 +109,7 @@ def test_each_job_has_the_permissions_that_it_needs_and_no_more() -> None:
         "comment": {"contents": "read", "pull-requests": "write"},
     }
     assert [read(CI)["permissions"], *(job["permissions"] for job in read(CI)["jobs"].values())] == [
-        {}, {"contents": "read"}, {"contents": "read"}]
+        {}, *[{"contents": "read"}] * 3]
 
 
 def test_secrets_are_those_of_the_protected_environment_and_reach_single_steps() -> None:
