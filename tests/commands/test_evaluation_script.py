@@ -71,8 +71,8 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
 
 def kill(moment: str, batches: int = 0) -> None:
     """Run the stage in a process of its own that SIGKILL ends."""
-    done = subprocess.run([sys.executable, "-m", "tests.fakes.killed_evaluation", moment, str(batches), "0"], check=False,
-                          env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.fakes.killed_evaluation", moment, str(batches), "0"],
+                          env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

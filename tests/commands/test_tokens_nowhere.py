@@ -107,7 +107,7 @@ def telling_server() -> Iterator[str]:
         server.shutdown()
 
 
-REFUSAL = {"status": 403, "headers": {"X-Error-Message": SECRETS["HF_TOKEN"]}, "body": {
+REFUSAL = {"status": 403, "delay": 1, "headers": {"X-Error-Message": SECRETS["HF_TOKEN"]}, "body": {
     "error": f"{SECRETS} may not", "errors": [{"message": f"{SECRETS['HF_TOKEN']} may not"}]}}
 
 
@@ -149,6 +149,8 @@ def test_no_way_to_fail_leaves_a_secret_anywhere(shop: Shop) -> None:
 
 
 def test_the_watch_sees_a_command_line() -> None:
-    with watched() as processes:
-        subprocess.run([sys.executable, "-c", "import time; time.sleep(1)", MARK], check=True)
-    assert any(MARK.encode() in line for line in processes)
+    command = [sys.executable, "-c", "input()", MARK]
+    with watched() as processes, subprocess.Popen(command, stdin=subprocess.PIPE) as one:
+        while not any(MARK.encode() in line for line in processes.copy()):
+            assert one.poll() is None
+        one.communicate(b"\n")

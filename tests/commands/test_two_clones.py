@@ -66,7 +66,7 @@ def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def server(tmp_path: Path, migrated_store: Path) -> Iterator[str]:
-    """With OLD_MLFLOW, an address, that server instead: how the oldest version in scripts/commands/diagnose.py was measured."""
+    """With OLD_MLFLOW, an address, that server instead: how the doctor's oldest version was measured."""
     if address := os.environ.get("OLD_MLFLOW"):
         yield address
         return
@@ -96,7 +96,7 @@ def first(tmp_path: Path, server: str) -> Clone:
 def test_a_second_clone_reproduces_without_training_and_decides_against_the_first(
     first: Clone, server: str, tmp_path: Path
 ) -> None:
-    first.run("python", "scripts/remote_script.py", "local", str(tmp_path / "storage"))
+    first.run("dvc", "remote", "add", "-d", "storage", str(tmp_path / "storage"))
     assert first.reproduce() == ([*TRAINED, "deployment", "report"], "promoted")
     first.run("dvc", "push")
     first.run("git", "add", "-A")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,11 +129,12 @@ def test_what_the_first_process_alone_finds_ends_the_stage_with_its_exit_code_an
 
 @pytest.mark.slow
 def test_a_stage_that_is_terminated_ends_all_its_processes(shop: Path) -> None:
-    stage = subprocess.Popen([sys.executable, LAUNCH, "--num_processes", "2", "-m", "tests.fakes.killed_evaluation", "hangs",
-                              "0", "1"], stderr=subprocess.PIPE, text=True,
+    stage = subprocess.Popen([sys.executable, LAUNCH, "--num_processes", "2", "-m", "tests.fakes.killed_evaluation",
+                              "hangs", "0", "1"], stderr=subprocess.PIPE, text=True,
                              env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     while len(kept(shop)) < 3:  # all that the first process has to answer
         assert stage.poll() is None
+        time.sleep(0.1)
     stage.send_signal(signal.SIGTERM)
-    assert stage.wait(25) == 128 + signal.SIGTERM
+    assert stage.wait(120) == 128 + signal.SIGTERM
     assert runs(shop)[0].info.status == "FAILED"

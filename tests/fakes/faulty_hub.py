@@ -22,7 +22,7 @@ from tests.fakes.loopback_hub import LoopbackHub
 from tests.fakes.promoted import NAME, PUSHING, REPO, SOURCE, Shop, set_environment
 from utils.hub.repository import Patience
 
-QUICK = Patience(deadline=30, request=5, stall=6, attempts=4, backoff=0.02)
+QUICK = Patience(deadline=90, request=20, stall=20, attempts=4, backoff=0.02)
 ENOUGH = "64m"  # of disk for a release of two layers
 Resize = Callable[[str], None]
 
@@ -145,8 +145,9 @@ def grow_release(shards: int, size: int) -> int:
 
 def start() -> "subprocess.Popen[str]":
     """The deployment as a process of its own."""
-    return subprocess.Popen([sys.executable, str(ROOT / "tests/fakes/weightless.py")], text=True, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.Popen([sys.executable, str(ROOT / "tests/fakes/weightless.py")], text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def kill_half_way(shop: Shop, total: int) -> int:

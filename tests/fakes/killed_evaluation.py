@@ -1,4 +1,4 @@
-"""The evaluation stage in a process of its own that is killed: `python -m tests.fakes.killed_evaluation MOMENT BATCHES RANK`.
+"""The evaluation stage in a process of its own that is killed: `-m tests.fakes.killed_evaluation MOMENT BATCHES RANK`.
 
 SIGKILL strikes while the batch after so many is being kept: `before` it is written, when half of its line is (`torn`),
 or `after` it; or, with `records`, between predictions.jsonl and the report. With `hangs` nothing strikes: the batch is

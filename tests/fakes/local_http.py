@@ -1,8 +1,21 @@
 """A small HTTP server on this machine, as a context manager, for services that a test plays."""
 
+import secrets
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system gives to clients: it stays free until it is taken."""
+    while True:
+        with socket.socket() as found:
+            try:
+                found.bind(("127.0.0.1", port := 16_384 + secrets.randbelow(16_384)))
+            except OSError:
+                continue
+            return port
 
 
 class LocalServer:

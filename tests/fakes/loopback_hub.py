@@ -1,20 +1,15 @@
 """A small Hugging Face Hub over HTTP: the real client speaks to it, and faults are injected by rule.
 
-In a test: `with LoopbackHub(tmp_path) as hub: ... hub.url`. On its own: `python tests/fakes/loopback_hub.py --port 0 --root
-DIR` prints its address; POST a list of rules to /_faults (DELETE clears them), GET /_log lists the requests. It speaks
-huggingface_hub 2.4.0's side of the protocol; agreement with it is not agreement with huggingface.co.
+In a test: `with LoopbackHub(tmp_path) as hub: ... hub.url`. On its own: `python -m tests.fakes.loopback_hub --port 0
+--root DIR` prints its address; POST a list of rules to /_faults (DELETE clears them), GET /_log lists the requests. It
+speaks huggingface_hub 2.4.0's side of the protocol; agreement with it is not agreement with huggingface.co.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or __package__:
-    from tests.fakes.loopback.server import Fault, LoopbackHub
-    from tests.fakes.loopback.store import READ, SCOPED, TOKENS, UNKNOWN, WRITE
-else:  # run as a script
-    from loopback.server import Fault, LoopbackHub
-    from loopback.store import READ, SCOPED, TOKENS, UNKNOWN, WRITE
+from tests.fakes.loopback.server import Fault, LoopbackHub
+from tests.fakes.loopback.store import READ, SCOPED, TOKENS, UNKNOWN, WRITE
 
 __all__ = ["READ", "SCOPED", "TOKENS", "UNKNOWN", "WRITE", "Fault", "LoopbackHub"]
 

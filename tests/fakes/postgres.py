@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any, Self
 
 import psycopg
 import pytest
+
+from tests.fakes.local_http import free_port
 
 _INITDB = max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=shutil.which("initdb") or "")
 _USER: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
@@ -36,13 +37,6 @@ _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 90
 
 needs_postgres = pytest.mark.skipif(not _INITDB, reason="initdb is missing: apt-get install postgresql (.ci/run does)")
-
-
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class PostgresCluster:

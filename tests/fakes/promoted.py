@@ -33,7 +33,7 @@ from utils.tracking.registry import MlflowRegistry
 REPO = "acme/shop"
 NAME = "ecommerce-chatbot"
 SOURCE = Path(__file__).parents[2] / "params.yaml"
-PUSHING = {"model_id": REPO, "push_to_hub": True, "create_model_card": True, "private": True, "deadline_seconds": 30}
+PUSHING = {"model_id": REPO, "push_to_hub": True, "create_model_card": True, "private": True, "deadline_seconds": 120}
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Settling(BaseException):
 
 
 class RollbackRun:
-    """A run of src.promotion.protocol with src.promotion.rollback: the claim, then rounds of settling that each begin anew."""
+    """A rollback's run of the protocol: the claim, then rounds of settling that each begin anew."""
 
     def __init__(self, asked: Rollback) -> None:
         self.ended: dict[int, Verdict] = {}

@@ -1,4 +1,4 @@
-"""Stands for scripts.commands.assemble, without torch: the release's weights are bytes that follow from the adapter's."""
+"""Stands for scripts.commands.assemble, without torch: the weights are bytes that follow from the adapter's."""
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ from utils.hub.repository import HubRepository, Patience
 REPO = "acme/shop"
 BRANCH = "release/0123456789ab"
 ROOT = Path(__file__).parents[3]
-QUICK = Patience(deadline=20, request=3, stall=3, attempts=4, backoff=0.02)
+QUICK = Patience(deadline=120, request=30, stall=30, attempts=4, backoff=0.02)
 COMMIT = r"/commit/release/"
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..local_http import free_port
 from .dockerfile import BuildError, image
 from .reading import REPO, route
 from .store import Reply, Stop
@@ -81,9 +81,7 @@ class Spaces:
 
     def __getitem__(self, name: str) -> Running:
         if name not in self._running:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self._running[name] = Running(probe.getsockname()[1])
+            self._running[name] = Running(free_port())
         return self._running[name]
 
     def made(self, sdk: str | None) -> dict[str, Any]:
@@ -168,10 +166,10 @@ class Spaces:
                 stdout=log, stderr=log, start_new_session=True)
 
     def _comes_up(self, space: Running) -> bool:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while space.process and space.process.poll() is None and time.monotonic() < until:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{space.port}/healthz", timeout=5):
+                with urllib.request.urlopen(f"http://127.0.0.1:{space.port}/healthz", timeout=30):
                     return True
             except (OSError, urllib.error.URLError):
                 time.sleep(0.05)
