@@ -1,6 +1,7 @@
-"""One step of the workflow's run: check what was asked for, pull, run the pipeline once, push, commit the records."""
+"""One step of the workflow's run: check what was asked for, log in to the DVC remote, pull, run, push, commit."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,16 +13,36 @@ logger = logging.getLogger("champion")
 PARSER = process.Arguments(description=__doc__, epilog="PIPELINE_PROFILE and PIPELINE_MIN_IMPROVEMENT_THRESHOLD are "
                            "parameters for this run only, whose records are not committed. DEPLOY_FORCE, "
                            "DEPLOY_REASON and DEPLOY_SKIP_HF_PUSH reach the deployment as they are")
-PARSER.add_argument("step", choices=("check", "pull", "run", "push", "commit"), help="which one")
+PARSER.add_argument("step", choices=("check", "credentials", "pull", "run", "push", "commit"), help="which one")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
 
 
 def check(config: Path) -> int:
     """Refuse early what could not end in a promotion; asks no service."""
-    from utils import github_utils as asked_of_ci
+    from utils import github_utils
 
-    params, settings = asked_of_ci.check(config), asked_of_ci.overrides().settings()
+    params, settings = github_utils.checked_params(config), github_utils.overrides().settings()
     logger.info("profile %s; %s", params.profile, ", ".join(settings) or "parameters as in params.yaml")
+    return 0
+
+
+def credentials(_config: Path) -> int:
+    """Write the user name and token of a DVC remote on DagsHub from the environment to .dvc/config.local."""
+    from src.core.errors import InvalidParams
+    from utils import dvc_utils
+    from utils.tracking import store
+
+    remote = dvc_utils.default_remote()
+    if remote is None or not store.is_dagshub(remote.url):
+        process.say("credentials: nothing to do, the DVC remote is not DagsHub's")
+        return 0
+    user, *tokens = (os.environ.get(f"DAGSHUB_{name}", "").strip() for name in ("USERNAME", "TOKEN", "USER_TOKEN"))
+    token = tokens[0] or tokens[1]
+    if not token:
+        raise InvalidParams(f"DAGSHUB_TOKEN: not set; make a token at {store.host()}/user/settings/tokens")
+    user = user or store.user(token)
+    dvc_utils.keep_secret(remote.name, {"auth": "basic", "user": user, "password": token})
+    process.say(f"credentials: of {user}, in .dvc/config.local")
     return 0
 
 
@@ -35,11 +56,10 @@ def pull(_config: Path) -> int:
 
 def run(config: Path) -> int:
     """The pipeline, once; returns DVC's exit code."""
-    from utils import dvc_utils
-    from utils import github_utils as asked_of_ci
+    from utils import dvc_utils, github_utils
 
-    asked_of_ci.check(config)
-    return dvc_utils.reproduce(asked_of_ci.overrides().settings())
+    github_utils.checked_params(config)
+    return dvc_utils.reproduce(github_utils.overrides().settings())
 
 
 def push(_config: Path) -> int:
@@ -53,9 +73,8 @@ def push(_config: Path) -> int:
 def commit(_config: Path) -> int:
     """dvc.lock and the small results onto this run's branch; nothing after a run with parameters of its own."""
     from utils import environment, git_utils, github_utils, results
-    from utils import github_utils as asked_of_ci
 
-    settings, branch = asked_of_ci.overrides().settings(), github_utils.branch()
+    settings, branch = github_utils.overrides().settings(), github_utils.branch()
     if settings or not branch:
         process.say(f"records: not committed: {'run with ' + ', '.join(settings) if settings else 'no branch'}")
         return 0
@@ -66,7 +85,8 @@ def commit(_config: Path) -> int:
     return 0
 
 
-STEPS: Mapping[str, Callable[[Path], int]] = {"check": check, "pull": pull, "run": run, "push": push, "commit": commit}
+STEPS: Mapping[str, Callable[[Path], int]] = {
+    "check": check, "credentials": credentials, "pull": pull, "run": run, "push": push, "commit": commit}
 
 
 def main() -> int:

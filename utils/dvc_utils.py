@@ -19,7 +19,6 @@ from utils.redaction import redacted
 
 logger = logging.getLogger(__name__)
 _NOBODY = ("Champion", "champion@localhost")
-NAME = "storage"
 _SECONDS = 10
 _PLUGINS = {"s3": "dvc_s3", "ssh": "dvc_ssh", "gs": "dvc_gs", "azure": "dvc_azure", "webdavs": "dvc_webdav"}
 _LOCAL_ERROR = "No such file or directory"
@@ -93,20 +92,12 @@ def default_remote() -> Remote | None:
         return Remote(name, str(config["remote"][name]["url"])) if name else None
 
 
-def check_plugin(scheme: str) -> None:
-    """Raise InvalidParams where DVC needs a package for such addresses that is not installed."""
-    module = _PLUGINS.get(scheme)
-    if module and importlib.util.find_spec(module) is None:
-        version = importlib.metadata.version("dvc")
-        raise InvalidParams(f"dvc: {scheme} remotes need a package; pip install 'dvc[{scheme}]=={version}'")
-
-
 def look(remote: Remote) -> str:
     """Look at a remote's root, changing nothing; returns what was found.
 
     Raises InvalidParams where DVC lacks a package for it, Undecided where it cannot be reached or refuses.
     """
-    check_plugin(remote.scheme)
+    _check_plugin(remote.scheme)
     try:
         done = subprocess.run([sys.executable, "-m", "dvc", "list-url", f"remote://{remote.name}"], check=False,
                               capture_output=True, text=True, timeout=_SECONDS)
@@ -125,23 +116,6 @@ def look(remote: Remote) -> str:
     raise Undecided(f"dvc: {remote.url}: cannot be reached ({reason}); {remedy}")
 
 
-def add(url: str, options: Mapping[str, str], *, replace: bool) -> bool:
-    """Make a URL the default remote, in .dvc/config; False where it is so already.
-
-    Raises InvalidParams where another remote is the default, unless it is to be replaced.
-    """
-    known = default_remote()
-    if known and not replace:
-        if known.name == NAME and _same(known.url, url):
-            return False
-        raise InvalidParams(f"dvc: {known.name} is the default remote already, at {known.url}; add --replace to "
-                            "change it")
-    with _reading(), _config().edit("repo") as shared:
-        shared["remote"][NAME] = {"url": url if urlsplit(url).scheme else str(Path(url).absolute()), **options}
-        shared["core"]["remote"] = NAME
-    return True
-
-
 def keep_secret(name: str, values: Mapping[str, str]) -> None:
     """Write options of a remote to .dvc/config.local, which git ignores and only its owner may read.
 
@@ -155,9 +129,17 @@ def keep_secret(name: str, values: Mapping[str, str]) -> None:
         local["remote"][name] = {**local["remote"].get(name, {}), **values}
 
 
+def _check_plugin(scheme: str) -> None:
+    """Raise InvalidParams if DVC needs a package for such addresses that is not installed."""
+    module = _PLUGINS.get(scheme)
+    if module and importlib.util.find_spec(module) is None:
+        version = importlib.metadata.version("dvc")
+        raise InvalidParams(f"dvc: {scheme} remotes need a package; pip install 'dvc[{scheme}]=={version}'")
+
+
 def _config() -> Any:
     """DVC's own module: its command line takes half a second for each question, and breaks long addresses."""
-    from dvc.config import Config  # type: ignore[import-untyped]
+    from dvc.config import Config
 
     config = Config.from_cwd()
     if "repo" not in config.files:
@@ -167,16 +149,12 @@ def _config() -> Any:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+    from dvc.exceptions import DvcException
 
     try:
         yield
     except (DvcException, KeyError) as error:
         raise InvalidParams(f"dvc: {redacted(' '.join(str(error).split()))}; correct .dvc/config") from None
-
-
-def _same(before: str, url: str) -> bool:
-    return before == url if urlsplit(url).scheme else Path(before).resolve() == Path(url).resolve()
 
 
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:

@@ -68,7 +68,7 @@ def test_one_line_names_the_trouble_and_its_remedy(breaking: Any, service: str, 
 
 
 def test_a_python_that_is_too_new_and_a_full_disk_are_named(world: World) -> None:
-    world.patch.setattr(diagnose, "python", lambda: (3, 14))
+    world.patch.setattr(diagnose, "_python_version", lambda: (3, 14))
     assert world.check("machine").text == "Python 3.14"
     world.patch.undo()
     world.patch.setattr(diagnose, "free_bytes", lambda _: 10**8)

@@ -1,5 +1,6 @@
-"""The workflow's own steps: what is asked for, and DVC's part with real DVC; tests/utils/test_git_records.py has the rest."""
+"""The workflow's own steps: what is asked for, and DVC's part with real DVC; test_git_records.py has the commit."""
 
+import stat
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from src.core.errors import InvalidParams, PipelineError, Refused, RunAgain
 from tests.fakes.history_store import write_params
 from tests.fakes.promoted import run
 from tests.fakes.scratch_git import EVIL, MONA, git, write
+from tests.utils.test_dagshub_utils import TOKEN, dagshub
 from utils import dvc_utils, github_utils
 
+__all__ = ["dagshub"]  # a fixture
 SOURCE = Path(__file__).parents[2] / "params.yaml"
 STAGE = f"""import sys; sys.path.append({str(SOURCE.parent)!r})
 from utils import git_utils; open('out', 'w').write(sys.executable + ' ' + git_utils.identity().commit)
@@ -49,10 +52,11 @@ def test_what_could_not_end_in_a_promotion_is_refused(
 def test_a_run_may_be_given_parameters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_params(tmp_path, SOURCE, force_requires_reason=True)
     for name, value in {"GITHUB_EVENT_NAME": "workflow_dispatch", "GITHUB_REF_TYPE": "branch", "DEPLOY_FORCE": "true",
-                        "DEPLOY_REASON": EVIL, github_utils.PROFILE: "tinyllama", github_utils.THRESHOLD: "0.5"}.items():
+                        "DEPLOY_REASON": EVIL, github_utils.PROFILE: "tinyllama",
+                        github_utils.THRESHOLD: "0.5"}.items():
         monkeypatch.setenv(name, value)
     assert run(pipeline_script, "check", "--config", config) == 0
-    params = github_utils.check(config)  # with the profile's push_to_hub, and no token at hand
+    params = github_utils.checked_params(config)  # with the profile's push_to_hub, and no token at hand
     assert (params.profile, params.deployment.min_improvement_threshold) == ("tinyllama", 0.5)
     assert github_utils.overrides().settings() == ["profile=tinyllama", "deployment.min_improvement_threshold=0.5"]
 
@@ -89,6 +93,50 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def remote(url: str) -> None:
     with (Path(".dvc") / "config").open("a") as config:
         config.write(f"[core]\n    remote = here\n['remote \"here\"']\n    url = {url}\n")
+
+
+@pytest.fixture
+def dagshubs(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone whose remote is on DagsHub, of which the environment knows nothing."""
+    for name in ("DAGSHUB_USERNAME", "DAGSHUB_TOKEN", "DAGSHUB_USER_TOKEN", "DAGSHUB_CLIENT_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    remote("https://dagshub.com/acme/shop.dvc")
+    return pipeline
+
+
+def test_dagshubs_credentials_are_only_in_the_file_that_git_ignores(
+    dagshubs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DAGSHUB_USERNAME", "alice")
+    monkeypatch.setenv("DAGSHUB_TOKEN", TOKEN)
+    assert run(pipeline_script, "credentials") == 0
+    local = dagshubs / ".dvc/config.local"
+    assert {"    auth = basic", "    user = alice", f"    password = {TOKEN}"} < set(local.read_text().splitlines())
+    assert stat.S_IMODE(local.stat().st_mode) == 0o600
+    said = capsys.readouterr()
+    assert TOKEN not in said.out + said.err + (dagshubs / ".dvc/config").read_text()
+
+
+def test_whose_token_it_is_is_asked_of_dagshub(pipeline: Path, dagshub: str, capsys: pytest.CaptureFixture[str]
+                                               ) -> None:
+    remote(f"{dagshub}/acme/shop.dvc")
+    assert run(pipeline_script, "credentials") == 0
+    assert "credentials: of alice" in capsys.readouterr().out
+    assert f"password = {TOKEN}" in (pipeline / ".dvc/config.local").read_text()
+
+
+@pytest.mark.usefixtures("dagshubs")
+def test_a_dagshub_remote_without_a_token_says_where_to_get_one() -> None:
+    with pytest.raises(InvalidParams, match=r"DAGSHUB_TOKEN: not set; make a token at https://dagshub\.com"):
+        run(pipeline_script, "credentials")
+
+
+def test_credentials_have_nothing_to_do_for_other_remotes(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(pipeline_script, "credentials")
+    remote("s3://bucket/prefix")
+    run(pipeline_script, "credentials")
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert not (pipeline / ".dvc/config.local").exists()
 
 
 def test_without_a_remote_nothing_is_pulled_and_it_is_said(pipeline: Path, caplog: pytest.LogCaptureFixture) -> None:

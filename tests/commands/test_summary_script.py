@@ -2,16 +2,16 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scripts import comment_script
+from scripts import summary_script
 from src.core.errors import InvalidParams
 from src.report.summary import MARKER
 from tests.fakes.loopback_github import BOT, REPO, LoopbackGithub, started
+from tests.fakes.promoted import run
 
 
 @pytest.fixture
@@ -28,11 +28,7 @@ def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback
 
 def comment(capsys: pytest.CaptureFixture[str]) -> str:
     """Run the script, which succeeds; returns what it says."""
-    before, sys.argv = sys.argv, ["comment_script.py"]
-    try:
-        assert comment_script.main() == 0
-    finally:
-        sys.argv = before
+    assert run(summary_script, "--comment") == 0
     return capsys.readouterr().out.strip()
 
 
