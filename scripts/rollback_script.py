@@ -9,7 +9,7 @@ from src.core.records import CONFIG
 from utils import process
 
 if TYPE_CHECKING:
-    from scripts.commands.services import Standing
+    from scripts.commands.services import ManagedModel
     from src.ledger.slots import LedgerView, Slot
 
 PARSER = process.Arguments(description=__doc__, epilog="Nothing is deleted. Exit codes: docs/exit-codes.md")
@@ -27,47 +27,47 @@ def main() -> int:
     """Roll back or block; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.commands.services import origin, standing
+    from scripts.commands.services import managed_model, origin
     from src.promotion.protocol import agree, append
     from src.promotion.rollback import default_target, rollback
     from utils.tracking.deployments import Journal
 
-    stands, by = standing(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
-    before, to, only_finish = stands.ledger.view(), flags.to, False
+    model, by = managed_model(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
+    before, to, only_finish = model.ledger.view(), flags.to, False
     if to is None and flags.block is None:
-        # Asked for once, a rollback that was cut short must not become two when it is run again.
-        only_finish = before.head is not None and before.head.kind == "rollback" and not agree(stands.services)
+        # A rollback that was interrupted must not roll back twice when it is run again: finish it instead.
+        only_finish = before.head is not None and before.head.kind == "rollback" and not agree(model.services)
         to = None if only_finish else default_target(before).version
 
     def wanted(view: LedgerView) -> Slot | None:
         slot = None if only_finish else rollback(view, by, to=to, block=flags.block)
         if slot is not None:
-            _check_there(stands, view, slot)
+            _check_there(model, view, slot)
         return slot
 
     if flags.dry_run:
         after, slot = before, wanted(before)
     else:
-        after, slot = append(stands.services, Journal("rollback").note, wanted)
-        stands.record(after, slot, "rolled_back")
-    process.say(_summary(stands, before, after, slot, flags.dry_run))
+        after, slot = append(model.services, Journal("rollback").note, wanted)
+        model.record(after, slot, "rolled_back")
+    process.say(_summary(model, before, after, slot, flags.dry_run))
     result = "already" if slot is None else "rolled_back" if slot.version != _version(before) else "blocked"
     process.promote_line(result, 0, "finished" if only_finish else "rollback")
     return 0
 
 
-def _check_there(stands: Standing, view: LedgerView, slot: Slot) -> None:
+def _check_there(model: ManagedModel, view: LedgerView, slot: Slot) -> None:
     from src.core.errors import Refused
 
-    keys = stands.registry.keys()
+    keys = model.registry.keys()
     if keys.get(slot.version) != slot.key:
         raise Refused(f"version {slot.version}: the registry does not hold it any more; give another one with --to, "
                       "or restore MLflow's database")
     if slot.version != _version(view):
-        stands.require_weights(view, slot.version)
+        model.require_weights(view, slot.version)
 
 
-def _summary(stands: Standing, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:
+def _summary(model: ManagedModel, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:
     from src.ledger.slots import LedgerView
     from src.promotion.status import versions
 
@@ -79,10 +79,10 @@ def _summary(stands: Standing, before: LedgerView, after: LedgerView, slot: Slot
         return "no champion"
     hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "left alone: promoted without the Hub"
     lines = [
-        f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {stands.model_name} version {head.version}, {was}.",
+        f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {model.model_name} version {head.version}, {was}.",
         f"  previous    {versions([after.previous.version if after.previous else None], nothing='none')}",
         f"  blocked     {versions(blocked, nothing='none')}",
-        f"  Hub         {hub if stands.repository else 'not pushed'}",
+        f"  Hub         {hub if model.repository else 'not pushed'}",
         f"  ledger      slot {head.number}, {head.kind}: {head.reason} ({head.actor})",
     ]
     return "\n".join(lines)

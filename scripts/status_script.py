@@ -1,4 +1,4 @@
-"""Say how things stand: champion, registry, Hub and mirror, last decisions, what is unfinished, and all drift."""
+"""Show the champion, registry, Hub and mirror, the last decisions, unfinished promotions and every drift."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from src.core.records import CONFIG
 from utils import process
 
 if TYPE_CHECKING:
-    from scripts.commands.services import Standing
+    from scripts.commands.services import ManagedModel
     from src.promotion.status import Begun, Decided
 
 DRIFT = 1
 _DECISIONS = 5
 _ABANDONED = 20
 
-PARSER = process.Arguments(description=__doc__, epilog="Exits 1 where registry, Hub, mirror or record differ from the "
+PARSER = process.Arguments(description=__doc__, epilog="Exits 1 if registry, Hub, mirror or record differ from the "
                            "ledger. Other exit codes: docs/exit-codes.md")
 PARSER.add_argument("--json", action="store_true", help="the same facts as one JSON object")
 PARSER.add_argument("--repair", action="store_true", help="first make all else follow the ledger, which is restored "
@@ -29,46 +29,48 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 
 
 def main() -> int:
-    """Report, after repairing or adopting where asked; returns the exit code."""
+    """Repair or adopt if asked, then print the status; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from scripts.commands.services import standing
+    from scripts.commands.services import managed_model
     from src.promotion.status import drift, facts, text
 
-    stands = standing(flags.config, skip_hf_push=False)
+    model = managed_model(flags.config, skip_hf_push=False)
     if flags.adopt or flags.repair:
         from scripts.commands import adopt
 
         if flags.adopt:
-            adopt.adopt(stands, flags.reason, _save_flavour)
+            adopt.adopt(model, flags.reason, _save_flavour)
         else:
-            adopt.repair(stands)
-    seen = stands.seen(stands.ledger.view())
+            adopt.repair(model)
+    seen = model.seen(model.ledger.view())
     findings = drift(seen)
-    told = facts(stands.model_name, seen, findings, _decided(stands), _begun(stands))
+    told = facts(model.model_name, seen, findings, _decided(model), _begun(model))
     process.say(json.dumps(told, indent=2) if flags.json else text(told))
     return DRIFT if findings else 0
 
 
-def _decided(stands: Standing) -> list[Decided]:
+def _decided(model: ManagedModel) -> list[Decided]:
     from src.promotion.status import Decided
     from utils.tracking import deployments
 
-    past = deployments.latest(stands.client, stands.params.mlflow.experiment_name, stands.model_name,
-                                 count=_DECISIONS, running=False)
-    return [Decided(each.time, each.decision or each.status, each.reason or "no reason", each.version, each.run_id)
-            for each in past]
+    past = deployments.latest(model.client, model.params.mlflow.experiment_name, model.model_name,
+                              count=_DECISIONS, running=False)
+    return [EndedDeployment(each.time, each.decision or each.status, each.reason or "no reason", each.version,
+                            each.run_id) for each in past]
 
 
-def _begun(stands: Standing) -> list[Begun]:
+def _begun(model: ManagedModel) -> list[Begun]:
     from src.promotion.status import BEFORE_THE_COMMIT_POINT, Begun
     from utils.tracking import deployments
 
-    here = [Begun(each.key, each.time, f"on this machine {'at' if each.running else 'stopped at'} step {each.step}, "
-                  f"{each.time[:19]}") for each in deployments.traces() if each.step in BEFORE_THE_COMMIT_POINT]
-    runs = deployments.latest(stands.client, stands.params.mlflow.experiment_name, stands.model_name,
-                                 count=_ABANDONED, running=True)
-    return [*here, *(Begun(each.key, each.time, f"MLflow run {each.run_id} of {each.time[:19]}") for each in runs)]
+    here = [StartedPromotion(each.key, each.time, f"on this machine {'at' if each.running else 'stopped at'} step "
+                             f"{each.step}, {each.time[:19]}")
+            for each in deployments.traces() if each.step in BEFORE_THE_COMMIT_POINT]
+    runs = deployments.latest(model.client, model.params.mlflow.experiment_name, model.model_name,
+                              count=_ABANDONED, running=True)
+    return [*here, *(StartedPromotion(each.key, each.time, f"MLflow run {each.run_id} of {each.time[:19]}")
+                     for each in runs)]
 
 
 def _save_flavour(release: Path, folder: Path) -> None:

@@ -95,9 +95,9 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
 
 
 def _hub(params: HuggingFaceParams) -> Hub:
-    from utils.hub import repository  # huggingface_hub: only a push pays for it
+    from utils.hub.repository import HubPort, repository  # huggingface_hub: only a push pays for it
 
-    return repository.repository(params)
+    return HubPort(repository(params), RELEASE_DIR)
 
 
 def _tell_overruled(asked: DeploymentParams, stated: DeploymentParams, config: Path) -> None:

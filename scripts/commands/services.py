@@ -1,4 +1,4 @@
-"""What the rollback and status commands work with: ledger, registry and Hub as params.yaml names them."""
+"""The model that params.yaml names, with its ledger, registry and Hub repository; for rollback, status and adoption."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -14,11 +14,10 @@ from src.core.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
 from src.ledger.ports import Holders
 from src.ledger.slots import LedgerView, Slot
 from src.promotion import rollback
-from src.promotion import rollback as pruning
 from src.promotion.protocol import Services
-from src.promotion.status import HubSeen, Seen
+from src.promotion.status import ObservedHub, ObservedState
 from utils import environment, git_utils, json_utils, mlflow_utils, results, yaml_utils
-from utils.hub.repository import HubPort, HubRepository, Patience
+from utils.hub.repository import HubPort, HubRepository, repository
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
@@ -26,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One model with all that keeps it; repository is None where nothing is pushed."""
+class ManagedModel:
+    """A registered model and the services that keep it; repository is None if nothing is pushed."""
 
     params: Params
     client: MlflowClient
@@ -37,54 +36,50 @@ class Standing:
 
     @property
     def model_name(self) -> str:
-        """The registered model's name, which the ledger has too."""
+        """The name in the registry, which the ledger's experiment has too."""
         return self.params.deployment.model_registry_name
 
     @property
     def services(self) -> Services:
-        """What src.promotion.protocol works on."""
+        """The services as the promotion protocol takes them."""
         hub = HubPort(self.repository, RELEASE_DIR) if self.repository else None
         return Services(ledger=self.ledger, registry=self.registry, hub=hub)
 
     def seen(self, view: LedgerView) -> Seen:
-        """All that stands outside, to be compared with the ledger."""
+        """What registry, Hub and deployment_info.json show, to be compared with the ledger."""
         holders = self.registry.holders()
         nobody = Holders(champion=None, previous=None, production=frozenset())
         expected = self.registry.expected(view.head, view.previous) if view.head else nobody
-        return Seen(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
-                    pruned=frozenset(self.registry.pruned()), hub=self._hub_seen(view),
-                    info=results.last_info(OUTPUT_DIR))
+        return ObservedState(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
+                             pruned=frozenset(self.registry.pruned()), hub=self._observe_hub(view),
+                             info=results.last_info(OUTPUT_DIR))
 
     def require_weights(self, view: LedgerView, version: int) -> None:
-        """Raise Refused where a version's weights were pruned, or may be at any time."""
-        pruning.require_weights(view, version, self.registry, self.params.deployment.keep_versions)
+        """Raise Refused if a version's weights were pruned, or may be at any time."""
+        rollback.require_weights(view, version, self.registry, self.params.deployment.keep_versions)
 
     def record(self, view: LedgerView, slot: Slot | None, result: str) -> None:
-        """Tell deployment_info.json who the champion is now; a tree without results/deployment is left alone."""
+        """Write the new champion to deployment_info.json; a tree without results/deployment is left alone."""
         facts = rollback.info(view, slot, model_name=self.model_name, result=result)
         if results.last_info(OUTPUT_DIR).get("champion", facts["champion"]) != facts["champion"]:
             json_utils.write_object(OUTPUT_DIR / results.INFO, facts)
 
-    def _hub_seen(self, view: LedgerView) -> HubSeen | None:
+    def _observe_hub(self, view: LedgerView) -> ObservedHub | None:
         if self.repository is None:
             return None
         holds = view.head is None and self.repository.holds_release()
-        return HubSeen(self.repository.repo_id, self.repository.state(), holds_release=holds,
-                       mirror=self.repository.mirrored())
+        return ObservedHub(self.repository.repo_id, self.repository.state(), holds_release=holds,
+                           mirror=self.repository.mirrored())
 
 
-def standing(config: Path | None, *, skip_hf_push: bool) -> Standing:
-    """The model of a params.yaml. Raises InvalidParams, and Undecided where MLflow is not to be had."""
+def managed_model(config: Path | None, *, skip_hf_push: bool) -> ManagedModel:
+    """The model of a params.yaml. Raises InvalidParams, and Undecided if MLflow does not answer."""
     params = yaml_utils.load_params(config or CONFIG)
-    hugging, name = params.deployment.huggingface, params.deployment.model_registry_name
-    repository = None
-    if environment.will_push(params.deployment, skip_hf_push=skip_hf_push):
-        repository = HubRepository(repo_id=hugging.model_id, token=environment.token(), private=hugging.private,
-                                   patience=Patience.within(hugging.deadline_seconds))
+    push = environment.will_push(params.deployment, skip_hf_push=skip_hf_push)
     client = mlflow_utils.connect(params.mlflow)
-    ledger = MlflowLedger(client, name, params.mlflow.experiment_name)
+    ledger = MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name)
     registry = registry_of(params, client, ledger, save=_nothing, run_id=str, tags=dict)
-    return Standing(params, client, ledger, registry, repository)
+    return ManagedModel(params, client, ledger, registry, repository(params.deployment.huggingface) if push else None)
 
 
 def _nothing(_folder: Path) -> None:
@@ -92,7 +87,7 @@ def _nothing(_folder: Path) -> None:
 
 
 def origin(reason: str | None, otherwise: str) -> rollback.Origin:
-    """Who asks, and why; `otherwise` stands for a reason that was not given."""
+    """Who asks, and why; `otherwise` is recorded if no reason was given."""
     return rollback.Origin(
         actor=environment.actor(), reason=environment.clean_reason(reason) or otherwise,
         git_commit=git_utils.identity().commit, ci_url=environment.ci_url(),
@@ -102,7 +97,7 @@ def origin(reason: str | None, otherwise: str) -> rollback.Origin:
 
 def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, save: Callable[[Path], None],
                 run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]]) -> MlflowRegistry:
-    """The versions of the registered model that params.yaml names."""
+    """The registry of the model that params.yaml names; save, run_id and tags as for MlflowRegistry."""
     return MlflowRegistry(client, params.deployment.model_registry_name, save=save, run_id=run_id, tags=tags,
                           spent=lambda: rollback.prunable(ledger.view(), params.deployment.keep_versions))
 

@@ -1,4 +1,4 @@
-"""One Hub repository as it is: may the token publish there, what do main, branches and tags hold."""
+"""One Hub repository: what it holds, publishing to it, and the promotion protocol's view of it."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from src.core.errors import HubError, IntegrityError, InvalidParams
 from src.core.params import HuggingFaceParams
-from src.core.records import RELEASE_DIR, manifest, tree_digest
+from src.core.records import manifest, tree_digest
 from src.ledger.ports import LEDGER_BRANCH, LEDGER_FILE, MANIFEST, HubRelease, HubState
 from src.ledger.slots import HubRef, LedgerView, Slot
 from utils.environment import token
@@ -65,14 +65,15 @@ class Commit:
     files: dict[str, str]
 
 
-class HubReader:
-    """The reading half of HubRepository; raises HubError where the Hub fails or refuses."""
+class HubRepository:
+    """One model repository. Raises HubError where the Hub fails or refuses, IntegrityError where bytes differ."""
 
     def __init__(self, *, repo_id: str, token: str | None, private: bool, patience: Patience) -> None:
         self.repo_id, self._token, self._private, self._patience = repo_id, token, private, patience
         self._api = HfApi(endpoint=endpoint(), token=token or False)
         self._sha256_of_blob: dict[str, str] = {}  # by git id
         self._end = 0.0
+        self._xet = True  # until it has failed
 
     def check(self) -> None:
         """Prove that the token may publish here; raises InvalidParams without one, HubError with the remedy."""
@@ -92,6 +93,27 @@ class HubReader:
     def state(self) -> HubState:
         """What main, the tags and the branches are now."""
         return self._ask(self._state)
+
+    def publish(self, folder: Path, branch: str, message: str) -> HubRelease:
+        """The folder as one verified commit on a branch of its own; no commit where the branch holds it already."""
+        wanted = manifest(folder)
+        self._learn(folder / path for path in wanted)
+        return self._act(lambda: self._publish(folder, wanted, branch, message))
+
+    def project(self, release: HubRelease, tag: str, branch: str) -> None:
+        """Main gets exactly the release's tree, the tag its commit; then the branch goes, if it holds just that.
+
+        Needs no local file. An existing tag at another commit raises IntegrityError: tags never move.
+        """
+        self._act(lambda: self._project(release, tag, branch))
+
+    def mirror(self, lines: Sequence[str]) -> None:
+        """Append to ledger.jsonl on the branch `ledger`; raises IntegrityError where it holds other lines."""
+        self._act(lambda: self._mirror(list(lines)))
+
+    def mirrored(self) -> list[str] | None:
+        """The mirrored lines, None where there is no mirror."""
+        return self._ask(lambda: self._lines(self._read(LEDGER_BRANCH)))
 
     def _ask(self, action: Callable[[], T]) -> T:
         return self._persist(action, min(READ_SECONDS, self._patience.deadline))
@@ -170,33 +192,6 @@ class HubReader:
         refs = self._api.list_repo_refs(self.repo_id)
         tags, branches = ({ref.name: ref.target_commit for ref in group} for group in (refs.tags, refs.branches))
         return tags, branches
-
-
-class HubRepository(HubReader):
-    """One model repository. Raises HubError where the Hub fails or refuses, IntegrityError where bytes differ."""
-
-    _xet = True  # until it has failed
-
-    def publish(self, folder: Path, branch: str, message: str) -> HubRelease:
-        """The folder as one verified commit on a branch of its own; no commit where the branch holds it already."""
-        wanted = manifest(folder)
-        self._learn(folder / path for path in wanted)
-        return self._act(lambda: self._publish(folder, wanted, branch, message))
-
-    def project(self, release: HubRelease, tag: str, branch: str) -> None:
-        """Main gets exactly the release's tree, the tag its commit; then the branch goes, if it holds just that.
-
-        Needs no local file. An existing tag at another commit raises IntegrityError: tags never move.
-        """
-        self._act(lambda: self._project(release, tag, branch))
-
-    def mirror(self, lines: Sequence[str]) -> None:
-        """Append to ledger.jsonl on the branch `ledger`; raises IntegrityError where it holds other lines."""
-        self._act(lambda: self._mirror(list(lines)))
-
-    def mirrored(self) -> list[str] | None:
-        """The mirrored lines, None where there is no mirror."""
-        return self._ask(lambda: self._lines(self._read(LEDGER_BRANCH)))
 
     def _act(self, action: Callable[[], T]) -> T:
         return self._persist(action, self._patience.deadline)
@@ -373,10 +368,10 @@ class HubPort:
         self._repository.mirror([slot.text() for slot in view.slots])
 
 
-def repository(params: HuggingFaceParams) -> HubPort:
-    """The repository that results/release goes to. Asks nothing of the Hub yet."""
-    return HubPort(HubRepository(repo_id=params.model_id, token=token(), private=params.private,
-                                 patience=Patience.within(params.deadline_seconds)), RELEASE_DIR)
+def repository(params: HuggingFaceParams) -> HubRepository:
+    """The repository that releases are published to. Sends no request yet."""
+    return HubRepository(repo_id=params.model_id, token=token(), private=params.private,
+                         patience=Patience.within(params.deadline_seconds))
 
 
 def _release(slot: Slot) -> HubRelease:

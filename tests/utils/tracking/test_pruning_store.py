@@ -90,8 +90,8 @@ KILL = ("import os, signal, sys\nfrom utils.tracking.registry import MlflowRegis
         "def dying(*a, **k):\n    seen.append(a)\n    if sys.argv[2] == 'after':\n        call(*a, **k)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "setattr(R, method, dying)\n"
-        "from scripts.commands.services import prune, standing\n"
-        "s = standing(None, skip_hf_push=True)\nprune(s.params, s.ledger, s.registry)\n")
+        "from scripts.commands.services import prune, managed_model\n"
+        "s = managed_model(None, skip_hf_push=True)\nprune(s.params, s.ledger, s.registry)\n")
 
 
 @pytest.mark.parametrize(("method", "when"), [("delete_weights", "before"), ("delete_weights", "after")])
