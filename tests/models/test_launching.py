@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from peft import LoraConfig
 
 from src.core.errors import InvalidParams, RunAgain
-from src.core.params import parse
 from src.models import merging, placement
 from tests.fakes.tiny_model import write_base
 from utils import process
@@ -96,13 +94,6 @@ def test_fsdp_without_gpus_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("accelerate.utils.is_cuda_available", lambda: False)
     with pytest.raises(InvalidParams, match=r"^launcher: FSDP needs GPUs and this machine has none; take --use"):
         process.set_up()
-
-
-def test_a_launcher_in_a_profile_is_refused_for_it_would_start_nothing() -> None:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["profiles"]["tinyllama"]["launcher"] = "accelerate launch"
-    with pytest.raises(InvalidParams, match=r"profiles\.tinyllama\.launcher: dvc\.yaml reads no profile; set launcher"):
-        parse({**values, "profile": "tinyllama"}, {})
 
 
 @pytest.mark.slow
