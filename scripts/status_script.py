@@ -11,7 +11,7 @@ from utils import process
 
 if TYPE_CHECKING:
     from scripts.commands.services import ManagedModel
-    from src.promotion.status import Begun, Decided
+    from src.promotion.status import EndedDeployment, StartedPromotion
 
 DRIFT = 1
 _DECISIONS = 5
@@ -43,15 +43,15 @@ def main() -> int:
             adopt.adopt(model, flags.reason, _save_flavour)
         else:
             adopt.repair(model)
-    seen = model.seen(model.ledger.view())
+    seen = model.observe(model.ledger.view())
     findings = drift(seen)
-    told = facts(model.model_name, seen, findings, _decided(model), _begun(model))
+    told = facts(model.model_name, seen, findings, _ended(model), _started(model))
     process.say(json.dumps(told, indent=2) if flags.json else text(told))
     return DRIFT if findings else 0
 
 
-def _decided(model: ManagedModel) -> list[Decided]:
-    from src.promotion.status import Decided
+def _ended(model: ManagedModel) -> list[EndedDeployment]:
+    from src.promotion.status import EndedDeployment
     from utils.tracking import deployments
 
     past = deployments.latest(model.client, model.params.mlflow.experiment_name, model.model_name,
@@ -60,8 +60,8 @@ def _decided(model: ManagedModel) -> list[Decided]:
                             each.run_id) for each in past]
 
 
-def _begun(model: ManagedModel) -> list[Begun]:
-    from src.promotion.status import BEFORE_THE_COMMIT_POINT, Begun
+def _started(model: ManagedModel) -> list[StartedPromotion]:
+    from src.promotion.status import BEFORE_THE_COMMIT_POINT, StartedPromotion
     from utils.tracking import deployments
 
     here = [StartedPromotion(each.key, each.time, f"on this machine {'at' if each.running else 'stopped at'} step "

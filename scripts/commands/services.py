@@ -45,7 +45,7 @@ class ManagedModel:
         hub = HubPort(self.repository, RELEASE_DIR) if self.repository else None
         return Services(ledger=self.ledger, registry=self.registry, hub=hub)
 
-    def seen(self, view: LedgerView) -> Seen:
+    def observe(self, view: LedgerView) -> ObservedState:
         """What registry, Hub and deployment_info.json show, to be compared with the ledger."""
         holders = self.registry.holders()
         nobody = Holders(champion=None, previous=None, production=frozenset())

@@ -1,8 +1,9 @@
 """The promotion protocol: explicit steps over a ledger, a registry and a Hub, any of which may fail at any time.
 
-The slot claim is the commit point. Nothing is visible before it; everything after it can be derived by anybody
-from the ledger. Every step looks at the outside world, none trusts an earlier run's memory, so a killed promotion
-is finished by the next run. docs/promotion.md explains the order.
+Claiming a ledger slot is the commit point. Nothing is visible before it; everything after it follows from the ledger.
+Every step reads the current state of the services and trusts nothing that an earlier run remembered, so the next run
+completes an interrupted promotion. Rollback, block and adoption append to the ledger and take the same steps after it.
+docs/promotion.md explains the order.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from src.ledger.slots import HubRef, LedgerView, Slot
 from src.model_selection import Decision, Verdict
 
 MAX_ATTEMPTS = 10
+REPAIR = "python scripts/status_script.py --repair"
 T = TypeVar("T")
 
+
 class Step(StrEnum):
-    """The steps in their order; SETTLE sends back to the projections until they agree with the head."""
+    """The steps in order. SETTLE goes back to the projections until registry and Hub agree with the ledger's head."""
 
     PREFLIGHT = "preflight"
     RECONCILE = "reconcile"
@@ -43,7 +46,7 @@ Journal = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Services:
-    """What is kept in agreement; hub is None where nothing is pushed."""
+    """The services that are kept in agreement; hub is None if nothing is pushed."""
 
     ledger: Ledger
     registry: Registry
@@ -52,7 +55,11 @@ class Services:
 
 @dataclass(frozen=True)
 class Ports(Services):
-    """What the protocol works on. decide reads history; assemble builds and verifies the release on disk."""
+    """Everything that a promotion uses.
+
+    decide: reads the history and decides. assemble: builds and verifies the release on disk.
+    slot: makes the ledger entry of a decision. record: writes the result. key: the promotion key.
+    """
 
     decide: Callable[[LedgerView], Decision]
     assemble: Callable[[Decision], None]
@@ -63,9 +70,10 @@ class Ports(Services):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where one run stands; `view` is what it last read, `settled` where SETTLE goes once all agrees.
+    """The progress of one run.
 
-    attempts counts the slots lost to others, rounds how often the projections were written without agreeing after.
+    step: the next step. view: the ledger as last read. settled: the step after SETTLE, once everything agrees.
+    attempts: slots lost to other deployers. rounds: projections that were written and did not agree afterwards.
     """
 
     step: Step = Step.PREFLIGHT
@@ -79,25 +87,25 @@ class Progress:
 
     @property
     def promoted(self) -> bool:
-        """Whether this run's own slot is in the ledger, so that only projections can be missing."""
+        """True if this run's slot is in the ledger, so that only projections can be missing."""
         deciding = self.decision is not None and self.decision.verdict is Verdict.PROMOTE
         return deciding and self.step in _AFTER_THE_CLAIM
 
     def decided(self) -> Decision:
-        """The decision of a run that reached one."""
+        """The decision of this run, which must have made one."""
         return _made(self.decision)
 
 
 def advance(now: Progress, ports: Ports) -> Progress:
-    """Take one step; returns where the run stands after it."""
+    """Take one step; returns the progress after it."""
     return _STEPS[now.step](now, ports)
 
 
 def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> Progress:
-    """Run the protocol to its end; `journal` hears of each step before it is taken.
+    """Run the protocol to its end; `journal` is called with each step before it is taken.
 
-    Raises RunAgain after ten lost claims, when the projections do not come to agree with the head, and when a
-    service fails at the claim or after it; else whatever the ports raise.
+    Raises RunAgain after ten lost claims, if the projections do not come to agree with the head, and if a service fails
+    at the claim or after it; else whatever the ports raise.
     """
     now = start
     while now.step is not Step.DONE:
@@ -112,6 +120,48 @@ def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> P
                 raise
             raise RunAgain(f"promoted as version {now.version}, its projections are pending: {error}") from error
     return now
+
+
+def append(
+    services: Services, journal: Journal, slot_of: Callable[[LedgerView], Slot | None]
+) -> tuple[LedgerView, Slot | None]:
+    """Append a rollback, block or adoption to the ledger, then run the same projection steps as a promotion.
+
+    slot_of makes the slot from the ledger, and is called again after a lost claim; if it returns None, everything is
+    made to show the current head. Nothing is reconciled before the claim: that would show a champion which is about to
+    be replaced. Returns the ledger afterwards and the slot. Raises RunAgain after ten lost claims, and if a service
+    fails after the claim; else whatever slot_of and the services raise.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        view = services.ledger.view()
+        slot = slot_of(view)
+        if slot is None:
+            return reconcile(services, journal, Step.PREFLIGHT), None
+        _take(Step.PREFLIGHT, services, journal)
+        journal(Step.CLAIM)
+        stands = "may stand: then"
+        try:
+            if services.ledger.claim(slot):
+                stands = "stands:"
+                return reconcile(services, journal, Step.SETTLE), slot
+        except (HubError, Undecided) as error:
+            raise RunAgain(f"slot {slot.number} {stands} version {slot.version} is the champion, but not all shows "
+                           f"it: {error}; settle it by `{REPAIR}`") from error
+    raise RunAgain(f"ledger: lost a slot to another deployer, {MAX_ATTEMPTS} times; run it again")
+
+
+def reconcile(services: Services, journal: Journal, start: Step) -> LedgerView:
+    """Take the steps from `start` on that make registry, Hub and mirror show the ledger's head; returns the ledger."""
+    now = Progress(start)
+    while now.step is not Step.DECIDE:
+        journal(now.step)
+        now = _PROJECTING[now.step](now, services)
+    return now.view
+
+
+def agree(services: Services) -> bool:
+    """True if registry and Hub show the ledger's head."""
+    return _PROJECTING[Step.SETTLE](Progress(Step.SETTLE), services).step is Step.MIRROR
 
 
 def _preflight(now: Progress, ports: Services) -> Progress:
@@ -142,7 +192,7 @@ def _register(now: Progress, ports: Ports) -> Progress:
 
 
 def _publish(now: Progress, ports: Ports) -> Progress:
-    # A version's tag never moves, so what was promoted before keeps its commit: a second one could never be shown.
+    # A version's tag never moves, so a version that was promoted before keeps its commit: a new one could not be shown.
     shown = (slot.hub for slot in now.view.slots if slot.key == ports.key and _hub_of(slot, ports))
     release = next(shown, None)
     if release is None and ports.hub:
@@ -218,11 +268,17 @@ def _made(value: T | None) -> T:
         raise AssertionError("a step ran before the one that gives what it needs")
     return value
 
+
+def _take(step: Step, services: Services, journal: Journal) -> None:
+    journal(step)
+    _PROJECTING[step](Progress(step), services)
+
+
 _AFTER_THE_CLAIM = {Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE, Step.SETTLE,
                     Step.MIRROR, Step.RECORD}
 
-# The steps that no decision is needed for: src.promotion.protocol takes them too.
-FOLLOWING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
+# The steps that need no decision.
+_PROJECTING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
     Step.PREFLIGHT: _preflight,
     Step.RECONCILE: _reconcile,
     Step.PROJECT_HUB: _project_hub,
@@ -234,7 +290,7 @@ FOLLOWING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
 }
 
 _STEPS: Mapping[Step, Callable[[Progress, Ports], Progress]] = {
-    **FOLLOWING,
+    **_PROJECTING,
     Step.DECIDE: _decide,
     Step.ASSEMBLE: _assemble,
     Step.REGISTER: _register,
@@ -242,51 +298,3 @@ _STEPS: Mapping[Step, Callable[[Progress, Ports], Progress]] = {
     Step.CLAIM: _claim,
     Step.RECORD: _record,
 }
-
-
-def append(
-    services: Services, journal: Journal, slot_of: Callable[[LedgerView], Slot | None]
-) -> tuple[LedgerView, Slot | None]:
-    """Claim the slot that slot_of makes of the ledger, and make all else follow; returns the ledger after it, and it.
-
-    Nothing is reconciled before the claim: that would show a champion which is about to be replaced. slot_of is asked
-    anew after a lost claim; where it gives None all is made to follow the head that stands. Raises RunAgain after ten
-    lost claims and when a service fails after the claim, else whatever slot_of and the services raise.
-    """
-    for _ in range(MAX_ATTEMPTS):
-        view = services.ledger.view()
-        slot = slot_of(view)
-        if slot is None:
-            return reconcile(services, journal, Step.PREFLIGHT), None
-        _take(Step.PREFLIGHT, services, journal)
-        journal(Step.CLAIM)
-        stands = "may stand: then"
-        try:
-            if services.ledger.claim(slot):
-                stands = "stands:"
-                return reconcile(services, journal, Step.SETTLE), slot
-        except (HubError, Undecided) as error:
-            raise RunAgain(f"slot {slot.number} {stands} version {slot.version} is the champion, but not all shows "
-                           f"it: {error}; settle it by `{REPAIR}`") from error
-    raise RunAgain(f"ledger: lost a slot to another deployer, {MAX_ATTEMPTS} times; run it again")
-
-
-def reconcile(services: Services, journal: Journal, start: Step) -> LedgerView:
-    """From this step on, make registry, Hub and mirror show the ledger's head; returns the ledger."""
-    now = Progress(start)
-    while now.step is not Step.DECIDE:
-        journal(now.step)
-        now = FOLLOWING[now.step](now, services)
-    return now.view
-
-
-def agree(services: Services) -> bool:
-    """Whether registry and Hub show the ledger's head."""
-    return FOLLOWING[Step.SETTLE](Progress(Step.SETTLE), services).step is Step.MIRROR
-
-
-def _take(step: Step, services: Services, journal: Journal) -> None:
-    journal(step)
-    FOLLOWING[step](Progress(step), services)
-
-REPAIR = "python scripts/status_script.py --repair"

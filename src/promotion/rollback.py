@@ -1,4 +1,4 @@
-"""Which slot a rollback, a block or an adoption appends to the ledger, and what it leaves in the records. Pure."""
+"""Rollback, block and adoption as ledger entries, and which versions keep their weights for a later rollback."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ _PROMOTING = ("promote", "force", "genesis")
 
 @dataclass(frozen=True)
 class Origin:
-    """Who appends a slot, why, and from where; time is UTC in ISO 8601, to the second."""
+    """Who adds a ledger entry, why, and from which commit and CI run; time is UTC in ISO 8601, to the second."""
 
     actor: str
     reason: str
@@ -22,8 +22,8 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model that stands as the champion outside of the ledger: in the registry, or on the Hub alone."""
+class UnrecordedChampion:
+    """A model that is the champion in the registry or on the Hub, but not in the ledger."""
 
     version: int
     key: str
@@ -35,7 +35,7 @@ class Found:
 
 
 def default_target(view: LedgerView) -> Slot:
-    """The latest slot of an unblocked model other than the champion; raises Refused where there is none."""
+    """The latest slot of an unblocked model other than the champion. Raises Refused if there is none."""
     head = _head(view)
     for slot in reversed(view.slots):
         if slot.model_digest != head.model_digest and slot.model_digest not in view.blocked_digests:
@@ -45,11 +45,11 @@ def default_target(view: LedgerView) -> Slot:
 
 
 def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | None) -> Slot | None:
-    """The slot that makes version `to` the champion again; None where the ledger says all of it already.
+    """The slot that makes version `to` the champion again and blocks what was promoted after it, and also `block`.
 
-    What was promoted after it is blocked, and so is `block`. Without `to` the head is what is blocked: the default
-    target takes its place; a `block` that is not the head is blocked by a slot that repeats the head. Raises Refused
-    where there is nothing to go back to, InvalidParams for a version that the ledger does not know.
+    Without `to`, the head is blocked and the default target takes its place; if `block` is another version than the
+    head, the slot repeats the head. None if the ledger says all of this already. Raises Refused if there is no model
+    to go back to, InvalidParams for a version that the ledger does not know.
     """
     head = _head(view)
     blocked = slot_of_version(view, block) if block is not None else head
@@ -68,8 +68,8 @@ def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | N
     return _again(view, target, "rollback", origin, blocks)
 
 
-def adoption(view: LedgerView, found: Found, origin: Origin) -> Slot | None:
-    """The slot that takes in what stands outside: genesis in an empty ledger, else force; None if it is the head."""
+def adoption(view: LedgerView, found: UnrecordedChampion, origin: Origin) -> Slot | None:
+    """The slot that adds this champion: `genesis` in an empty ledger, else `force`. None if it is the head already."""
     head = view.head
     if head and head.version == found.version:
         return None
@@ -85,7 +85,7 @@ def adoption(view: LedgerView, found: Found, origin: Origin) -> Slot | None:
 
 
 def slot_of_version(view: LedgerView, version: int) -> Slot:
-    """The latest slot of a version; raises InvalidParams for one that was never promoted."""
+    """The latest slot of a version. Raises InvalidParams if the version was never promoted."""
     for slot in reversed(view.slots):
         if slot.version == version:
             return slot
@@ -94,7 +94,10 @@ def slot_of_version(view: LedgerView, version: int) -> Slot:
 
 
 def info(view: LedgerView, slot: Slot | None, *, model_name: str, result: str) -> dict[str, Any]:
-    """deployment_info.json after a change that no challenger brought; slot is None where a repair changed nothing."""
+    """The content of deployment_info.json after a rollback, block, adoption or repair.
+
+    slot: the entry that it added, None if it added none.
+    """
     head, previous = view.head, view.previous
     return {
         "result": result,
@@ -111,47 +114,22 @@ def info(view: LedgerView, slot: Slot | None, *, model_name: str, result: str) -
     }
 
 
-def _head(view: LedgerView) -> Slot:
-    if view.head is None:
-        raise Refused("nothing was ever promoted, so there is nothing to go back to or to block")
-    return view.head
-
-
-def _promoted_after(view: LedgerView, target: Slot) -> list[Slot]:
-    """What came after the target's own last promotion; a rollback to an older version is no promotion of it."""
-    promoted = [slot for slot in view.slots if slot.kind in _PROMOTING]
-    own = max(slot.number for slot in promoted if slot.version == target.version)
-    return [slot for slot in promoted if slot.number > own]
-
-
-def _again(view: LedgerView, old: Slot, kind: Kind, origin: Origin, blocks: set[int]) -> Slot:
-    """The slot of an older version once more; its release is the last one that it had on the Hub."""
-    released = (slot.hub for slot in reversed(view.slots) if slot.version == old.version and slot.hub)
-    return old.model_copy(update={
-        "number": view.next_number, "kind": kind, "hub": next(released, None), "blocks": sorted(blocks),
-        "unblocks": [old.version] if old.version in view.blocked_versions else [],
-        "previous_sha256": view.head_sha256, "actor": origin.actor, "reason": origin.reason,
-        "git_commit": origin.git_commit, "ci_url": origin.ci_url, "time": origin.time,
-    })
-
-
 def kept(view: LedgerView, keep: int) -> frozenset[int]:
-    """Versions whose weights stay: the last `keep` that were champion, blocked or not, and always head and previous."""
+    """Versions whose weights stay: the last `keep` champions, blocked or not, and always head and previous."""
     latest = list(dict.fromkeys(slot.version for slot in reversed(view.slots)))
     return frozenset(latest[:keep]) | {slot.version for slot in (view.head, view.previous) if slot}
 
 
 def prunable(view: LedgerView, keep: int) -> frozenset[int]:
-    """Versions whose weights may go, none for a keep of 0. What was adopted was not made here, so it stays."""
+    """Versions whose weights may be deleted; none if `keep` is 0. Adopted models were not made here, so they stay."""
     made = frozenset(slot.version for slot in view.slots if slot.metrics is not None)
     return made - kept(view, keep) if keep else frozenset()
 
 
 def prune(ledger: Ledger, weights: Weights, keep: int) -> list[int]:
-    """Delete the weights that may go, and return whose they were; anybody may repeat it at any time.
+    """Delete the weights of prunable versions; returns these versions. It can be repeated safely at any time.
 
-    Raises Undecided when a service fails; what is left is done by the next call. A version that somebody deleted is
-    passed over.
+    Raises Undecided if a service fails; the next call deletes the rest. Versions that somebody deleted are skipped.
     """
     done = []
     marks, there = weights.pruned(), weights.keys()
@@ -166,7 +144,7 @@ def prune(ledger: Ledger, weights: Weights, keep: int) -> list[int]:
 
 
 def require_weights(view: LedgerView, version: int, weights: Weights, keep: int) -> None:
-    """Raise Refused for a version whose weights are gone or may go at any time, naming the nearest that has them."""
+    """Raise Refused if a version's weights are deleted or prunable, naming the nearest version that has its weights."""
     marked = weights.pruned()
     if version not in marked and version not in prunable(view, keep):
         return
@@ -176,3 +154,27 @@ def require_weights(view: LedgerView, version: int, weights: Weights, keep: int)
     advice = f"the nearest that is kept is version {nearest}" if nearest else "no other version's are kept"
     raise Refused(f"version {version}: its weights were pruned (deployment.keep_versions: {keep}); {advice}, and "
                   "`history_script.py --promote RUN` merges a pruned one anew")
+
+
+def _head(view: LedgerView) -> Slot:
+    if view.head is None:
+        raise Refused("nothing was ever promoted, so there is nothing to go back to or to block")
+    return view.head
+
+
+def _promoted_after(view: LedgerView, target: Slot) -> list[Slot]:
+    """The promotions after the target's own last one; a rollback to an older version does not count as a promotion."""
+    promoted = [slot for slot in view.slots if slot.kind in _PROMOTING]
+    own = max(slot.number for slot in promoted if slot.version == target.version)
+    return [slot for slot in promoted if slot.number > own]
+
+
+def _again(view: LedgerView, old: Slot, kind: Kind, origin: Origin, blocks: set[int]) -> Slot:
+    """Repeat the slot of an older version, with the last release that this version had on the Hub."""
+    released = (slot.hub for slot in reversed(view.slots) if slot.version == old.version and slot.hub)
+    return old.model_copy(update={
+        "number": view.next_number, "kind": kind, "hub": next(released, None), "blocks": sorted(blocks),
+        "unblocks": [old.version] if old.version in view.blocked_versions else [],
+        "previous_sha256": view.head_sha256, "actor": origin.actor, "reason": origin.reason,
+        "git_commit": origin.git_commit, "ci_url": origin.ci_url, "time": origin.time,
+    })

@@ -1,9 +1,12 @@
-"""Where registry, Hub, mirror and record differ from the ledger, whose head is the champion. Pure."""
+"""The status of a model, and every difference between the ledger and registry, Hub, mirror and record. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
+
+from tabulate import tabulate
 
 from src.ledger.ports import Holders, HubState
 from src.ledger.slots import LedgerView, Slot
@@ -18,8 +21,8 @@ _SECONDS = 19  # characters of an ISO 8601 time up to the second
 
 
 @dataclass(frozen=True)
-class HubSeen:
-    """One Hub repository and the lines of its ledger mirror, None where it has none."""
+class ObservedHub:
+    """One Hub repository, and the lines of its copy of the ledger, None if it has no copy."""
 
     repo: str
     state: HubState
@@ -28,11 +31,14 @@ class HubSeen:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What stands outside. keys: promotion key of each registered version.
+class ObservedState:
+    """The ledger, and what registry, Hub and record show.
 
-    expected is what the holders must be; pruned are versions whose weights were taken away, as it was asked for; hub
-    is None when nothing is pushed, info the last deployment_info.json.
+    expected: what holders must be to agree with the ledger.
+    keys: the promotion key of each registered version.
+    pruned: versions whose weights were deleted because of deployment.keep_versions.
+    hub: None if nothing is pushed.
+    info: the last deployment_info.json.
     """
 
     view: LedgerView
@@ -40,25 +46,25 @@ class Seen:
     expected: Holders
     keys: Mapping[int, str | None]
     pruned: frozenset[int]
-    hub: HubSeen | None
+    hub: ObservedHub | None
     info: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference: where it is, what it is, and what to do about it."""
+    """One difference: the place, what differs, and what to do."""
 
     place: str
     text: str
     remedy: str
 
     def line(self) -> str:
-        """All three in one line."""
+        """Place, text and remedy in one line."""
         return f"{self.place}: {self.text}; {self.remedy}"
 
 
-def drift(seen: Seen) -> list[Finding]:
-    """Every difference; empty where all shows the ledger's head."""
+def drift(seen: ObservedState) -> list[Finding]:
+    """Every difference from the ledger; empty if everything agrees with it."""
     head = seen.view.head
     if head is None:
         return [*_unknown_to_an_empty_ledger(seen), *_mirror(seen), *_record(seen)]
@@ -66,7 +72,7 @@ def drift(seen: Seen) -> list[Finding]:
             *_record(seen)]
 
 
-def _unknown_to_an_empty_ledger(seen: Seen) -> Iterator[Finding]:
+def _unknown_to_an_empty_ledger(seen: ObservedState) -> Iterator[Finding]:
     shown = {*seen.holders.production, *filter(None, [seen.holders.champion])}
     if shown:
         yield Finding("registry", f"shows {versions(shown)} as champion, but the ledger is empty", _ADOPT)
@@ -74,7 +80,7 @@ def _unknown_to_an_empty_ledger(seen: Seen) -> Iterator[Finding]:
         yield Finding("hub", f"{seen.hub.repo} holds a release, but the ledger is empty", _ADOPT)
 
 
-def _holders(seen: Seen) -> Iterator[Finding]:
+def _holders(seen: ObservedState) -> Iterator[Finding]:
     known = {slot.version for slot in seen.view.slots}
     pairs = {"champion": (seen.holders.champion, seen.expected.champion),
              "previous": (seen.holders.previous, seen.expected.previous)}
@@ -90,8 +96,8 @@ def _holders(seen: Seen) -> Iterator[Finding]:
                       f"{versions(seen.expected.production)}", REPAIR)
 
 
-def _versions(seen: Seen, head: Slot) -> Iterator[Finding]:
-    if head.version not in seen.keys:  # an older one that was deleted only cannot be rolled back to
+def _versions(seen: ObservedState, head: Slot) -> Iterator[Finding]:
+    if head.version not in seen.keys:  # an older version may be deleted; it only cannot be rolled back to
         yield Finding("registry", f"version {head.version} is gone", f"{_BACKUP}, or roll back")
     for version, key in sorted({slot.version: slot.key for slot in seen.view.slots}.items()):
         found = seen.keys.get(version, key)
@@ -100,7 +106,7 @@ def _versions(seen: Seen, head: Slot) -> Iterator[Finding]:
                           f"{key[:12]}: another model has its number", _BACKUP)
 
 
-def _hub(seen: Seen, head: Slot) -> Iterator[Finding]:
+def _hub(seen: ObservedState, head: Slot) -> Iterator[Finding]:
     if seen.hub is None:
         return
     repo, state = seen.hub.repo, seen.hub.state
@@ -115,7 +121,7 @@ def _hub(seen: Seen, head: Slot) -> Iterator[Finding]:
         yield Finding("hub", f"{repo} main holds {shown}; the ledger says version {head.version}", REPAIR)
 
 
-def _tags(seen: Seen, head: Slot) -> Iterator[Finding]:
+def _tags(seen: ObservedState, head: Slot) -> Iterator[Finding]:
     if seen.hub is None:
         return
     commits = {slot.version: slot.hub.commit for slot in seen.view.slots
@@ -129,7 +135,7 @@ def _tags(seen: Seen, head: Slot) -> Iterator[Finding]:
                           "find out who moved it, delete it, and `--repair`")
 
 
-def _mirror(seen: Seen) -> Iterator[Finding]:
+def _mirror(seen: ObservedState) -> Iterator[Finding]:
     if seen.hub is None:
         return
     ours = [slot.text() for slot in seen.view.slots]
@@ -147,7 +153,7 @@ def _mirror(seen: Seen) -> Iterator[Finding]:
         yield Finding("mirror", f"is {behind} slot{'s' if behind > 1 else ''} behind the ledger", REPAIR)
 
 
-def _record(seen: Seen) -> Iterator[Finding]:
+def _record(seen: ObservedState) -> Iterator[Finding]:
     if "champion" not in seen.info:
         return
     head, champion = seen.view.head, seen.info["champion"]
@@ -159,7 +165,7 @@ def _record(seen: Seen) -> Iterator[Finding]:
 
 
 def whose_tree(view: LedgerView, tree: str | None) -> str:
-    """Which version's release a tree is, in words."""
+    """The version whose release has this tree digest, in words."""
     if tree is None:
         return "nothing"
     owner = next((slot.version for slot in reversed(view.slots) if slot.hub and slot.hub.tree == tree), None)
@@ -167,7 +173,7 @@ def whose_tree(view: LedgerView, tree: str | None) -> str:
 
 
 def versions(numbers: Sequence[int | None] | frozenset[int] | set[int], *, nothing: str = "no version") -> str:
-    """`version 3`, `versions 2, 3`, or the word for nothing."""
+    """Version numbers in words: `version 3` or `versions 2, 3`; `nothing` if there are none."""
     known = sorted(number for number in numbers if number is not None)
     if not known:
         return nothing
@@ -175,13 +181,18 @@ def versions(numbers: Sequence[int | None] | frozenset[int] | set[int], *, nothi
 
 
 def highest_release(tags: Mapping[str, str]) -> int:
-    """The highest number of a tag v<number>, 0 without one."""
+    """The highest number among tags named v<number>; 0 if there is none."""
     return max((int(tag[1:]) for tag in tags if re.fullmatch(r"v\d+", tag)), default=0)
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A trace of a promotion that was begun: where it is, its key (the first 12 of it, or a name), what, and when."""
+class StartedPromotion:
+    """A trace that a started promotion left.
+
+    key: its promotion key, the first 12 characters of it, or a name.
+    time: when it started, UTC in ISO 8601.
+    text: where the trace is.
+    """
 
     key: str
     time: str
@@ -189,8 +200,8 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Decided:
-    """A deployment that ended."""
+class EndedDeployment:
+    """A deployment run that ended, with its decision."""
 
     time: str
     decision: str
@@ -199,8 +210,8 @@ class Decided:
     run_id: str
 
 
-def unfinished(begun: Sequence[Begun], seen: Seen) -> dict[str, list[str]]:
-    """The traces that no later slot accounts for, by key, and the release branches that still stand on the Hub."""
+def unfinished(begun: Sequence[StartedPromotion], seen: ObservedState) -> dict[str, list[str]]:
+    """The traces that no later ledger entry explains, by key, and the release branches left on the Hub."""
     found: dict[str, list[str]] = {}
     for trace in begun:
         if not any(_accounts_for(slot, trace) for slot in seen.view.slots):
@@ -211,9 +222,9 @@ def unfinished(begun: Sequence[Begun], seen: Seen) -> dict[str, list[str]]:
     return found
 
 
-def facts(model_name: str, seen: Seen, findings: Sequence[Finding], decided: Sequence[Decided],
-          begun: Sequence[Begun]) -> dict[str, Any]:
-    """All that --json says."""
+def facts(model_name: str, seen: ObservedState, findings: Sequence[Finding], decided: Sequence[EndedDeployment],
+          begun: Sequence[StartedPromotion]) -> dict[str, Any]:
+    """The status as a JSON object."""
     view, hub = seen.view, seen.hub
     return {
         "model_name": model_name,
@@ -235,9 +246,9 @@ def facts(model_name: str, seen: Seen, findings: Sequence[Finding], decided: Seq
 
 
 def text(told: Mapping[str, Any]) -> str:
-    """The same facts for a person."""
+    """The JSON object of `facts` as text for a terminal."""
     champion, registry, hub = told["champion"], told["registry"], told["hub"]
-    lines = [_opening(told["model_name"], champion)]
+    lines = _champion(champion)
     lines += _line("previous", versions([told["previous"]["version"] if told["previous"] else None], nothing="none"))
     lines += _line("blocked", versions(told["blocked_versions"], nothing="none"))
     if told["pruned_versions"]:
@@ -254,20 +265,27 @@ def text(told: Mapping[str, Any]) -> str:
                                   for each in told["decisions"]))
     lines += _line("unfinished", *(f"{key}: {', '.join(where)}" for key, where in told["unfinished"].items()))
     lines += _line("drift", *(f"{each['place']}: {each['text']}; {each['remedy']}" for each in told["drift"]))
-    return "\n".join(lines)
+    return f"{_title(told)}\n{indent(tabulate(lines, tablefmt='plain', disable_numparse=True), '  ')}"
 
 
-def _opening(model_name: str, champion: Mapping[str, Any] | None) -> str:
+def _title(told: Mapping[str, Any]) -> str:
+    champion = told["champion"]
     if champion is None:
-        return f"{model_name}: no champion yet"
+        return f"{told['model_name']}: no champion yet"
     score = f", score {champion['score']}" if champion["score"] else ""
-    return (f"{model_name}: version {champion['version']} is the champion{score}\n  {'since':<11} {champion['time']}, "
-            f"slot {champion['number']}, {champion['kind']} by {champion['actor']}: {champion['reason']}")
+    return f"{told['model_name']}: version {champion['version']} is the champion{score}"
 
 
-def _line(name: str, *values: str) -> list[str]:
-    first, *others = values or ("none",)
-    return [f"  {name:<11} {first}", *(f"  {'':<11} {other}" for other in others)]
+def _champion(champion: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if champion is None:
+        return []
+    return _line("since", f"{champion['time']}, slot {champion['number']}, {champion['kind']} by {champion['actor']}: "
+                 f"{champion['reason']}")
+
+
+def _line(name: str, *values: str) -> list[tuple[str, str]]:
+    """A name with its values below each other, or `none`."""
+    return [("" if place else name, value) for place, value in enumerate(values or ("none",))]
 
 
 def _slot(slot: Slot | None) -> dict[str, Any] | None:
@@ -277,16 +295,16 @@ def _slot(slot: Slot | None) -> dict[str, Any] | None:
                                                  "blocks", "unblocks", "actor", "reason", "time"})
 
 
-def _accounts_for(slot: Slot, trace: Begun) -> bool:
+def _accounts_for(slot: Slot, trace: StartedPromotion) -> bool:
     is_key = len(trace.key) in (12, 64)
     return slot.time[:_SECONDS] >= trace.time[:_SECONDS] and (not is_key or slot.key.startswith(trace.key))
 
 
-def _tag(seen: Seen) -> str | None:
+def _tag(seen: ObservedState) -> str | None:
     head = seen.view.head
     name = f"v{head.version}" if head else ""
     return name if seen.hub and name in seen.hub.state.tags else None
 
 
-def _shown(seen: Seen) -> str:
+def _shown(seen: ObservedState) -> str:
     return whose_tree(seen.view, seen.hub.state.tree if seen.hub else None)

@@ -9,10 +9,10 @@ from src.core.records import digest_of
 from src.ledger.ports import Holders, HubState
 from src.ledger.slots import LedgerView
 from src.promotion.status import (
-    Begun,
-    Decided,
-    HubSeen,
-    Seen,
+    EndedDeployment,
+    ObservedHub,
+    ObservedState,
+    StartedPromotion,
     drift,
     facts,
     highest_release,
@@ -27,30 +27,31 @@ KEYS = {each.version: each.key for each in THREE.slots}
 STATE = HubState(head="m" * 40, tree=hub_ref("c").tree, branches={"main": "m" * 40, "ledger": "l" * 40},
                  tags={f"v{each.version}": each.hub.commit for each in THREE.slots if each.hub})
 LINES = [each.text() for each in THREE.slots]
-HUB = HubSeen(repo="shop/bot", state=STATE, holds_release=False, mirror=LINES)
+HUB = ObservedHub(repo="shop/bot", state=STATE, holds_release=False, mirror=LINES)
 HOLDERS = Holders(champion=3, previous=2, production=frozenset({3}))
-QUIET = Seen(view=THREE, holders=HOLDERS, expected=HOLDERS, keys=KEYS, hub=HUB, pruned=frozenset(),
+QUIET = ObservedState(view=THREE, holders=HOLDERS, expected=HOLDERS, keys=KEYS, hub=HUB, pruned=frozenset(),
              info={"result": "promoted", "champion": {"version": 3}})
 NOBODY = Holders(champion=None, previous=None, production=frozenset())
-EMPTY = Seen(view=LedgerView(()), holders=NOBODY, expected=NOBODY, keys={}, hub=None, info={}, pruned=frozenset())
+EMPTY = ObservedState(view=LedgerView(()), holders=NOBODY, expected=NOBODY, keys={}, hub=None, info={},
+                      pruned=frozenset())
 
 
-def holders(**changes: Any) -> Seen:
+def holders(**changes: Any) -> ObservedState:
     return replace(QUIET, holders=replace(HOLDERS, **changes))
 
 
-def state(**changes: Any) -> Seen:
+def state(**changes: Any) -> ObservedState:
     return replace(QUIET, hub=replace(HUB, state=replace(STATE, **changes)))
 
 
-def mirror(lines: list[str] | None) -> Seen:
+def mirror(lines: list[str] | None) -> ObservedState:
     return replace(QUIET, hub=replace(HUB, mirror=lines))
 
 
 WITHOUT_HUB = LedgerView((*THREE.slots, slot(THREE, "d", 0.9)))
 ELSEWHERE = LedgerView((*THREE.slots, slot(THREE, "d", 0.9, hub=hub_ref("d", "old/repo"))))
 
-ROWS: list[tuple[Seen, str]] = [
+ROWS: list[tuple[ObservedState, str]] = [
     (holders(champion=None), "registry: alias champion is at no version; the ledger says version 3; `--repair`"),
     (holders(champion=1), "registry: alias champion is at version 1; the ledger says version 3; `--repair` rest"),
     (holders(champion=9), "registry: alias champion is at version 9, which the ledger does not know; the ledger says"),
@@ -81,7 +82,7 @@ ROWS: list[tuple[Seen, str]] = [
 
 
 @pytest.mark.parametrize(("seen", "line"), ROWS, ids=[row[1].split(";")[0] for row in ROWS])
-def test_each_difference_is_found_once_and_named(seen: Seen, line: str) -> None:
+def test_each_difference_is_found_once_and_named(seen: ObservedState, line: str) -> None:
     (found,) = drift(seen)
     assert found.line().startswith(line)
     assert found.line().isascii()
@@ -108,7 +109,7 @@ def test_an_old_version_and_its_tag_may_go_without_drift() -> None:
 ])
 def test_a_champion_that_this_hub_repository_cannot_show_is_drift(view: LedgerView, line: str) -> None:
     shown = Holders(champion=4, previous=3, production=frozenset({4}))
-    seen = Seen(view=view, holders=shown, expected=shown, keys={**KEYS, 4: view.slots[3].key}, info={},
+    seen = ObservedState(view=view, holders=shown, expected=shown, keys={**KEYS, 4: view.slots[3].key}, info={},
                 pruned=frozenset(), hub=replace(HUB, mirror=[each.text() for each in view.slots]))
     assert [found.line().partition("; the next")[0].partition("; correct")[0] for found in drift(seen)] == [line]
 
@@ -134,8 +135,8 @@ def test_of_all_tags_only_releases_count() -> None:
 KEY = digest_of("new")
 
 
-def begun(key: str, time: str, place: str = "here") -> Begun:
-    return Begun(key=key, time=time, text=place)
+def begun(key: str, time: str, place: str = "here") -> StartedPromotion:
+    return StartedPromotion(key=key, time=time, text=place)
 
 
 def test_a_promotion_that_no_slot_accounts_for_is_unfinished_with_all_its_places() -> None:
@@ -160,7 +161,7 @@ def test_the_report_says_everything_in_plain_ascii() -> None:
     view = rollback(THREE, 1, blocks=[2, 3])
     wanted = Holders(champion=1, previous=None, production=frozenset({1}))
     seen = replace(QUIET, view=view, expected=wanted)
-    told = facts("shop", seen, drift(seen), [Decided("2026", "keep", "not_best", "None", "r1")], [])
+    told = facts("shop", seen, drift(seen), [EndedDeployment("2026", "keep", "not_best", "None", "r1")], [])
     said = text(told)
     assert said.isascii()
     for line in ("shop: version 1 is the champion, score 0.3\n", "blocked     versions 2, 3\n", "ledger      4 slots",

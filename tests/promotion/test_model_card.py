@@ -16,7 +16,7 @@ from src.core.params import METRICS as NAMES
 from src.core.records import EvaluationReport, FineTunedModel, GenerationSettings, Metrics, ModelIdentity, ScoreContract
 from src.decisions.record import Request
 from src.evaluation import generation
-from src.model_selection import ScoresToBeat, Decision, GainEvidence, Policy, Reason, Verdict
+from src.model_selection import Decision, GainEvidence, Policy, Reason, ScoresToBeat, Verdict
 from src.models import merging
 from src.promotion import release
 from src.promotion.card import CardFacts, CardMetric, Intervals, body, metadata, usage_snippet

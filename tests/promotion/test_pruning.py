@@ -9,8 +9,15 @@ import pytest
 
 from src.core.errors import Refused
 from src.ledger.slots import LedgerView, Slot
-from src.promotion import rollback as pruning
-from src.promotion.rollback import Origin, default_target, rollback
+from src.promotion.rollback import (
+    Origin,
+    default_target,
+    kept,
+    prunable,
+    prune,
+    require_weights,
+    rollback,
+)
 from tests.fakes.promotion_fakes import Challenger
 
 BY = Origin("me", "test", "0" * 40, None, "2026-11-21T00:00:00+00:00")
@@ -51,7 +58,7 @@ def test_neither_champion_nor_previous_nor_where_a_rollback_goes_is_ever_prunabl
     for _ in range(2000):
         view = random_ledger(rng)
         for keep in (1, 2, 3):
-            going = pruning.prunable(view, keep)
+            going = prunable(view, keep)
             pruned += len(going)
             assert view.head
             assert view.head.version not in going
@@ -59,19 +66,19 @@ def test_neither_champion_nor_previous_nor_where_a_rollback_goes_is_ever_prunabl
                 assert default_target(view).version not in going
                 assert view.previous.version not in going
             assert len({slot.version for slot in view.slots} - going) <= max(keep, 1) + 1
-        assert not pruning.prunable(view, 0)
+        assert not prunable(view, 0)
     assert pruned > 1000
 
 
 def test_blocked_versions_count_as_the_others_do() -> None:
-    assert pruning.kept(back(ledger_of(1, 2, 3, 4, 5), 2), 3) == {2, 5, 4, 1}
+    assert kept(back(ledger_of(1, 2, 3, 4, 5), 2), 3) == {2, 5, 4, 1}
 
 
 def test_what_was_adopted_is_not_champions_to_delete() -> None:
     view = ledger_of(1, 2, 3, 4)
     adopted = LedgerView((view.slots[0].model_copy(update={"metrics": None}), *view.slots[1:]))
-    assert pruning.prunable(view, 2) == {1, 2}
-    assert pruning.prunable(adopted, 2) == {2}
+    assert prunable(view, 2) == {1, 2}
+    assert prunable(adopted, 2) == {2}
 
 
 @dataclass
@@ -120,13 +127,13 @@ class Outside:
 
 def test_a_version_that_somebody_deleted_does_not_keep_the_others_from_being_pruned() -> None:
     outside = Outside(ledger_of(1, 2, 3, 4), lost=frozenset({1}))
-    assert pruning.prune(outside, outside, 2) == [2]
+    assert prune(outside, outside, 2) == [2]
 
 
 def test_where_nothing_is_pruned_any_more_the_nearest_that_is_left_is_named() -> None:
     outside = Outside(ledger_of(1, 2, 3, 4, 5, 6), marks={1: True, 2: True}, lost=frozenset({3}))
     with pytest.raises(Refused, match="nearest that is kept is version 4, "):
-        pruning.require_weights(outside.current, 2, outside, 0)
+        require_weights(outside.current, 2, outside, 0)
 
 
 def going_back(outside: Outside, to: int | None, keep: int) -> Iterator[None]:
@@ -138,7 +145,7 @@ def going_back(outside: Outside, to: int | None, keep: int) -> Iterator[None]:
         return
     seen = replace(outside, meanwhile=lambda _: None)
     try:
-        pruning.require_weights(view, slot.version, seen, keep)
+        require_weights(view, slot.version, seen, keep)
     except Refused:
         return
     yield
@@ -162,7 +169,7 @@ def test_of_a_deletion_and_rollbacks_in_any_order_the_champion_keeps_its_weights
                     assert outside.current.head.version not in outside.deleted
 
         outside.meanwhile = meanwhile
-        pruning.prune(outside, outside, 2)
+        prune(outside, outside, 2)
         meanwhile(7)
         assert outside.current.head
         assert outside.current.head.version not in outside.deleted

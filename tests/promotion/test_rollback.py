@@ -10,13 +10,13 @@ import pytest
 from src.core.errors import InvalidParams, Refused
 from src.core.records import digest_of
 from src.ledger.slots import LedgerView, Slot, parse_slots
-from src.promotion.rollback import Found, Origin, adoption, default_target, info, rollback, slot_of_version
+from src.promotion.rollback import Origin, UnrecordedChampion, adoption, default_target, info, rollback, slot_of_version
 from tests.fakes.factories import hub_ref, ledger, slot
 
 BY = Origin(actor="octocat", reason="bad answers", git_commit="1" * 40, ci_url=None, time="2026-11-20T13:00:00+00:00")
 EMPTY = LedgerView(())
 THREE = ledger(("a", 0.3, {"hub": hub_ref("a")}), ("b", 0.4, {"hub": hub_ref("b")}), ("c", 0.5, {"hub": hub_ref("c")}))
-FOUND = Found(version=9, key=digest_of("key"), model_digest=digest_of("x"), score=None, contract=None,
+FOUND = UnrecordedChampion(version=9, key=digest_of("key"), model_digest=digest_of("x"), score=None, contract=None,
               evaluation_run=None, hub=None)
 
 
@@ -159,7 +159,7 @@ def test_what_stands_outside_of_a_ledger_is_taken_in_by_force_and_can_be_rolled_
 
 def test_adopting_a_version_that_the_ledger_knows_unblocks_it_and_keeps_what_belongs_to_it() -> None:
     view = back(THREE, to=1)
-    known = Found(**{**vars(FOUND), "version": 3})
+    known = UnrecordedChampion(**{**vars(FOUND), "version": 3})
     again = after(view, adoption(view, known, BY))
     assert again.head
     assert (again.head.kind, again.head.hub, again.head.score) == ("force", hub_ref("c"), "0.5")
