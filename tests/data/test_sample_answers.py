@@ -24,7 +24,7 @@ def test_answers_are_drawn_from_the_whole_distribution_and_again_by_the_same_see
     model, tokenizer = merging.load(tmp_path, "float32")
     model.generation_config.eos_token_id = 2
     sample_answers.set_sampling(model, tokenizer, max_new_tokens=1, temperature=1.0)
-    prompts = [tiny_model.rows()[0].prompt()] * 400
+    prompts = [tiny_model.rows()[0].prompt()] * 150
 
     def drawn(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)

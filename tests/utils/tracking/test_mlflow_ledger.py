@@ -112,9 +112,9 @@ def test_another_record_loses_and_leaves_the_first_in_place(ledger: MlflowLedger
 
 
 def _race(uri: str, experiment: str, actor: int, barrier: Any, won: Any) -> None:
-    params = MlflowParams(tracking_uri=uri, experiment_name=experiment, deadline_seconds=30)
+    params = MlflowParams(tracking_uri=uri, experiment_name=experiment, deadline_seconds=120)
     ledger = MlflowLedger(mlflow_utils.connect(params), NAME, experiment)
-    barrier.wait(60)
+    barrier.wait(300)
     won.put((actor, ledger.claim(slot(1, NO_SLOT, actor=str(actor)))))
 
 
@@ -127,9 +127,9 @@ def test_of_four_processes_that_create_the_ledger_and_claim_at_once_exactly_one_
     processes = [context.Process(target=_race, args=(*arguments, actor, barrier, won)) for actor in range(4)]
     for process in processes:
         process.start()
-    results = dict(won.get(timeout=120) for _ in processes)
+    results = dict(won.get(timeout=300) for _ in processes)
     for process in processes:
-        process.join(30)
+        process.join()
     winners = [actor for actor, result in results.items() if result]
     assert len(winners) == 1
     assert [s.actor for s in ledger.view().slots] == [str(winners[0])]
