@@ -21,7 +21,7 @@ def check(config: Path) -> int:
     """Refuse early what could not end in a promotion; asks no service."""
     from utils import github_utils
 
-    params, settings = github_utils.checked_params(config), github_utils.overrides().settings()
+    params, settings = github_utils.checked_params(config), github_utils.overrides().settings(config)
     logger.info("profile %s; %s", params.profile, ", ".join(settings) or "parameters as in params.yaml")
     return 0
 
@@ -59,7 +59,7 @@ def run(config: Path) -> int:
     from utils import dvc_utils, github_utils
 
     github_utils.checked_params(config)
-    return dvc_utils.reproduce(github_utils.overrides().settings())
+    return dvc_utils.reproduce(github_utils.overrides().settings(config))
 
 
 def push(_config: Path) -> int:
@@ -70,11 +70,11 @@ def push(_config: Path) -> int:
     return 0
 
 
-def commit(_config: Path) -> int:
+def commit(config: Path) -> int:
     """dvc.lock and the small results onto this run's branch; nothing after a run with parameters of its own."""
     from utils import environment, git_utils, github_utils, results
 
-    settings, branch = github_utils.overrides().settings(), github_utils.branch()
+    settings, branch = github_utils.overrides().settings(config), github_utils.branch()
     if settings or not branch:
         process.say(f"records: not committed: {'run with ' + ', '.join(settings) if settings else 'no branch'}")
         return 0

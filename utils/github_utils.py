@@ -18,9 +18,10 @@ from utils.redaction import redacted
 
 logger = logging.getLogger(__name__)
 PROFILE, THRESHOLD = "PIPELINE_PROFILE", "PIPELINE_MIN_IMPROVEMENT_THRESHOLD"
+_THRESHOLD_KEY = "deployment.min_improvement_threshold"
 _EVENTS = ("push", "workflow_dispatch")
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
-_LEAST = 0.0001  # DVC writes what is smaller as 1e-05, which YAML 1.1 reads as a text
+_LEAST = 0.0001  # a smaller one is a typing error rather than a policy
 _API = "https://api.github.com"
 _BOT = "github-actions[bot]"  # whom a workflow's own GITHUB_TOKEN writes as
 _PER_PAGE = 100
@@ -40,9 +41,15 @@ class Overrides:
     profile: str
     threshold: str
 
-    def settings(self) -> list[str]:
-        """What `dvc exp run -S` takes; none: `dvc repro`."""
-        given = {"profile": self.profile, "deployment.min_improvement_threshold": self.threshold}
+    def settings(self, config: Path) -> list[str]:
+        """What `dvc exp run -S` takes; none: `dvc repro`. The threshold is set where the profile sets its own too."""
+        given = {"profile": self.profile, _THRESHOLD_KEY: self.threshold}
+        if self.threshold:
+            values = yaml_utils.read_values(config)
+            name = self.profile or values["profile"]
+            own = (values["profiles"].get(name) or {}).get("deployment") or {}
+            if _THRESHOLD_KEY.rpartition(".")[2] in own:
+                given[f"profiles.{name}.{_THRESHOLD_KEY}"] = self.threshold
         return [f"{key}={value}" for key, value in given.items() if value]
 
 

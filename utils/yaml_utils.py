@@ -32,6 +32,12 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None, *, profi
     A profile takes the place of the file's own, as `dvc exp run -S profile=` does. Raises InvalidParams with the line
     for a missing or malformed file, a key given twice, a date, a Python tag or a wrong value.
     """
+    values = read_values(path)
+    return parse({**values, "profile": profile} if profile else values, overrides or {})
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The content of the file as it stands there; raises InvalidParams if it is not a mapping in YAML."""
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
     try:
@@ -46,7 +52,7 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None, *, profi
         raise InvalidParams(f"{path}: {error}; correct the file") from None
     if not isinstance(values, dict):
         raise InvalidParams(f"{path}: expected a mapping at the top, found {type(values).__name__}")
-    return parse({**values, "profile": profile} if profile else values, overrides or {})
+    return values
 
 
 def _problem(error: YAMLError) -> str:

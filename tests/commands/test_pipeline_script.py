@@ -58,12 +58,17 @@ def test_a_run_may_be_given_parameters_of_its_own(tmp_path: Path, monkeypatch: p
     assert run(pipeline_script, "check", "--config", config) == 0
     params = github_utils.checked_params(config)  # with the profile's push_to_hub, and no token at hand
     assert (params.profile, params.deployment.min_improvement_threshold) == ("tinyllama", 0.5)
-    assert github_utils.overrides().settings() == ["profile=tinyllama", "deployment.min_improvement_threshold=0.5"]
+    settings = ["profile=tinyllama", "deployment.min_improvement_threshold=0.5"]
+    assert github_utils.overrides().settings(config) == settings
+    profile = "  tinyllama:\n    deployment:\n"
+    config.write_text(config.read_text().replace(profile, f"{profile}      min_improvement_threshold: 0.1\n"))
+    assert github_utils.overrides().settings(config) == [
+        *settings, "profiles.tinyllama.deployment.min_improvement_threshold=0.5"]
 
 
 def test_a_run_that_asks_for_nothing_has_no_parameters_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(github_utils.PROFILE, " ")
-    assert github_utils.overrides().settings() == []
+    assert github_utils.overrides().settings(SOURCE) == []
 
 
 # DVC's part
