@@ -72,12 +72,12 @@ def main() -> int:
 def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") -> "ModelHistory":
     from src.report.page import ModelHistory, rival_run, rival_slot
     from utils.answers import logged_predictions
-    from utils.tracking.history import LatestEvaluations
+    from utils.tracking.history import HistoryReader
     from utils.tracking.ledger import MlflowLedger
 
     name, experiment = params.deployment.model_registry_name, params.mlflow.experiment_name
     ledger = MlflowLedger(client, name, experiment).view()
-    reader = LatestEvaluations(client, experiment=experiment, model_name=name, contract=report.contract_digest)
+    reader = HistoryReader(client, experiment=experiment, model_name=name, contract=report.contract_digest)
     runs, older = reader.read_latest(RUNS)
     slot = rival_slot(ledger, report.model_digest)
     run_id = rival_run(slot, runs) if slot else None

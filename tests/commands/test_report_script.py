@@ -14,7 +14,7 @@ from src.core.records import canonical_json
 from tests.fakes.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
 from utils import json_utils, mlflow_utils
 from utils.tracking import runs as evaluation_run
-from utils.tracking.history import LatestEvaluations
+from utils.tracking.history import HistoryReader
 from utils.tracking.ledger import MlflowLedger
 from utils.yaml_utils import load_params
 
@@ -134,10 +134,10 @@ def test_a_second_report_leaves_the_same_bytes_and_neither_needs_torch(
 
 def test_the_latest_evaluations_are_the_last_ones_oldest_first(client: MlflowClient, tmp_path: Path) -> None:
     runs = [log(client, evaluated(number), tmp_path).report for number in (3, 1, 2)]
-    reader = LatestEvaluations(client, experiment=EXPERIMENT, model_name=NAME, contract=runs[0].contract_digest)
+    reader = HistoryReader(client, experiment=EXPERIMENT, model_name=NAME, contract=runs[0].contract_digest)
     found, older = reader.read_latest(2)
     assert [run.run_id for run in found] == [report.run_id for report in runs[1:]]
     assert older
     assert reader.read_latest(3)[1] is False
-    other = LatestEvaluations(client, experiment=EXPERIMENT, model_name=NAME, contract=canonical_json("other"))
+    other = HistoryReader(client, experiment=EXPERIMENT, model_name=NAME, contract=canonical_json("other"))
     assert other.read_latest(2) == ([], False)

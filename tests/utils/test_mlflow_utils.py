@@ -12,7 +12,7 @@ from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
 from utils import mlflow_utils
 from utils.tracking import history as mlflow_history
-from utils.tracking.history import History, HistoryReader
+from utils.tracking.history import HistoryReader, ScoreHistory
 
 NAME, CONTRACT = "test-model", "c" * 64
 
@@ -39,7 +39,7 @@ def log(client: MlflowClient, params: MlflowParams, *, value: float = 0.5, statu
     return str(run.info.run_id)
 
 
-def read(client: MlflowClient, params: MlflowParams) -> History:
+def read(client: MlflowClient, params: MlflowParams) -> ScoreHistory:
     reader = HistoryReader(client, experiment=params.experiment_name, model_name=NAME, contract=CONTRACT)
     return reader.read(Policy(WEIGHTS, Decimal("0.001"), require_significance=False), LedgerView(()), ignored=[])
 

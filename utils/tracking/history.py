@@ -1,8 +1,9 @@
 """The score history on MLflow: what a decision needs of it, at a cost that hardly grows with it.
 
 Ordering by a metric on the server is quadratic on sqlite and silently wrong with NaN, infinity, a typo or a re-logged
-step. Asking for runs above a bar is exact and fast, so a long history is searched that way: runs are tagged with the
-hash of the weights they were scored under; where it equals today's the server compares, the rest is paged through.
+step. Asking for the runs above a score is exact and fast, so a long history is searched that way. Each run is tagged
+with the hash of the weights it was scored under: the server compares the scores of runs under today's weights, and all
+others are read page by page.
 """
 
 import logging
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -44,13 +45,14 @@ logger = logging.getLogger(__name__)
 PAGE = 1000
 SHORT = 300  # a history of so many runs is read whole
 _BY_ID = 500  # the server's parser takes a few thousand ids in one query
-_NO_BAR = Decimal(-1)
+_NO_SCORE = Decimal(-1)
+T = TypeVar("T")
 _Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
 
 
 @dataclass(frozen=True)
-class History:
-    """Comparable evaluations. complete is False where there are more than `SHORT`, of which these decide."""
+class ScoreHistory:
+    """Comparable evaluations. complete is False if there are more than `SHORT`; then these are the ones that decide."""
 
     runs: tuple[ScoredRun, ...]
     complete: bool
@@ -66,49 +68,52 @@ class HistoryReader:
         # sqlite joins in the order of the clauses, so what leaves fewest runs comes first.
         self._wanted = ({CONTRACT: contract} if contract else {}) | {MODEL_NAME: model_name, KIND: "evaluation"}
 
-    def read(self, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> History:
-        """All of a short history; of a long one, the runs that decide.
+    def read(self, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> ScoreHistory:
+        """Every run when there are at most 300; otherwise only those that can change the decision.
 
-        Those are the champion's, and the best of all models and of the promoted ones, the ignored (the challenger and
-        blocked ones) left out; where significance is required, also all since the last promotion, which it counts.
-        Raises Undecided when the server does not answer, or answers with runs that were not asked for.
+        Those are the champion's run, the best run of all models and the best of the promoted ones. The ignored models
+        (the challenger and blocked ones) are left out. If significance is required, every run since the last promotion
+        is read too, because the gate counts them. Raises Undecided if the server does not answer, or answers with runs
+        that were not asked for.
         """
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
-            return History((), complete=True)
+            return ScoreHistory((), complete=True)
         home = experiment.experiment_id
 
         first, more = self._page(home, "", None, SHORT)
         if more is None:
-            return History(tuple(self._scored(first)), complete=True)
+            return ScoreHistory(tuple(self._scored(first)), complete=True)
 
         def ask(clause: str, token: str | None) -> tuple[list[ScoredRun], str | None]:
             runs, following = self._page(home, clause, token)
             return list(self._scored(runs)), following
 
         found = _Search(ask, policy, ledger, ignored).found()
-        return History(tuple({run.run_id: run for run in found}.values()), complete=False)
+        return ScoreHistory(tuple({run.run_id: run for run in found}.values()), complete=False)
 
     def evaluations(self) -> list[tuple[ScoredRun, str | None]]:
         """Every evaluation with the tag that excludes it, if any; the cost grows with the history. Raises as `read`."""
         experiment = find_experiment(self._client, self._experiment)
-        found: list[tuple[ScoredRun, str | None]] = []
-        token: str | None = None
-        while experiment is not None:
-            runs, token = self._page(experiment.experiment_id, "", token)
-            found += [(scored, run.data.tags.get(EXCLUDED)) for run in runs
-                      if (scored := _scored_run(run, self._wanted)) is not None]
-            if token is None:
-                break
-        return found
+        if experiment is None:
+            return []
+        runs = _all_pages(lambda token: self._page(experiment.experiment_id, "", token))
+        return [(scored, run.data.tags.get(EXCLUDED)) for run in runs
+                if (scored := _scored_run(run, self._wanted)) is not None]
 
-    def _page(self, home: str, clause: str, token: str | None,
-              most: int | None = None) -> tuple[list[Run], str | None]:
+    def read_latest(self, count: int) -> tuple[list[ScoredRun], bool]:
+        """The latest evaluations, at most count of them, oldest first, and whether there are older ones."""
+        experiment = find_experiment(self._client, self._experiment)
+        if experiment is None:
+            return [], False
+        page, more = self._page(experiment.experiment_id, "", None)  # the server gives the latest first
+        runs = sorted(self._scored(page), key=lambda run: (run.finished_at, run.run_id))
+        return runs[-count:], more is not None or len(runs) > count
+
+    def _page(self, home: str, clause: str, token: str | None, most: int = PAGE) -> tuple[list[Run], str | None]:
         wanted = [f"tags.`{name}` = '{value}'" for name, value in self._wanted.items()]
         query = " and ".join(filter(None, [clause, "attributes.status = 'FINISHED'", *wanted]))
-        with mlflow_errors():
-            page = self._client.search_runs([home], query, ViewType.ACTIVE_ONLY, most or PAGE, page_token=token)
-        return list(page), page.token or None
+        return _page(self._client, home, query, most, token)
 
     def _scored(self, runs: Iterable[Run]) -> Iterator[ScoredRun]:
         for run in runs:
@@ -118,7 +123,7 @@ class HistoryReader:
 
 
 class _Search:
-    """Finds the runs of a long history that decide, by as few and as narrow questions as will do."""
+    """Finds the runs of a long history that can change the decision, in few and narrow queries."""
 
     def __init__(self, ask: _Ask, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> None:
         """`ask` gives the scored runs of one page that a clause leaves, and where the next page begins."""
@@ -141,25 +146,25 @@ class _Search:
         if more is not None:  # so many are above the best promoted model that each promoted one is asked for
             claims += filter(None, map(self._latest_of, self._promoted))
         self._highest(self._of_promoted(claims))
-        bar = self._highest(claims)
+        best = self._highest(claims)
         if more is not None:
-            self._climb(bar)
+            self._climb(best)
         return [*filter(None, self._latest.values()), *(self._since(head.time) if head else [])]
 
-    def _climb(self, bar: Decimal) -> None:
-        """Look for the best model where more than a page of runs are above the bar."""
+    def _climb(self, score: Decimal) -> None:
+        """Find the best model when more than a page of runs are above this score."""
         token: str | None = None
         while True:
-            runs, token = self._ask(self._above(bar), token)
+            runs, token = self._ask(self._above(score), token)
             highest = self._highest(runs)
             if token is None:
                 return
-            if highest > bar:
-                bar, token = highest, None
+            if highest > score:
+                score, token = highest, None
 
     def _highest(self, claims: Iterable[ScoredRun]) -> Decimal:
         """The highest score of the models in these runs, which counts only if it is a model's latest."""
-        highest = _NO_BAR
+        highest = _NO_SCORE
         eligible = (run for run in claims if run.model_digest not in self._ignored)
         for run in sorted(eligible, key=lambda run: (-self._policy.score(run), run.finished_at)):
             if self._policy.score(run) <= highest:
@@ -186,15 +191,27 @@ class _Search:
             return []
         return self._all(f"attributes.end_time > {int(datetime.fromisoformat(time).timestamp() * 1000)}")
 
-    def _above(self, bar: Decimal) -> str:
-        return f"metrics.weighted_score > {bar:f} and tags.`{WEIGHTS}` = '{self._weights}'"
+    def _above(self, score: Decimal) -> str:
+        return f"metrics.weighted_score > {score:f} and tags.`{WEIGHTS}` = '{self._weights}'"
 
     def _all(self, clause: str) -> list[ScoredRun]:
-        found, token = self._ask(clause, None)
-        while token is not None:
-            runs, token = self._ask(clause, token)
-            found += runs
-        return found
+        return list(_all_pages(lambda token: self._ask(clause, token)))
+
+
+def _page(client: MlflowClient, home: str, query: str, most: int, token: str | None) -> tuple[list[Run], str | None]:
+    """One page of an experiment's active runs, and where the next one begins."""
+    with mlflow_errors():
+        page = client.search_runs([home], query, ViewType.ACTIVE_ONLY, most, page_token=token)
+    return list(page), page.token or None
+
+
+def _all_pages(ask: Callable[[str | None], tuple[list[T], str | None]]) -> Iterator[T]:
+    """What all pages hold; `ask` gives one page, and where the next one begins (None: nowhere)."""
+    page, token = ask(None)
+    yield from page
+    while token is not None:
+        page, token = ask(token)
+        yield from page
 
 
 def _scored_run(run: Run, wanted: Mapping[str, str]) -> ScoredRun | None:
@@ -265,26 +282,8 @@ class HistoryRuns:
 
     def search(self, clause: str) -> Iterator[Run]:
         """The active runs of this model that a clause leaves."""
-        experiment, token = find_experiment(self._client, self._experiment), None
-        while experiment is not None:
-            with mlflow_errors():
-                page = self._client.search_runs(
-                    [experiment.experiment_id], f"{clause} and tags.`{MODEL_NAME}` = '{self._model_name}'",
-                    ViewType.ACTIVE_ONLY, PAGE, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-
-class LatestEvaluations(HistoryReader):
-    """The history by time rather than by score."""
-
-    def read_latest(self, count: int) -> tuple[list[ScoredRun], bool]:
-        """The latest evaluations, at most count of them, oldest first, and whether there are older ones."""
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
-            return [], False
-        page, more = self._page(experiment.experiment_id, "", None)  # the server gives the latest first
-        runs = sorted(self._scored(page), key=lambda run: (run.finished_at, run.run_id))
-        return runs[-count:], more is not None or len(runs) > count
+            return iter(())
+        query = f"{clause} and tags.`{MODEL_NAME}` = '{self._model_name}'"
+        return _all_pages(lambda token: _page(self._client, experiment.experiment_id, query, PAGE, token))

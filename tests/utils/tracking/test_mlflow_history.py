@@ -12,7 +12,7 @@ from src.model_selection import Policy, Question, ScoredRun, ScoresToBeat, chall
 from tests.fakes import history_store, long_history
 from utils import mlflow_utils, yaml_utils
 from utils.tracking import history as mlflow_history
-from utils.tracking.history import History, HistoryReader
+from utils.tracking.history import HistoryReader, ScoreHistory
 
 NOBODY = LedgerView(())
 
@@ -28,7 +28,7 @@ class Store:
         rival = history_store.challenger(params, "challenger", answers, 0.98)
         self.challenger = ScoredRun(rival.run_id, rival.model_digest, rival.contract_digest, rival.metrics, 0)
 
-    def history(self, policy: Policy, ledger: LedgerView) -> History:
+    def history(self, policy: Policy, ledger: LedgerView) -> ScoreHistory:
         reader = HistoryReader(self.client, experiment=self.params.mlflow.experiment_name,
                                model_name=self.params.deployment.model_registry_name, contract=self.challenger.contract)
         return reader.read(policy, ledger, {self.challenger.model_digest, *ledger.blocked_digests})
@@ -43,8 +43,8 @@ class Store:
         return scores_to_beat(self.question(list(found.runs), policy, ledger))
 
     def all(self, ledger: LedgerView) -> ScoresToBeat:
-        return scores_to_beat(self.question([one.run for one in self.made if one.counts], Policy.from_params(self.params.deployment),
-                                  ledger))
+        counted = [one.run for one in self.made if one.counts]
+        return scores_to_beat(self.question(counted, Policy.from_params(self.params.deployment), ledger))
 
 
 @pytest.fixture
