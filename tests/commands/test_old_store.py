@@ -22,7 +22,7 @@ from tests.fakes.promoted import Shop, run, set_environment
 from utils import json_utils
 
 STORE = Path(__file__).parents[1] / "fakes/store_of_0e3e8e5.tar.xz"
-MADE_IN = "/tmp/champion-0e3e8e5"  # noqa: S108 - the folder's name is in the store's addresses
+MADE_IN = "/tmp/champion-0e3e8e5"  # stands in the addresses of the store
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,8 @@ def test_an_old_store_is_rolled_back_and_promoted_onto(shop: Shop, capsys: pytes
 
     shutil.rmtree("results/adapter")
     tiny_model.write_adapter(Path("results/base_model"), Path("results/adapter"), seed=31)
-    json_utils.write_object(Path("results/fine_tuned_model_location.json"), tiny_model.fine_tuned(shop.root).model_dump())
+    location = Path("results/fine_tuned_model_location.json")
+    json_utils.write_object(location, tiny_model.fine_tuned(shop.root).model_dump())
     assert run(evaluation_script) == 0
     assert weightless.call("--force-deploy", "--reason", "the next one", weights=True) == 0
 
