@@ -1,7 +1,7 @@
 """The serving app of space/ as a process of its own, with a tiny chat model of random weights.
 
-tests/fakes/space_bundle.tar.gz holds that model as a release (tiny-chat) and as the bundle that prepare_assets.py made of it
-in the builder's environment (assets). It says letters and blanks and never ends by itself.
+tests/fakes/space_bundle.tar.gz holds that model as a release (tiny-chat) and as the bundle that prepare_assets.py made
+of it in the builder's environment (assets). It says letters and blanks and never ends by itself.
 """
 
 import os
@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,46 @@ class Server:
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
 
     def wait_for(self, name: str, value: float) -> None:
-        """Until a metric has a value; fails after 5 s."""
-        until = time.monotonic() + 5
-        while (found := self.metric(name)) != value:
-            assert time.monotonic() < until, f"{name} is {found}"
-            time.sleep(0.05)
+        """Until a metric has a value."""
+        wait_until(lambda: self.metric(name) == value, f"{name} is not {value}")
+
+    @property
+    def engine(self) -> int:
+        """The one process that the app started."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return int(" ".join(file.read_text() for file in children))
+
+    @contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """No token comes and no answer ends before the end of the block; the app itself goes on."""
+        engine = self.engine
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGCONT)
+
+    @contextmanager
+    def unanswered(self) -> Iterator[None]:
+        """A client that asks and waits, and leaves at the end of the block."""
+        body = b'{"messages": [{"role": "user", "content": "hello"}]}'
+        head = (f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n")
+        with socket.create_connection((self.client.base_url.host, self.client.base_url.port)) as connection:
+            connection.sendall(head.encode() + body)
+            yield
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
+
+
+def wait_until(true: Callable[[], bool], otherwise: str) -> None:
+    """Look again and again; fails after a minute."""
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until, otherwise
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -77,12 +109,9 @@ def serve(program: Path, python: Path | str = PYTHON, **changes: str) -> Iterato
     process = subprocess.Popen([str(python), str(program)], env=environment(PORT=str(port), **changes), cwd="/",
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            until = time.monotonic() + 60
-            while not _healthy(client):
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                assert time.monotonic() < until, "not healthy after 60 s"
-                time.sleep(0.05)
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            wait_until(lambda: process.poll() is not None or _healthy(client), "not healthy")
+            assert process.poll() is None, process.stderr and process.stderr.read()
             yield Server(process, client)
     finally:
         process.kill()

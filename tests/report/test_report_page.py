@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.report.page import render
-from tests.fakes import chromium
+from tests.fakes.chromium import needs_chromium, open_page
 from tests.fakes.parsed_html import Parsed
 from tests.fakes.report_example import records
 
@@ -83,19 +83,20 @@ def contrast(first: str, second: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="Chromium is missing: apt-get install chromium")
+@needs_chromium
 def test_in_chromium_it_fits_wide_and_narrow_in_light_and_dark(html: str, tmp_path: Path) -> None:
     file = tmp_path / "index.html"
     file.write_text(html, encoding="utf-8")
-    with chromium.tab(tmp_path / "profile") as tab:
-        for width in (1280, 390):
-            backgrounds = set()
-            for scheme in ("light", "dark"):
-                picture = tmp_path / f"{width}-{scheme}.png"
-                visit = tab.visit(file, width=width, scheme=scheme, screenshot=picture)
-                assert visit.page_width == visit.window_width == width
-                assert visit.requests == [file.as_uri()]
-                assert visit.errors == []
-                assert picture.read_bytes().startswith(b"\x89PNG")
-                backgrounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
-            assert len(backgrounds) == 2
+    backgrounds = set()
+    for width in (1280, 390):
+        for scheme in ("light", "dark"):
+            with open_page(viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
+                requests, errors = list[str](), list[str]()
+                page.on("request", lambda request, to=requests: to.append(request.url))
+                page.on("pageerror", lambda error, to=errors: to.append(str(error)))
+                page.on("console", lambda message, to=errors: to.append(message.text))
+                page.goto(file.as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") == width
+                assert (requests, errors) == ([file.as_uri()], [])
+                backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+    assert len(backgrounds) == len({colour for _, colour in backgrounds}) == 2

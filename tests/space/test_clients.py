@@ -51,10 +51,11 @@ def test_openais_client_chats_and_streams_the_same_answer(client: openai.OpenAI)
 
 
 def test_openais_client_leaves_a_stream_and_its_place_is_free(server: Server, client: openai.OpenAI) -> None:
-    with client.chat.completions.create(
-            model="tiny-chat", messages=[{"role": "user", "content": "hello"}], stream=True) as stream:
-        assert next(iter(stream))
-    server.wait_for("chat_answering", 0)
+    with server.engine_held():
+        with client.chat.completions.create(
+                model="tiny-chat", messages=[{"role": "user", "content": "hello"}], stream=True) as stream:
+            assert next(iter(stream))
+        server.wait_for("chat_answering", 0)
 
 
 @pytest.mark.parametrize("examples", [15, pytest.param(3000, marks=pytest.mark.slow)])

@@ -60,8 +60,10 @@ async def come_again(http: httpx2.AsyncClient, seen: Seen, dice: random.Random) 
 
 
 async def watch(server: Server, seen: Seen, seconds: int) -> None:
+    """For so many seconds, and until enough was seen to judge by, however slow the machine is."""
     begun = time.monotonic()
-    while (passed := time.monotonic() - begun) < seconds:
+    while (passed := time.monotonic() - begun) < seconds or not (seen.left and len(seen.seconds) > 10):
+        assert passed < 120
         resident = "process_resident_memory_bytes", "engine_process_resident_memory_bytes"
         memory = [await asyncio.to_thread(server.metric, name) for name in resident]
         seen.memory.append((passed, sum(memory) / 1e6))
@@ -87,7 +89,7 @@ def test_200_clients_are_answered_or_sent_away_and_sigterm_lets_the_answers_unde
 ) -> None:
     with serve(SPACE / "app.py", MODEL_DIR=str(unpack(tmp_path)), MAX_QUEUE=str(QUEUE)) as server:
         seen = asyncio.run(press(server, seconds))
-        assert server.process.wait(timeout=20) == 143
+        assert server.process.wait(timeout=120) == 143
     p50, p95 = (statistics.quantiles(seen.seconds, n=20)[place] for place in (9, 18))
     print(f"{seconds} s: statuses {dict(seen.statuses)}, p50 {p50:.2f} s, p95 {p95:.2f} s, left {seen.left}, "
           f"largest queue {seen.queue:.0f}, memory " +

@@ -1,25 +1,34 @@
 """The chat page, driven in headless Chromium."""
 
 import re
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect
 
-from tests.fakes import chromium
+from tests.fakes.chromium import needs_chromium, open_page
 from tests.fakes.space_process import SPACE, Server, needs_serving, serve, unpack
 from tests.report.test_report_page import contrast
 
 STATIC = SPACE / "serving/static"
-needs_chromium = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="Chromium is missing: apt-get install chromium")
-ANSWER = "document.querySelector('#talk .assistant .text')?.textContent ?? ''"
+ANSWER = "#talk .assistant"
+expect.set_options(timeout=60_000)
+# The page itself presses the button at the first 20 characters: then the answer, of thousands, cannot have ended.
+STOP_AT_20 = """() => {
+  window.lengths = [];
+  new MutationObserver(() => {
+    lengths.push((document.querySelector("#talk .assistant .text")?.textContent ?? "").length);
+    if (lengths.at(-1) > 20) document.getElementById("stop").click();
+  }).observe(document.getElementById("talk"), { childList: true, characterData: true, subtree: true });
+}"""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     bundle = unpack(tmp_path_factory.mktemp("space"))
-    with serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_NEW_TOKENS="8000") as started:
+    with serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_NEW_TOKENS="20000") as started:
         yield started
 
 
@@ -35,78 +44,67 @@ def test_texts_have_a_contrast_of_4_5(scheme: int) -> None:
 
 @needs_serving
 @needs_chromium
-def test_in_chromium_it_streams_an_answer_stops_one_and_shows_the_version(server: Server, tmp_path: Path) -> None:
-    with chromium.tab(tmp_path / "profile") as tab:
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            tab.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1,
-                     mobile=width < 600)
-            tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-            tab.call("Page.navigate", url=str(server.client.base_url))
-            wait_for(tab, "document.querySelectorAll('#examples button').length === 4")
-            assert tab.evaluate("document.getElementById('version').textContent") == "v7"
-            assert tab.evaluate("document.title") == "tiny-chat"
-
-            tab.evaluate("document.querySelector('#examples button').click(); 0")
-            wait_for(tab, f"({ANSWER}).length > 20")
-            grown = len(tab.evaluate(ANSWER))
-            wait_for(tab, f"({ANSWER}).length > {grown}")
-            assert server.metric("chat_answering") == 1
-            tab.evaluate("document.getElementById('stop').click(); 0")
-            wait_for(tab, "document.querySelector('#talk .assistant .note')?.textContent === 'Stopped.'")
-            server.wait_for("chat_answering", 0)
-            assert tab.evaluate("document.documentElement.scrollWidth") == width
-            assert tab.evaluate("document.activeElement.id") == "question"
-            assert tab.evaluate("document.querySelector('#talk .assistant').getAttribute('aria-busy')") == "false"
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_in_chromium_it_streams_an_answer_stops_one_and_shows_the_version(server: Server, width: int, scheme: str
+                                                                          ) -> None:
+    with opened(server, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
+        expect(page.locator("#version")).to_have_text("v7")
+        assert page.title() == "tiny-chat"
+        page.evaluate(STOP_AT_20)
+        with server.engine_held():
+            page.locator("#examples button").first.click()
+            server.wait_for("chat_answering", 1)
+            expect(page.locator(ANSWER)).to_have_attribute("aria-busy", "true")
+        expect(page.locator(f"{ANSWER} .note")).to_have_text("Stopped.")
+        server.wait_for("chat_answering", 0)
+        lengths = page.evaluate("lengths")
+        assert lengths == sorted(lengths)
+        assert len({*lengths}) > 1  # it grew while it was answered
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        expect(page.locator("#question")).to_be_focused()
+        expect(page.locator(ANSWER)).to_have_attribute("aria-busy", "false")
 
 
 @needs_serving
 @needs_chromium
-def test_in_chromium_an_error_is_told_and_the_question_kept(server: Server, tmp_path: Path) -> None:
-    with chromium.tab(tmp_path / "profile") as tab:
-        tab.call("Page.navigate", url=str(server.client.base_url))
-        wait_for(tab, "document.querySelectorAll('#examples button').length === 4")
-        tab.evaluate("document.getElementById('question').focus(); 0")
-        tab.call("Input.insertText", text="long " * 800)
-        press(tab, "Enter")
-        wait_for(tab, "document.getElementById('status').textContent.includes('tokens')")
-        assert tab.evaluate("document.getElementById('question').value").startswith("long long")
-        assert tab.evaluate("document.getElementById('question').clientHeight") > 100
-        assert tab.evaluate("document.querySelectorAll('#talk li').length") == 0
+def test_in_chromium_an_error_is_told_and_the_question_kept(server: Server) -> None:
+    with opened(server) as page:
+        page.locator("#question").fill("long " * 800)
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("tokens")
+        assert page.locator("#question").input_value().startswith("long long")
+        assert page.evaluate("document.getElementById('question').clientHeight") > 100
+        expect(page.locator("#talk li")).to_have_count(0)
 
 
 @needs_serving
 @needs_chromium
-def test_in_chromium_the_keyboard_alone_asks_and_stops_and_a_screen_reader_is_told(server: Server, tmp_path: Path
-                                                                                   ) -> None:
-    with chromium.tab(tmp_path / "profile") as tab:
-        tab.call("Page.navigate", url=str(server.client.base_url))
-        wait_for(tab, "document.querySelectorAll('#examples button').length === 4")
+def test_in_chromium_the_keyboard_alone_asks_and_stops_and_a_screen_reader_is_told(server: Server) -> None:
+    with opened(server) as page:
         for reached in ("skip", "main", "Where is my order?"):
-            press(tab, "Tab")
-            assert reached in tab.evaluate("(e => [e.className, e.localName, e.textContent].join())"
-                                           "(document.activeElement)")
-        assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-        press(tab, "Enter")
-        wait_for(tab, f"({ANSWER}).length > 20")
-        answers = tab.call("Accessibility.getFullAXTree")["nodes"]
-        log, = (node for node in answers if node.get("role", {}).get("value") == "log")
-        assert {"name": "live", "value": {"type": "token", "value": "polite"}} in log["properties"]
-        assert tab.evaluate("document.querySelector('#talk .assistant').getAttribute('aria-busy')") == "true"
-        press(tab, "Escape")
-        wait_for(tab, "document.querySelector('#talk .assistant .note')?.textContent === 'Stopped.'")
-        press(tab, "Tab")
-        assert tab.evaluate("document.activeElement.id") == "send"
+            page.keyboard.press("Tab")
+            assert reached in page.evaluate("(e => [e.className, e.localName, e.textContent].join())"
+                                            "(document.activeElement)")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        with server.engine_held():
+            page.keyboard.press("Enter")
+            server.wait_for("chat_answering", 1)
+            expect(page.locator(ANSWER)).to_have_attribute("aria-busy", "true")
+            nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+            log, = (node for node in nodes if node.get("role", {}).get("value") == "log")
+            assert {"name": "live", "value": {"type": "token", "value": "polite"}} in log["properties"]
+            page.keyboard.press("Escape")
+            server.wait_for("chat_answering", 0)
+        expect(page.locator("#question")).to_have_value("Where is my order?")  # nothing was answered, so it goes back
+        expect(page.locator("#question")).to_be_focused()
+        page.keyboard.press("Tab")
+        expect(page.locator("#send")).to_be_focused()
 
 
-def press(tab: chromium.Tab, key: str) -> None:
-    code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
-    for kind in ("keyDown", "keyUp"):
-        text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
-        tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
-
-
-def wait_for(tab: chromium.Tab, expression: str) -> None:
-    until = time.monotonic() + 10
-    while not tab.evaluate(expression):
-        assert time.monotonic() < until, expression
-        time.sleep(0.05)
+@contextmanager
+def opened(server: Server, **context: Any) -> Iterator[Page]:
+    """The chat page, once it knows its model."""
+    with open_page(**context) as page:
+        page.goto(str(server.client.base_url))
+        expect(page.locator("#examples button")).to_have_count(4)
+        yield page

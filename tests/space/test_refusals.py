@@ -58,7 +58,7 @@ def test_a_bundle_that_is_not_what_was_validated_is_not_deployed(shop: Shop) -> 
     assert "none of its weights is SAFE" in refusal()
     shop.identify(weights=["int8"])
     (assets / "int8/openvino_model.bin").write_bytes(b"other")
-    assert "int8/openvino_model.bin: not what identity.json says" in refusal()
+    assert "not what identity.json says: int8/openvino_model.bin was changed" in refusal()
 
 
 def test_a_folder_that_is_not_fit_is_not_deployed(shop: Shop) -> None:
