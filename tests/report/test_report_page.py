@@ -87,16 +87,18 @@ def contrast(first: str, second: str) -> float:
 def test_in_chromium_it_fits_wide_and_narrow_in_light_and_dark(html: str, tmp_path: Path) -> None:
     file = tmp_path / "index.html"
     file.write_text(html, encoding="utf-8")
-    backgrounds = set()
     for width in (1280, 390):
-        for scheme in ("light", "dark"):
-            with open_page(viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
-                requests, errors = list[str](), list[str]()
-                page.on("request", lambda request, to=requests: to.append(request.url))
-                page.on("pageerror", lambda error, to=errors: to.append(str(error)))
-                page.on("console", lambda message, to=errors: to.append(message.text))
-                page.goto(file.as_uri())
-                assert page.evaluate("document.documentElement.scrollWidth") == width
-                assert (requests, errors) == ([file.as_uri()], [])
-                backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
-    assert len(backgrounds) == len({colour for _, colour in backgrounds}) == 2
+        assert background(file, width, "light") != background(file, width, "dark")
+
+
+def background(file: Path, width: int, scheme: str) -> str:
+    """The page's colour, once it fits the window, fetched nothing and reported no error."""
+    with open_page(viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
+        requests, errors = list[str](), list[str]()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.goto(file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert (requests, errors) == ([file.as_uri()], [])
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
