@@ -29,7 +29,7 @@ from src.data.prepare import normalise
 from src.data.rows import EvaluationRow, parse_rows
 from src.evaluation import generation
 from src.evaluation.metrics import row_statistics
-from src.evaluation.predictions import Answer, Prediction, as_predictions, contributions_table, numbers
+from src.evaluation.predictions import GeneratedAnswer, Prediction, as_predictions, contributions_table, numbers
 from src.models import merging, placement
 from src.models.files import check_sources
 from utils import json_utils
@@ -155,7 +155,7 @@ def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, c
 
 
 def _answers(candidate: Candidate, rows: Sequence[EvaluationRow], params: EvaluationParams,
-             contract: ScoreContract) -> tuple[list[Answer], PartialAnswers]:
+             contract: ScoreContract) -> tuple[list[GeneratedAnswer], PartialAnswers]:
     started, model, tokenizer = time.monotonic(), candidate.model, candidate.tokenizer
     generation.set_greedy(model, tokenizer, max_new_tokens=params.max_new_tokens)
     prompts = [generation.prompt_tokens(tokenizer, row.prompt()) for row in rows]

@@ -1,4 +1,4 @@
-"""Raw conversations, CSV or JSON Lines, cleaned and split so that no question stands in two parts."""
+"""Read raw conversations from CSV or JSON Lines, clean them, and split them so that no question is in two parts."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ _SHOWN = 10
 
 
 class _BadRow(ValueError):
-    """What is wrong with one row; the caller knows where it stands."""
+    """What is wrong with one row; the caller adds the line number."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class Row:
         return [{"role": role, "content": content} for role, content in self.messages]
 
     def as_json(self) -> dict[str, Any]:
-        """The row as a line of a split; the id is the hash of its messages."""
+        """The row as a line of a split file; its id is the hash of its messages."""
         messages = self.conversation()
         return {"id": digest_of(messages)[:16], "intent": self.intent, "messages": messages}
 
     def questions(self) -> set[str]:
-        """What the user says, each turn as `normalise` sees it."""
+        """The user's turns, each normalised by `normalise`."""
         return {normalise(content) for role, content in self.messages if role == "user"}
 
 
 @dataclass(frozen=True)
 class RawData:
-    """The usable rows of a file in its order, without duplicates, and `path:line: what` for each unusable one."""
+    """The usable rows of a file in its order, without duplicates, and `path:line: problem` for each unusable row."""
 
     rows: list[Row]
     bad: list[str]
@@ -57,10 +57,10 @@ class RawData:
 
 
 def read(path: Path, params: DataParams) -> RawData:
-    """The conversations in a CSV file or, by its name's ending, a JSON Lines file.
+    """Read the conversations in a .csv or .jsonl file.
 
-    Two rows are duplicates when questions (as `normalise` sees them) and answer are the same. Raises InvalidInput for
-    an unreadable file, a CSV without the named columns, and more than max_bad_rows unusable rows, naming each.
+    Two rows are duplicates if their normalised questions and their answers are equal. Raises InvalidInput for an
+    unreadable file, a CSV without the named columns, and more than max_bad_rows unusable rows, which it names.
     """
     rows: dict[object, Row] = {}
     bad: list[str] = []
@@ -81,11 +81,11 @@ def read(path: Path, params: DataParams) -> RawData:
 
 
 def split(rows: Sequence[Row], params: DataParams) -> dict[str, list[Row]]:
-    """The rows as train, validation and evaluation, each in the order given; the seed alone decides which goes where.
+    """Split the rows into train, validation and evaluation, each in the given order. Only the seed decides the split.
 
-    Rows that share a question (as `normalise` sees it, any user turn counts) stay together. Groups are shuffled within
-    their intent and dealt out in that order, so that each intent is divided in the asked proportion, to the nearest
-    row. Raises InvalidInput where a part would be empty.
+    Rows that share a normalised question (any user turn counts) stay together. These groups are shuffled within their
+    intent and dealt out in that order, so that each intent is divided in the configured proportion, to the nearest
+    row. Raises InvalidInput if a part would be empty.
     """
     groups = _groups(rows)
     order = list(range(len(groups)))
@@ -105,12 +105,12 @@ def split(rows: Sequence[Row], params: DataParams) -> dict[str, list[Row]]:
 
 
 def normalise(text: str) -> str:
-    """A question without case, punctuation and spaces ("can't" is "cant"); one of punctuation alone stays as it is."""
+    """A question without case, punctuation and spaces ("can't" becomes "cant"); unchanged if nothing would be left."""
     return _NOT_WORD.sub("", unicodedata.normalize("NFKC", text).casefold()) or text
 
 
 def clean(text: str) -> str:
-    """NFC, Unix line ends, no control characters, no spaces at the ends of lines; the lines themselves stay."""
+    """Normalise to NFC and Unix line ends, and remove control characters and trailing spaces; lines stay separate."""
     text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return _TRAILING.sub("", unicodedata.normalize("NFC", text)).strip()
 
@@ -133,7 +133,7 @@ def _records(path: Path, params: DataParams) -> Iterator[tuple[int, object]]:
 
 
 def _csv_records(path: Path, text: str, params: DataParams) -> Iterator[tuple[int, object]]:
-    """Each record with the line it starts at, as a mapping by column, or as the error that it is."""
+    """Each record with the line where it starts: a mapping by column, or a _BadRow."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -215,7 +215,7 @@ def _turn_key(message: tuple[str, str]) -> tuple[str, str]:
 
 
 def _groups(rows: Sequence[Row]) -> list[list[int]]:
-    """Places of rows, those that share a question (directly or through others) together, by first place."""
+    """Places of rows in groups that share a question, directly or through other rows, ordered by first place."""
     parent = list(range(len(rows)))
 
     def root(place: int) -> int:

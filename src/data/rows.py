@@ -1,4 +1,4 @@
-"""Rows of a split, read back and checked."""
+"""Rows of a split, read from its file and checked."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from src.core.records import Record, digest_of
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Message(Record):
+class Turn(Record):
     """One turn of a conversation."""
 
     role: Text
@@ -25,25 +25,26 @@ class EvaluationRow(Record):
 
     id: Text
     intent: str | None
-    messages: Annotated[list[Message], Field(min_length=2)]
+    messages: Annotated[list[Turn], Field(min_length=2)]
 
     def conversation(self) -> list[dict[str, str]]:
         """All messages as plain dicts, as chat templates and digests take them."""
         return [message.model_dump() for message in self.messages]
 
     def prompt(self) -> list[dict[str, str]]:
-        """The messages that the model answers to."""
+        """All messages before the reference answer, as plain dicts."""
         return self.conversation()[:-1]
 
     def reference(self) -> str:
-        """The answer to compare with, stripped as predictions are."""
+        """The reference answer, stripped as predictions are."""
         return self.messages[-1].content.strip()
 
 
 def parse_rows(objects: Iterable[Mapping[str, Any]], *, where: Path, max_rows: int) -> list[EvaluationRow]:
-    """The first max_rows rows (0: all of them) of a split.
+    """The first max_rows rows of a split; all of them if max_rows is 0.
 
-    Raises InvalidInput for no rows, a malformed one, one whose id is not the hash of its messages, and one given twice.
+    Raises InvalidInput if there are no rows, or if a row is malformed, has an id that is not the hash of its messages,
+    or occurs twice.
     """
     rows = [_parse_row(value, f"{where}:{number}") for number, value in enumerate(objects, start=1)]
     rows = rows[:max_rows] if max_rows else rows

@@ -1,4 +1,4 @@
-"""What a merged model answers, as it is scored and as the release answers: batches planned, run and gathered."""
+"""Generate a model's answers in batches: plan the batches, run them on all processes, and gather the answers."""
 
 import logging
 import sys
@@ -15,25 +15,25 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.records import digest_of, file_sha256
-from src.evaluation.predictions import Answer, AnsweredBatch
+from src.evaluation.predictions import AnsweredBatch, GeneratedAnswer
 from src.models import placement
 from src.models.placement import fit_threads
 
 logger = logging.getLogger(__name__)
 Conversation = Sequence[dict[str, str]]
-_LOG_SECONDS = 30
 Tokens = list[int]
-# Settings that mean the same where generation pauses and goes on; a penalty or a beam would not.
+_LOG_SECONDS = 30
+# Settings whose result does not change if generation pauses and continues; a penalty or beams would change it.
 _UNDERSTOOD = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "bos_token_id", "eos_token_id",
                "pad_token_id", "transformers_version"}
-# Generation pauses once one in so many answers is finished: to leave copies the others' keys and values.
+# Generation pauses once 1 in 16 answers is finished: removing them copies the keys and values of the others.
 _ONE_IN = 16
 
 
 def set_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int) -> None:
-    """Give the model the generation settings that are scored and released, and no others.
+    """Set the generation settings with which the model is scored and released, and remove all others.
 
-    Replaces what a base may bring along (temperature, top_p, max_length). Raises InvalidInput without a stop token.
+    Base models may bring their own (temperature, top_p, max_length). Raises InvalidInput if there is no stop token.
     """
     stops = stop_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
@@ -47,7 +47,7 @@ def set_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, ma
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token id that ends an answer: the tokenizer's and those that the model itself states."""
+    """Every token id that ends an answer, from the tokenizer and from the model's own generation settings."""
     stated = model.generation_config.eos_token_id
     stops = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}
     if not stops:
@@ -56,16 +56,16 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
-    """The token ids of a conversation up to where the assistant's answer starts, by the tokenizer's chat template."""
+    """The token ids of a conversation up to the start of the assistant's answer, by the tokenizer's chat template."""
     encoded = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conversation], *,
-           tokens_per_batch: int) -> list[Answer]:
+           tokens_per_batch: int) -> list[GeneratedAnswer]:
     """The model's answers under its own generation settings (`set_greedy`), in the order of the prompts.
 
-    Raises as `src.evaluation.generation.generate` does.
+    Raises what `generate` raises.
     """
     encoded = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
     batches = plan([len(prompt) for prompt in encoded], tokens_per_batch=tokens_per_batch,
@@ -74,10 +74,11 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: 
 
 
 def plan(widths: Sequence[int], *, tokens_per_batch: int, max_new_tokens: int) -> list[list[int]]:
-    """Prompts of these widths in batches: the places of each, decided by nothing but the arguments.
+    """Divide prompts into batches: the places of the prompts in each batch. Equal arguments give equal batches.
 
-    Rows times (widest prompt + max_new_tokens) stays within tokens_per_batch, but for a prompt that is beyond it
-    alone. Longest first: similar lengths share a batch, and a batch that does not fit the memory fails at once.
+    widths: the number of tokens of each prompt. Rows times (widest prompt + max_new_tokens) is at most
+    tokens_per_batch, unless one prompt alone exceeds it. The longest come first: similar lengths share a batch, and a
+    batch that does not fit into memory fails at once.
     """
     batches: list[list[int]] = []
     for place in sorted(range(len(widths)), key=lambda place: (-widths[place], place)):
@@ -89,10 +90,11 @@ def plan(widths: Sequence[int], *, tokens_per_batch: int, max_new_tokens: int) -
 
 
 def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_per_batch: int) -> str:
-    """Sha256 (hex) of all that decides the answers' tokens, from the digests of a model and of a score contract.
+    """Sha256 (hex) of everything that determines the tokens of the answers.
 
-    Answers of another fingerprint are never gone on from. The device and its threads are in it, for they round; in
-    float32 the threads are not, so that more or fewer processes may go on.
+    identity and contract are the digests of the model and of the score contract. An interrupted evaluation continues
+    only from answers with the same fingerprint. Device and threads belong to it because they affect rounding; in
+    float32 the threads do not, so that another number of processes may continue.
     """
     _place(model)
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
@@ -104,18 +106,19 @@ def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_
 
 def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[list[int]], *,
         done: Sequence[AnsweredBatch], keep: Callable[[AnsweredBatch], object]) -> dict[int, list[int]]:
-    """New tokens by place, of all batches; those that are among `done` are not generated again.
+    """The new tokens of every prompt, by place. Batches in `done` are not generated again.
 
-    `keep` is given each other one once it is whole. Where a launcher started several processes all of them call this
-    with the same prompts and batches, share them out, and each returns all. The same batches give the same tokens,
-    whichever were done: a size that memory forced upon a batch is kept with it, and holds for those after it. Raises
-    as `src.evaluation.generation.generate` and `src.models.placement.gather` do.
+    keep: called with each newly answered batch.
+    If a launcher started several processes, each of them calls this with the same prompts and batches, generates its
+    share and returns all tokens. The same batches give the same tokens, whichever were done before: if memory forced a
+    smaller size on a batch, that size is stored with it and used for the batches after it. Raises what `generate` and
+    `src.models.placement.gather` raise.
     """
     _place(model)
     _warn_of_long_prompts(model, prompts)
     answered = {tuple(batch.places): batch for batch in placement.gather(done)}
     if answered:
-        logger.info("going on: %d of %d batches were answered before", len(answered), len(batches))
+        logger.info("resuming: %d of %d batches were answered before", len(answered), len(batches))
     size = min([len(max(batches, key=len, default=[0])), *(batch.size for batch in answered.values())])
     share, own = placement.own([places for places in batches if tuple(places) not in answered]), []
     with _progress(sum(map(len, share))) as advance:
@@ -129,16 +132,17 @@ def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[
             for place, tokens in zip(places, answered[tuple(places)].tokens, strict=True)}
 
 
-def gather(found: Mapping[int, list[int]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
-    """Answers in the order of their places, from the new tokens of each."""
+def gather(found: Mapping[int, list[int]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+           ) -> list[GeneratedAnswer]:
+    """The answers in the order of the prompts; found maps the place of each prompt to its new tokens."""
     stops = set(model.generation_config.eos_token_id)
     return [as_answer(tokenizer, found[place], stops) for place in range(len(found))]
 
 
-def as_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: set[int]) -> Answer:
-    """The text of new tokens, stripped and without special tokens."""
+def as_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: set[int]) -> GeneratedAnswer:
+    """The answer of generated tokens: its text is stripped and has no special tokens."""
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Answer(text=text.strip(), tokens=tokens, truncated=tokens[-1] not in stops)
+    return GeneratedAnswer(text=text.strip(), tokens=tokens, truncated=tokens[-1] not in stops)
 
 
 def _place(model: PreTrainedModel) -> None:
@@ -157,9 +161,9 @@ def _warn_of_long_prompts(model: PreTrainedModel, encoded: Sequence[list[int]]) 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal; elsewhere a log line every half minute, so that long runs show that they live.
+    """Show progress: a bar on a terminal, else a log line every half minute.
 
-    Of several processes the first shows its own share.
+    With several processes the bar shows the share of the first one.
     """
     if sys.stderr.isatty() and placement.state().is_main_process:
         with tqdm(total=total, desc="generating", unit="answer") as bar:
@@ -178,11 +182,11 @@ def _progress(total: int) -> Iterator[Callable[[int], object]]:
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[Tokens], *, size: int) -> tuple[list[Tokens], int]:
-    """The new tokens of each prompt, generated at most `size` prompts at a time, and the size that memory allowed.
+    """Generate at most `size` prompts at a time; returns the new tokens of each and the size that fits into memory.
 
-    An answer ends with its stop token, or after max_new_tokens. Where memory is short the size is halved, by
-    accelerate's finder, and what was answered stays. Raises InvalidInput for generation settings whose result would
-    depend on the batches, InvalidParams where not even one prompt fits.
+    An answer ends with its stop token, or after max_new_tokens. If memory is short, accelerate halves the size, and
+    finished answers are kept. Raises InvalidInput for generation settings whose result would depend on the batches,
+    InvalidParams if not even one prompt fits.
     """
     settings = _understood(model)
     done: list[Tokens] = []
@@ -214,7 +218,7 @@ def _understood(model: PreTrainedModel) -> GenerationConfig:
 
 
 def _together(model: PreTrainedModel, settings: GenerationConfig, prompts: Sequence[Tokens]) -> list[Tokens]:
-    """One batch, padded on the left, so that each answer continues its prompt's last token."""
+    """Generate one batch. It is padded on the left, so that each answer continues the last token of its prompt."""
     width, limit = max(map(len, prompts)), settings.max_new_tokens
     gaps = [width - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[settings.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)],
@@ -244,10 +248,10 @@ def _to_stop(tokens: Tokens, stops: set[int]) -> Tokens:
 
 
 class _Pause(StoppingCriteria):  # type: ignore[misc]
-    """Ends a call of `generate` once enough of its answers are finished.
+    """End a call of `generate` once enough of its answers are finished.
 
-    On a CPU it also looks, after the first token, whether keys and values of that length have room, in this process's
-    share of what is free: Linux would not refuse them, but kill. Raises torch.OutOfMemoryError, as a GPU does.
+    On a CPU, after the first token, it also checks that keys and values of full length fit into this process's share
+    of the free memory, and raises torch.OutOfMemoryError as a GPU does: Linux would kill the process instead.
     """
 
     def __init__(self, stops: torch.Tensor, cache: DynamicCache, length: int) -> None:

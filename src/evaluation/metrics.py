@@ -1,6 +1,6 @@
-"""BLEU-1..4 and ROUGE-L precision from one pass over the text, kept per row so that they can be resampled.
+"""BLEU-1..4 and ROUGE-L precision in one pass over the text, with statistics per row for resampling.
 
-Tokens are sacrebleu's (13a) and rouge_score's own; the arithmetic is theirs on arrays, equal to 1e-9.
+Tokenization is that of sacrebleu (13a) and of rouge_score; the scores equal theirs to 1e-9.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BLOCK_CELLS = 2**20  # of the resampling matrix, held at once: 8 MB
 
 
 def signature() -> str:
-    """What a score depends on, as one string; sacrebleu's own signature leaves the n-gram order out."""
+    """Everything that a score depends on, as one string; sacrebleu's own signature omits the n-gram order."""
     bleu = f"bleu:corpus|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|max_ngram_order:1..{ORDERS}"
     return f"{bleu}|rougeL:precision|stemmer:no|mean:rows|version:{METRIC_VERSION}"
 
@@ -72,7 +72,7 @@ class RowStatistics:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[float]]) -> RowStatistics:
-        """The inverse of `to_rows`; raises InvalidInput for no rows or, naming it, one that cannot be statistics."""
+        """The inverse of `to_rows`. Raises InvalidInput for no rows, and for an impossible row, which it names."""
         try:
             table = np.array(rows, dtype=np.float64).reshape(len(rows), COLUMNS)
         except (TypeError, ValueError):
@@ -82,7 +82,7 @@ class RowStatistics:
         return _from_table(table)
 
     def table(self) -> NDArray[np.float64]:
-        """All statistics as float (rows, 11), in the order of `to_rows`; rouge_l rounded to 2**-36."""
+        """All statistics as float (rows, 11), in the order of `to_rows`; rouge_l is rounded to multiples of 2**-36."""
         rouge = np.rint(self.rouge_l * _GRID) / _GRID
         return np.column_stack([self.correct, self.total, self.sys_len, self.ref_len, rouge])
 
@@ -118,7 +118,7 @@ def resampled_scores(statistics: RowStatistics, indices: NDArray[np.integer]) ->
 
 
 def block_size(rows: int) -> int:
-    """How many resamples of `rows` rows are worked on at once, so that memory stays bounded."""
+    """The number of resamples of `rows` rows to compute at once, so that memory stays bounded."""
     return max(1, _BLOCK_CELLS // rows)
 
 
@@ -137,26 +137,26 @@ def scores_of_counts(statistics: RowStatistics, counts: NDArray[np.float64]) -> 
 
 
 def row_scores(statistics: RowStatistics, weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """A weighted score of each row alone, float (rows,) in [0, 1], to rank answers by.
+    """The weighted score of each row alone, float (rows,) in [0, 1], for ranking answers.
 
-    It weighs the row's ROUGE-L precision with its sentence BLEU-n, which is sacrebleu's sentence_score: as corpus
-    BLEU, but leaving out orders that the prediction is too short for. Its mean is not the corpus score.
+    It combines the row's ROUGE-L precision and its sentence BLEU-n (sacrebleu's sentence_score), which is corpus BLEU
+    without the orders that the prediction is too short for. The mean over the rows is not the corpus score.
     """
     bleu = _cumulative_bleu(statistics.table(), effective_order=True)
     return np.column_stack([bleu, statistics.rouge_l]) @ weight_vector(weights)
 
 
 def weight_vector(weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """The weights in the order of METRICS, float (5,); raises InvalidParams where they name other metrics."""
+    """The weights in the order of METRICS, float (5,). Raises InvalidParams if they name other metrics."""
     if set(weights) != set(METRICS):
         raise InvalidParams(f"weights name {', '.join(sorted(weights))}; expected {', '.join(METRICS)}")
     return np.array([weights[name] for name in METRICS], dtype=np.float64)
 
 
 class _WordTokens(dict[str, tuple[list[str], list[str]]]):
-    """Each whitespace-separated word to its 13a and its ROUGE tokens, worked out once.
+    """A cache from each whitespace-separated word to its 13a and its ROUGE tokens.
 
-    Both tokenizers treat words independently, apart from the two patterns that `split` looks for.
+    Both tokenizers treat words independently, except for the two patterns that `split` checks for.
     """
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ def _statistics(prediction: tuple[list[str], list[str]], reference: tuple[list[s
 
 
 def _matches(hypothesis: list[str], target: list[str], order: int) -> int:
-    """N-grams of one order in both, each counted at most as often as in either."""
+    """The number of n-grams of one order that both have, each counted as often as the side with fewer has it."""
     ours = Counter(zip(*(hypothesis[i:] for i in range(order)), strict=False))
     theirs = Counter(zip(*(target[i:] for i in range(order)), strict=False))
     return sum([min(ours[ngram], theirs[ngram]) for ngram in ours.keys() & theirs.keys()])

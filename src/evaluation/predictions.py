@@ -1,4 +1,4 @@
-"""Answers as records: predictions, the score contract, metrics.json and its table. No torch."""
+"""Answers as records: predictions.jsonl, the score contract, metrics.json and contributions.csv. No torch."""
 
 import csv
 import io
@@ -16,15 +16,15 @@ from src.core.records import (
     contributions,
     digest_of,
 )
-from src.data.rows import EvaluationRow, Message, Text
+from src.data.rows import EvaluationRow, Text, Turn
 from src.evaluation.metrics import METRIC_VERSION, RowStatistics, signature
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One generated answer. tokens are as generated, the stop token included; truncated: it ran into the limit."""
+class GeneratedAnswer:
+    """One generated answer. tokens include the stop token; truncated is True if max_new_tokens ended it."""
 
     text: str
     tokens: list[int]
@@ -32,11 +32,11 @@ class Answer:
 
 
 class Prediction(Record):
-    """One line of predictions.jsonl. tokens are those generated, the stop token included; stats as RowStatistics."""
+    """One line of predictions.jsonl. tokens include the stop token; stats is one row of RowStatistics.to_rows."""
 
     id: Text
     intent: str | None
-    messages: list[Message]
+    messages: list[Turn]
     reference: str
     prediction: str
     new_tokens: int
@@ -45,12 +45,12 @@ class Prediction(Record):
     stats: list[int | float]
 
     def prompt(self) -> list[dict[str, str]]:
-        """The messages that were answered."""
+        """The messages before the answer, as plain dicts."""
         return [message.model_dump() for message in self.messages]
 
 
 class AnsweredBatch(Record):
-    """New tokens of the prompts at some places; size: how many of them memory allowed to be generated together."""
+    """The new tokens of the prompts at these places; size is how many were generated together."""
 
     places: list[int]
     size: Annotated[int, Field(ge=1)]
@@ -64,7 +64,7 @@ class AnsweredBatch(Record):
 
 
 def score_contract(rows: Sequence[EvaluationRow], *, max_new_tokens: int) -> ScoreContract:
-    """What makes scores on these rows comparable: their whole messages in order, the decoding and the metric."""
+    """Everything that must be equal for scores to be comparable: the rows in order, the decoding and the metric."""
     return ScoreContract(
         rows_sha256=digest_of([digest_of(row.conversation()) for row in rows]),
         generation=GenerationSettings(max_new_tokens=max_new_tokens, do_sample=False),
@@ -74,9 +74,9 @@ def score_contract(rows: Sequence[EvaluationRow], *, max_new_tokens: int) -> Sco
 
 
 def as_predictions(
-    rows: Sequence[EvaluationRow], answers: Sequence["Answer"], statistics: RowStatistics
+    rows: Sequence[EvaluationRow], answers: Sequence[GeneratedAnswer], statistics: RowStatistics
 ) -> list[Prediction]:
-    """Rows, answers and per-row statistics, all of the same order, as lines of predictions.jsonl."""
+    """Join rows, answers and statistics, all in the same order, to the lines of predictions.jsonl."""
     return [
         Prediction(
             id=row.id, intent=row.intent, messages=row.messages[:-1], reference=row.reference(), prediction=answer.text,
@@ -87,7 +87,7 @@ def as_predictions(
 
 
 def spread(rows: Sequence[T], count: int) -> list[T]:
-    """At most count of the rows, evenly spaced over all of them, the same ones every time."""
+    """At most `count` of the rows, evenly spaced; equal arguments give the same rows."""
     count = min(count, len(rows))
     return [rows[position * len(rows) // count] for position in range(count)]
 

@@ -11,7 +11,6 @@ two or three most extreme of 2,000 resamples. docs/significance.md has its cover
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ from scipy.special import stdtrit
 from src.core.errors import InvalidInput
 from src.core.params import METRICS, DeploymentParams
 from src.evaluation.metrics import RowStatistics, block_size, corpus_scores, row_counts, scores_of_counts, weight_vector
-from src.evaluation.predictions import Prediction
 from src.model_selection import GainEvidence, Policy
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from src.evaluation.metrics import RowStatistics
+    from src.evaluation.predictions import Prediction
 
 # A gain is called detectable when four evaluations in five would show it.
 POWER = 0.8
@@ -46,7 +44,7 @@ def paired_bootstrap(
     resamples: int,
     seed: int,
 ) -> GainEvidence:
-    """Evidence for the gain of `challenger` over `baseline`, whose statistics are of the same rows in the same order.
+    """Evidence for the gain of `challenger` over `baseline`; both hold the same rows in the same order.
 
     Equal arguments give equal results, bit for bit. Raises InvalidInput for different numbers of rows.
     Source: Koehn, Statistical significance tests for machine translation evaluation (2004).
@@ -78,6 +76,24 @@ def paired_bootstrap(
     )
 
 
+def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Prediction], *, policy: Policy, contract: str,
+                  params: DeploymentParams, challengers: int) -> GainEvidence:
+    """The paired bootstrap on the rows that both models answered.
+
+    If the policy requires significance, the confidence is raised for the k-th challenger since the last promotion.
+    """
+    ours, theirs = shared_rows([row.id for row in challenger], [row.id for row in baseline])
+    confidence = params.confidence
+    if policy.require_significance:
+        confidence = adjusted_confidence(params.confidence, challengers)
+    return paired_bootstrap(
+        RowStatistics.from_rows([row.stats for row in challenger]).take(ours),
+        RowStatistics.from_rows([row.stats for row in baseline]).take(theirs),
+        weights=policy.weights, threshold=float(policy.threshold), confidence=confidence,
+        resamples=params.resamples, seed=seed_from(contract),
+    )
+
+
 def score_intervals(
     statistics: RowStatistics, *, weights: Mapping[str, float], confidence: float, resamples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
@@ -97,7 +113,7 @@ def percentile_interval(samples: NDArray[np.float64], *, confidence: float) -> t
 def paired_p_value(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, difference: float) -> float:
     """P-value of an observed score difference from paired resampled scores, as sacrebleu's PairedTest.
 
-    Where no resample differs it is 1; sacrebleu calls such systems different at its least p-value.
+    It is 1 if no resample differs; sacrebleu reports its smallest p-value for such systems.
     """
     differences = np.abs(ours - theirs)
     if not differences.any():
@@ -109,7 +125,7 @@ def paired_p_value(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, di
 def shared_rows(challenger: Sequence[str], baseline: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Positions of the row ids that both have, in the challenger's order: for `RowStatistics.take`.
 
-    Raises InvalidInput where an id stands twice on one side, or none is shared.
+    Raises InvalidInput if one side has an id twice, or if no id is shared.
     """
     for ids in (challenger, baseline):
         if len(set(ids)) != len(ids):
@@ -130,17 +146,17 @@ def adjusted_confidence(confidence: float, challengers: int) -> float:
 
 
 def seed_from(contract_hex: str) -> int:
-    """A seed from the score contract (sha256, hex): 48 bits, which every JSON reader keeps exactly."""
+    """A seed of 48 bits from the score contract (sha256, hex); every JSON reader keeps 48 bits exactly."""
     return int(contract_hex[:12], 16)
 
 
 def least_rows(confidence: float) -> int:
-    """Fewest rows on which a gain can show at all: even if every row is better, chance does that in 2 of 2**rows."""
+    """The smallest number of rows on which a gain can show: chance makes every row better in 2 of 2**rows cases."""
     return math.ceil(1 - math.log2(1 - confidence))
 
 
 def _resample(systems: Sequence[RowStatistics], *, resamples: int, seed: int) -> list[NDArray[np.float64]]:
-    """Corpus scores of each system on the same resampled rows: one float (resamples, 5) each, a block at a time."""
+    """Corpus scores of each system on the same resampled rows, one float (resamples, 5) each."""
     rng = np.random.default_rng(seed)
     blocks = [
         [scores_of_counts(system, counts) for system in systems]
@@ -156,10 +172,10 @@ def _blocks_of_counts(rng: np.random.Generator, *, rows: int, resamples: int) ->
 
 
 def _margins(deviation: float, *, rows: int, confidence: float) -> tuple[float, float]:
-    """Half the interval's width, and the least gain it shows with POWER, of the resampled gains' deviation.
+    """Half the interval's width, and the smallest gain that shows with POWER, from the resampled gains' deviation.
 
-    The bootstrap's variance is (rows - 1) / rows of the unbiased one. Too few rows show nothing: both are 2 and 1,
-    so that the interval is all of [-1, 1].
+    The bootstrap's variance is (rows - 1) / rows of the unbiased one. With too few rows the result is (2, 1): the
+    interval is all of [-1, 1].
     """
     if rows < least_rows(confidence):
         return 2.0, 1.0
@@ -169,22 +185,7 @@ def _margins(deviation: float, *, rows: int, confidence: float) -> tuple[float, 
 
 
 def _rows_needed(detectable: float, *, threshold: float, rows: int, confidence: float) -> int | None:
-    """The standard error falls with the square root of the rows."""
+    """Rows with which a gain of `threshold` would show: the standard error falls with the square root of the rows."""
     if threshold <= 0:
         return None
     return max(least_rows(confidence), math.ceil(rows * (detectable / threshold) ** 2))
-
-
-def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Prediction], *, policy: Policy, contract: str,
-                  params: DeploymentParams, challengers: int) -> GainEvidence:
-    """What the shared rows say about the gain; under `require` the confidence allows for the k-th challenger."""
-    ours, theirs = shared_rows([row.id for row in challenger], [row.id for row in baseline])
-    confidence = params.confidence
-    if policy.require_significance:
-        confidence = adjusted_confidence(params.confidence, challengers)
-    return paired_bootstrap(
-        RowStatistics.from_rows([row.stats for row in challenger]).take(ours),
-        RowStatistics.from_rows([row.stats for row in baseline]).take(theirs),
-        weights=policy.weights, threshold=float(policy.threshold), confidence=confidence,
-        resamples=params.resamples, seed=seed_from(contract),
-    )

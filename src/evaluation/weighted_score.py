@@ -1,7 +1,7 @@
 """The weighted score as an `evaluate.Metric`: `evaluate.load("src/evaluation/weighted_score.py")` works offline.
 
-`evaluate` reads the import lines of this file itself, so an `import` line names one module. Importing it costs
-seconds, so nothing else imports this module.
+`evaluate` parses the import lines of this file itself, so each `import` line names one module. Importing `evaluate`
+takes seconds, so no other module imports this one.
 """
 
 from collections.abc import Mapping, Sequence

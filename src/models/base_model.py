@@ -1,4 +1,4 @@
-"""The base model as a folder of safetensors, JSON and tokenizer files: built here (`pocket`) or taken over."""
+"""The base model as a folder of safetensors, JSON and tokenizer files: trained here (`pocket`) or copied."""
 
 import logging
 import re
@@ -36,10 +36,10 @@ Conversation = Sequence[dict[str, str]]
 
 
 def build_pocket(conversations: Sequence[Conversation], params: PocketParams, folder: Path) -> None:
-    """Train a small Llama and its tokenizer on whole conversations, from nothing, on the CPU, and save both.
+    """Train a small Llama model and its tokenizer from scratch on the CPU, and save both in the folder.
 
-    It is to be a mediocre assistant that fine-tuning can better. The seed decides every bit of the result on one
-    machine. Raises InvalidParams for a shape that no Llama can have.
+    It learns from whole conversations and becomes a mediocre assistant that fine-tuning can improve. On one machine
+    the seed determines every bit of the result. Raises InvalidParams for a shape that no Llama can have.
     """
     if params.hidden_size % (2 * params.heads):
         raise InvalidParams(f"model.pocket: hidden_size {params.hidden_size} is no multiple of twice the "
@@ -62,9 +62,9 @@ def build_pocket(conversations: Sequence[Conversation], params: PocketParams, fo
 def train_tokenizer(
     conversations: Iterable[Conversation], *, vocabulary: int, context: int
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most this vocabulary with a chat template; it can encode any text.
+    """A byte-level BPE tokenizer with at most `vocabulary` tokens and a chat template; it can encode any text.
 
-    https://huggingface.co/docs/tokenizers/pipeline; every turn ends with one token, which is also eos.
+    Every turn ends with one token, which is also eos. See https://huggingface.co/docs/tokenizers/pipeline.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -87,10 +87,10 @@ def train_tokenizer(
 
 
 def take_over(source: Path, folder: Path) -> None:
-    """Copy the model files of a folder: configuration, tokenizer, safetensors. Nothing else of it comes along.
+    """Copy the configuration, tokenizer and safetensors files of a folder, and nothing else.
 
-    They are copies, not links: DVC makes what it tracks read-only, which a link would pass on to the source. Raises
-    as `check` does, before anything is copied.
+    DVC makes the files that it tracks read-only; with links it would change the source. Raises what `check` raises,
+    before anything is copied.
     """
     check(source)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +100,10 @@ def take_over(source: Path, folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raises Refused for pickled weights alone or custom code, InvalidInput for what else no pipeline can start from.
+    """Check that a folder holds a base model which the pipeline can fine-tune.
 
-    That is: no config.json, safetensors or tokenizer, no chat template, no end-of-turn token.
+    Raises Refused if it has only pickled weights or custom code; InvalidInput without config.json, safetensors,
+    tokenizer, chat template or end-of-turn token.
     """
     names = [path.name for path in folder.iterdir()]
     if "config.json" not in names:
@@ -124,7 +125,7 @@ def check(folder: Path) -> None:
 
 
 def reference(folder: Path, *, name: str, revision: str) -> BaseModelRef:
-    """The record of a base model in a folder; the sha256 covers every file in it."""
+    """The record of the base model in a folder; its sha256 covers every file."""
     return BaseModelRef(name=name, revision=revision, path=folder.as_posix(), sha256=tree_digest(manifest(folder)))
 
 
@@ -145,7 +146,7 @@ def _config(params: PocketParams, tokenizer: PreTrainedTokenizerFast) -> LlamaCo
 
 
 def _train(model: LlamaForCausalLM, rows: Sequence[list[int]], params: PocketParams, *, pad: int) -> None:
-    """Next-token prediction on every token; AdamW, the learning rate falls along a cosine after a short rise."""
+    """Train with next-token prediction on every token, AdamW, and a learning rate with warm-up and cosine decay."""
     generator = torch.Generator().manual_seed(params.seed)
     steps = params.epochs * -(-len(rows) // params.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.learning_rate)
@@ -167,9 +168,9 @@ def _train(model: LlamaForCausalLM, rows: Sequence[list[int]], params: PocketPar
 
 
 def _batches(rows: Sequence[list[int]], size: int, generator: torch.Generator) -> list[list[list[int]]]:
-    """Rows of similar length together, in random order: little is padding."""
+    """Batches of rows with similar lengths, in random order, so that there is little padding."""
     shuffled = torch.randperm(len(rows), generator=generator).tolist()
-    order = sorted(shuffled, key=lambda place: len(rows[place]))  # stable: equal lengths stay shuffled
+    order = sorted(shuffled, key=lambda place: len(rows[place]))  # a stable sort: rows of equal length stay shuffled
     starts = [start * size for start in torch.randperm(-(-len(rows) // size), generator=generator).tolist()]
     return [[rows[place] for place in order[start : start + size]] for start in starts]
 

@@ -1,4 +1,4 @@
-"""An adapter and its base as files, checked before anything of them is loaded. No torch."""
+"""Check the files of a base model and of an adapter before anything is loaded from them. No torch."""
 
 import json
 import logging
@@ -25,10 +25,10 @@ _FETCH_AGAIN = "run `dvc repro base_model`"
 
 
 def check_sources(model: FineTunedModel, base: BaseModelRef, *, root: Path) -> tuple[Path, Path]:
-    """The folders of base and adapter, once everything about them that files can show holds.
+    """Check the files of base and adapter completely; returns their folders.
 
-    root is the repository. Raises InvalidInput for a path that leads out of it or a missing file, Refused for an
-    adapter of another base, custom code or a quantised base, IntegrityError for bytes other than those recorded.
+    root: the repository. Raises InvalidInput for a path outside of it or a missing file, Refused for an adapter of
+    another base, custom code or a quantised base, IntegrityError if the files differ from the record.
     """
     if model.base_model != base:
         raise Refused(f"the adapter belongs to base {_named(model.base_model)}, not {_named(base)}; {_TRAIN_AGAIN}")
@@ -42,7 +42,7 @@ def check_sources(model: FineTunedModel, base: BaseModelRef, *, root: Path) -> t
 
 
 def inside(root: Path, path: str, *, what: str) -> Path:
-    """A recorded relative path as a folder in the repository; raises InvalidInput for any other."""
+    """The folder of a recorded relative path. Raises InvalidInput if it is missing or outside the repository."""
     parts = PurePosixPath(path)
     folder = root / path
     if parts.is_absolute() or ".." in parts.parts or not folder.resolve().is_relative_to(root.resolve()):
@@ -53,7 +53,7 @@ def inside(root: Path, path: str, *, what: str) -> Path:
 
 
 def check_base(folder: Path) -> None:
-    """Raises Refused for custom code or a quantised base, IntegrityError where no safetensors file is there."""
+    """Raise Refused for custom code or a quantised base, IntegrityError or InvalidInput without a safetensors file."""
     names = _file_names(folder)
     code = sorted(name for name in names if name.endswith(".py"))
     if code:
@@ -68,9 +68,10 @@ def check_base(folder: Path) -> None:
 
 
 def check_adapter(folder: Path, lora: LoraSettings, *, names: tuple[str, str]) -> None:
-    """Raises where config and weights are not those of a LoRA with these settings on one of these bases.
+    """Check that configuration and weights belong to a LoRA adapter with these settings on this base.
 
-    names are the base's name and its path in the repository, either of which the adapter may state.
+    names: the base's name and its path in the repository; the adapter may state either. Raises Refused, IntegrityError
+    or InvalidInput.
     """
     files = _file_names(folder)
     config = read_object(folder / CONFIG_FILE)
@@ -84,7 +85,7 @@ def check_adapter(folder: Path, lora: LoraSettings, *, names: tuple[str, str]) -
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of each tensor, from the header; raises IntegrityError for a damaged or empty file."""
+    """Name to shape of each tensor, from the file's header. Raises IntegrityError for a damaged or empty file."""
     try:
         with safe_open(path, framework="numpy") as tensors:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
@@ -96,7 +97,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a model's configuration file; raises InvalidInput for anything else."""
+    """The JSON object in a model's configuration file. Raises InvalidInput for anything else."""
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Base and adapter loaded, checked and merged: safetensors only, no custom code, nothing half-loaded."""
+"""Load, check and merge a base model and its adapter: safetensors only, no custom code, never partly loaded."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,16 +19,17 @@ from src.models.files import WEIGHTS_FILE, tensor_shapes
 logger = logging.getLogger(__name__)
 Model: TypeAlias = PreTrainedModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
-# An upload resumes by whole files: a lost connection costs at most this much.
+# An interrupted upload resumes with whole files, so it repeats at most this much.
 SHARD_SIZE = "500MB"
 _TRAIN_AGAIN = "run `dvc repro fine_tuning`"
 _TIED_LAYERS = ("lm_head", "embed_tokens", "wte")
 
 
 def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
-    """A causal LM and its tokenizer from a local folder, on the CPU, in eval mode; dtype `auto` takes what is stored.
+    """Load a causal LM and its tokenizer from a local folder, on the CPU, in eval mode.
 
-    Raises IntegrityError where anything is damaged or missing: transformers alone would fill up with random weights.
+    dtype: a torch dtype's name, or `auto` for the stored one. Raises IntegrityError if anything is damaged or missing:
+    transformers alone would use random weights instead.
     """
     transformers_logging.disable_progress_bar()
     try:
@@ -47,15 +48,15 @@ def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
     if lacking:
         raise IntegrityError(f"{folder}: no weights for {_some(lacking)}; run `dvc repro`")
     _check_tokenizer(folder, model, tokenizer)
-    tokenizer.padding_side = "left"  # a decoder continues its last token; stored with the tokenizer
+    tokenizer.padding_side = "left"  # a decoder continues the last token; saved with the tokenizer
     return model.eval(), tokenizer
 
 
 def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:
-    """The base with the adapter merged into it in the release precision, and the base's tokenizer.
+    """Merge the adapter into the base in the release precision; returns the model and the base's tokenizer.
 
-    Raises IntegrityError for an adapter that does not fit, is not finite or changes nothing. Files are checked
-    beforehand by src.models.files.check_sources.
+    Call src.models.files.check_sources first. Raises IntegrityError for an adapter that does not fit, is not finite or
+    changes nothing.
     """
     wrapped, tokenizer = load_with_adapter(base, adapter, dtype)
     try:
@@ -68,10 +69,10 @@ def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:
 
 
 def _merge_in_place(wrapped: PeftModel) -> None:
-    """What `merge_and_unload(safe_merge=True)` computes, in the memory of one model.
+    """Merge as `merge_and_unload(safe_merge=True)` does, in the memory of one model.
 
-    PEFT puts a new tensor in a weight's place, and the file that the old one is mapped from stays in memory to the
-    last. The mapping is private: written back into it, a merged page replaces the page that was read.
+    PEFT replaces a weight by a new tensor, while the old tensor keeps its mmap alive. Copying the merged values into it
+    lets each page be replaced in place; the mapping is private, so the file does not change.
     """
     for layer in wrapped.modules():
         if isinstance(layer, BaseTunerLayer):
@@ -82,14 +83,14 @@ def _merge_in_place(wrapped: PeftModel) -> None:
 
 
 def load_with_adapter(base: Path, adapter: Path, dtype: str) -> tuple[PeftModel, Tokenizer]:
-    """The base with the adapter beside it, unmerged; raises as `merge` does."""
+    """Load the base with the adapter attached and not merged. Raises what `merge` raises."""
     model, tokenizer = load(base, dtype)
     weights = _read_weights(adapter / WEIGHTS_FILE)
     if model.config.tie_word_embeddings and any(layer in key for key in weights for layer in _TIED_LAYERS):
         raise IntegrityError(f"{adapter}: trains one half of the base's tied embeddings, and merging would change "
                              "both; leave lm_head and embed_tokens out of fine_tuning.lora.target_modules")
     config = LoraConfig.from_pretrained(adapter)
-    config.base_model_name_or_path = None  # check_sources has compared it; PEFT would warn of the local folder
+    config.base_model_name_or_path = None  # check_sources has compared it; PEFT would warn about the local folder
     try:
         wrapped = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
@@ -100,29 +101,29 @@ def load_with_adapter(base: Path, adapter: Path, dtype: str) -> tuple[PeftModel,
 
 
 def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights, configuration and tokenizer; the same model gives the same bytes."""
+    """Save weights, configuration and tokenizer; equal models give equal bytes."""
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-    for note in ("is_local", "local_files_only"):  # how this process loaded it, HF_HUB_OFFLINE included
+    for note in ("is_local", "local_files_only"):  # how this process loaded it, which HF_HUB_OFFLINE changes
         tokenizer.init_kwargs.pop(note, None)
     tokenizer.save_pretrained(folder)
 
 
 def logits(model: Model, sequences: Iterable[Sequence[int]], *, last: int) -> Iterator[torch.Tensor]:
-    """A model's logits for the last so many tokens of each sequence, (tokens, vocabulary) in the model's precision."""
+    """The logits for the last `last` tokens of each sequence: (tokens, vocabulary), in the model's precision."""
     for sequence in sequences:
         yield _logits(model, sequence)[-last:].clone()
 
 
 def logits_difference(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> float:
-    """How far two models' logits are apart: the largest |a - b| / |a| of a sequence, NaN if one of them is."""
+    """The largest relative difference |a - b| / |a| of a sequence between two models' logits; NaN if one is NaN."""
     pairs = ((a.float(), b.float()) for a, b in zip(first, second, strict=True))
     return torch.stack([torch.linalg.norm(a - b) / torch.linalg.norm(a) for a, b in pairs]).max().item()
 
 
 def preference_gap(model: Model, tokens: Sequence[int], candidate: int) -> float:
-    """How much lower than its first choice the model rates a candidate as next token, over its logits' spread.
+    """The gap between the logit of the model's first choice and that of a candidate for the next token.
 
-    0 is the first choice itself; the spread is the standard deviation over the vocabulary.
+    In standard deviations of the logits over the vocabulary; 0 if the candidate is the first choice.
     """
     last = _logits(model, tokens)[-1].float()
     return ((last.max() - last[candidate]) / last.std()).item()
@@ -177,7 +178,7 @@ def _check_tokenizer(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
 
 
 def _require_finite(weights: Mapping[str, torch.Tensor], what: str) -> None:
-    # Least and largest value are NaN where any value is; torch.isfinite of a whole tensor would copy it.
+    # Minimum and maximum are NaN if any value is; torch.isfinite of a whole tensor would copy it.
     bad = sorted(name for name, tensor in weights.items() if not bool(torch.stack(tensor.aminmax()).isfinite().all()))
     if bad:
         raise IntegrityError(f"{what}: NaN or infinity in {_some(bad)}; {_TRAIN_AGAIN}")

@@ -19,7 +19,7 @@ from src.core.records import manifest, read_object, sync
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from src.evaluation.predictions import Answer, Prediction
+    from src.evaluation.predictions import GeneratedAnswer, Prediction
     from src.models.merging import Model, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def verify_release(
     return Verification(rows=len(predictions), equal=equal, logits_difference=difference)
 
 
-def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: Answer, tolerance: float) -> bool:
+def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: GeneratedAnswer, tolerance: float) -> bool:
     """True for an equal answer, False for one that parts from it at a near-tie; raises IntegrityError otherwise."""
     from src.models.merging import preference_gap
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: marked as whole once they are, and the newest whole one found again."""
+"""Mark training checkpoints as complete once they are written, and find the newest complete one to resume from."""
 
 import json
 import logging
@@ -18,11 +18,11 @@ _STATE = "trainer_state.json"
 _COMPLETE = ".sha256"
 
 
-class Marks(TrainerCallback):  # type: ignore[misc]
-    """Marks checkpoints as whole."""
+class CheckpointMarker(TrainerCallback):  # type: ignore[misc]
+    """Mark each checkpoint as complete."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object) -> None:
-        """Once one is written, by all processes, the first puts the digest of its files beside it."""
+        """Write the digest of the checkpoint's files next to it, on rank 0, after all processes have saved."""
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
@@ -31,8 +31,8 @@ class Marks(TrainerCallback):  # type: ignore[misc]
 
 
 def resumable_by_all(checkpoints: Path) -> str | None:
-    """What `resumable` finds, in every process; raises InvalidInput where machines find different ones."""
-    with PartialState().main_process_first():  # it removes broken ones
+    """The result of `resumable`, in every process. Raises InvalidInput if machines find different checkpoints."""
+    with PartialState().main_process_first():  # it removes broken checkpoints
         found = resumable(checkpoints)
     if len(set(gather_object([found]))) > 1:
         raise InvalidInput(f"{checkpoints}: the machines hold different checkpoints; share the folder among them, or "
@@ -41,13 +41,13 @@ def resumable_by_all(checkpoints: Path) -> str | None:
 
 
 def resumable(checkpoints: Path) -> str | None:
-    """The newest checkpoint that is whole, as is the best one that it builds on; others are removed."""
-    whole = {path for path in checkpoints.glob("checkpoint-*") if path.is_dir() and _is_whole(path)}
-    for path in set(checkpoints.glob("checkpoint-*")) - whole - {_mark(path) for path in whole}:
+    """The newest complete checkpoint whose best checkpoint is complete too; incomplete ones are removed."""
+    complete = {path for path in checkpoints.glob("checkpoint-*") if path.is_dir() and _is_complete(path)}
+    for path in set(checkpoints.glob("checkpoint-*")) - complete - {_mark(path) for path in complete}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in sorted(whole, key=lambda path: -int(path.name.rpartition("-")[2])):
+    for path in sorted(complete, key=lambda path: -int(path.name.rpartition("-")[2])):
         best = json.loads((path / _STATE).read_bytes())["best_model_checkpoint"]
-        if Path(best) in whole:
+        if Path(best) in complete:
             logger.info("resuming from %s", path)
             return str(path)
     return None
@@ -57,6 +57,6 @@ def _mark(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + _COMPLETE)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     mark = _mark(checkpoint)
     return mark.is_file() and mark.read_text(encoding="ascii") == tree_digest(manifest(checkpoint))

@@ -1,4 +1,4 @@
-"""Conversations as training examples: the tokens of the chat template, with labels on the answer only. No torch."""
+"""Encode conversations as training examples, with labels on the answers only, and pack them into batches."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-IGNORED = -100  # the label that torch's cross entropy leaves out
+IGNORED = -100  # the label that torch's cross entropy ignores
 Conversation = Sequence[dict[str, str]]
 Example = dict[str, list[int]]  # input_ids and labels, of equal length
 Batch = dict[str, torch.Tensor | bool]
@@ -23,9 +23,9 @@ Batch = dict[str, torch.Tensor | bool]
 def encode_all(
     rows: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", *, stops: set[int], limit: int, what: str
 ) -> list[Example]:
-    """Every row as `encode` sees it; rows without room for an answer are left out, and a warning counts them.
+    """Encode every row. Rows whose prompt leaves no room for an answer are left out, and a warning counts them.
 
-    `what` names the rows in messages. Raises InvalidInput where none is left.
+    `what` names the rows in messages. Raises InvalidInput if no row is left.
     """
     encoded = [encode(row, tokenizer, stops=stops, limit=limit) for row in rows]
     examples = [example for example in encoded if example is not None]
@@ -42,10 +42,10 @@ def encode_all(
 def encode(
     conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", *, stops: set[int], limit: int
 ) -> Example | None:
-    """A conversation by the chat template, with labels on the last answer and the token that ends its turn.
+    """Encode a conversation by the chat template, with labels on the last answer and its end-of-turn token.
 
-    The prompt is tokenised as generation does it. What the template puts after the end of the turn is not learnt. At
-    most `limit` tokens: a longer answer is cut at its end; None where the prompt alone leaves no room for one.
+    The prompt is tokenised as in generation. Tokens that the template adds after the end of the turn are left out. The
+    result has at most `limit` tokens: a longer answer is cut. None if the prompt leaves no room for an answer.
     """
     prompt = _tokens(tokenizer, conversation[:-1])
     whole = _tokens(tokenizer, conversation)
@@ -64,7 +64,7 @@ def _tokens(tokenizer: "PreTrainedTokenizerBase", turns: Conversation) -> list[i
 
 
 def _answer_by_text(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
-    """For tokenizers that join the prompt's last characters with the answer's first ones."""
+    """The answer's tokens, for tokenizers that join the end of the prompt with the start of the answer."""
     prompt = tokenizer.apply_chat_template(list(conversation[:-1]), add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template(list(conversation), tokenize=False)
     if not whole.startswith(prompt):
@@ -75,23 +75,24 @@ def _answer_by_text(tokenizer: "PreTrainedTokenizerBase", conversation: Conversa
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """A collator: conversations end to end in rows of near-equal length, each of about `row_tokens` at most.
+    """A collator that packs conversations end to end into rows of similar length, about `row_tokens` at most.
 
-    input_ids and position_ids are (rows, width). Positions restart with every conversation, and attention stays within
-    it: transformers' masks go by them where there is neither attention_mask nor cache. Rows bound what attention costs,
-    which grows with the square of the width; the few places after a shorter row's end hold `pad`, each a conversation
-    of its own. logits_to_keep (rows, width) is true where the next token is learnt; labels and shift_labels, equal, are
-    these tokens (learnt,), so that the largest tensor of a step, the logits, has no row that nobody reads.
+    input_ids and position_ids: (rows, width). Positions restart with every conversation, and attention stays within it:
+    without attention_mask and cache, transformers makes its masks from the positions. The cost of attention grows with
+    the square of the width, so the width is limited. A shorter row ends with `pad` tokens, each a conversation of its
+    own.
+    logits_to_keep: (rows, width), True if the next token is learnt. labels and shift_labels: these tokens, (learnt,).
+    The logits, the largest tensor of a step, thus have no unused rows.
     """
 
     row_tokens: int
     pad: int
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """One batch of every example, each whole."""
+        """One batch with every example; none is cut."""
         total = sum(map(_length, examples))
         rows: list[list[Example]] = [[] for _ in range(-(-total // self.row_tokens))]
-        for example in sorted(examples, key=_length, reverse=True):  # the longest first: then all end about even
+        for example in sorted(examples, key=_length, reverse=True):  # longest first: rows end about even
             min(rows, key=_width).append(example)
         rows = [row for row in rows if row]
         tokens = _filled([[token for example in row for token in example["input_ids"]] for row in rows], self.pad)

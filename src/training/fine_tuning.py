@@ -38,7 +38,7 @@ from src.core.params import FineTuningParams
 from src.core.records import BaseModelRef, DatasetRef, digest_of, file_sha256
 from src.models.files import CONFIG_FILE, WEIGHTS_FILE
 from src.training import encoding
-from src.training.checkpoints import Marks, resumable_by_all
+from src.training.checkpoints import CheckpointMarker, resumable_by_all
 from src.training.encoding import Batch, Example
 from src.training.model import add_adapter, load_base, with_batches_that_fit
 
@@ -142,7 +142,7 @@ def _trainer(splits: Mapping[str, Sequence[encoding.Conversation]], params: Fine
     arguments, collator = _arguments(params, checkpoints, batch_size), _collator(model, tokenizer, params)
     trainer = SharedTrainer(
         model=add_adapter(model, params).to(arguments.device), args=arguments, train_dataset=sets["train"],
-        eval_dataset=sets["validation"], data_collator=collator, callbacks=[_Reporter(), Marks()])
+        eval_dataset=sets["validation"], data_collator=collator, callbacks=[_Reporter(), CheckpointMarker()])
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -18,7 +18,7 @@ from src.core.params import METRICS, MlflowParams
 from src.core.records import EvaluationReport, manifest, read_object
 from src.evaluation.metrics import RowStatistics, corpus_scores
 from tests.fakes import tiny_model
-from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_records, write_shop
+from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_shop
 from utils import json_utils
 from utils.answers import PartialAnswers
 
@@ -98,7 +98,7 @@ def test_a_killed_evaluation_goes_on_where_it_was_and_ends_with_the_identical_fi
     answers.unlink(missing_ok=True)
     with caplog.at_level(logging.INFO):
         evaluate(monkeypatch)
-    assert f"going on: {whole} of 3 batches were answered before" in caplog.messages
+    assert f"resuming: {whole} of 3 batches were answered before" in caplog.messages
     assert answers.read_bytes() == undisturbed
     assert list(partial.iterdir()) == []
 
@@ -114,7 +114,7 @@ def test_answers_under_other_settings_are_not_gone_on_from(
     (repository / "params.yaml").write_text(yaml.safe_dump(params))
     with caplog.at_level(logging.INFO):
         evaluate(monkeypatch)
-    assert not any("going on" in message for message in caplog.messages)
+    assert not any("resuming: " in message for message in caplog.messages)
     lines = json_utils.read_lines(repository / "results/evaluations/predictions.jsonl")
     assert all(line["new_tokens"] == 11 for line in lines)
 
@@ -124,7 +124,7 @@ def test_a_model_that_does_not_load_is_an_error_and_leaves_no_score(
 ) -> None:
     weights = repository / "results/adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    write_records(repository)
+    tiny_model.write_records(repository)
     with pytest.raises(IntegrityError, match="damaged safetensors"):
         evaluate(monkeypatch)
     assert not (repository / "results/evaluations").exists()

@@ -85,11 +85,11 @@ def test_a_killed_process_is_one_line_and_the_rerun_of_any_number_resumes(shop: 
     assert 2 <= len(saved) <= 5
 
     again = start(["-m", "tests.fakes.killed_evaluation", "records", "0", "0"], processes=2)
-    assert f"going on: {len(saved)} of 6 batches were answered before" in again.stderr
+    assert f"resuming: {len(saved)} of 6 batches were answered before" in again.stderr
     assert sorted(batch.places for batch in kept(shop)) == [[place] for place in range(6)]
     ANSWERS.unlink()
     last = evaluated(processes=1)
-    assert "going on: 6 of 6 batches were answered before" in last.stderr
+    assert "resuming: 6 of 6 batches were answered before" in last.stderr
     assert ANSWERS.read_bytes() == undisturbed
     assert list((shop / "results/checkpoints").iterdir()) == []
 

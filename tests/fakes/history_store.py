@@ -24,7 +24,7 @@ from src.core.records import (
     tree_digest,
     weighted_score,
 )
-from src.data.rows import EvaluationRow, Message
+from src.data.rows import EvaluationRow, Turn
 from src.evaluation.metrics import corpus_scores, row_statistics
 from src.evaluation.predictions import Prediction, numbers, score_contract
 from src.model_selection import Decision
@@ -52,7 +52,7 @@ def answers(right: int, rows: int = 40, *, split: str = "") -> list[Prediction]:
     """`right` of the rows answered word by word, the others a few words short; `split` makes other questions."""
     references = [ANSWER.format(row, row % 7) for row in range(rows)]
     texts = [text if row < right else text.replace("within three working", "in") for row, text in enumerate(references)]
-    chats = [[Message(role="user", content=f"{split}Where is order {row}?"), Message(role="assistant", content=text)]
+    chats = [[Turn(role="user", content=f"{split}Where is order {row}?"), Turn(role="assistant", content=text)]
              for row, text in enumerate(references)]
     return [
         Prediction(id=digest_of([m.model_dump() for m in chat])[:16], intent=None, messages=chat[:-1],
@@ -86,7 +86,7 @@ def challenger(params: Params, mark: str, given: list[Prediction], score: float 
 def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], score: float | None,
              folder: Path) -> EvaluationReport:
     """Log one evaluation the way scripts/evaluation_script.py does."""
-    rows = [EvaluationRow(id=row.id, intent=None, messages=[*row.messages, Message(role="assistant",
+    rows = [EvaluationRow(id=row.id, intent=None, messages=[*row.messages, Turn(role="assistant",
             content=row.reference)]) for row in given]
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
     found = corpus_scores(row_statistics([row.prediction for row in given], [row.reference for row in given]))
