@@ -95,15 +95,6 @@ class Hub(Protocol):
 
 
 @dataclass(frozen=True)
-class HubRelease:
-    """A verified commit; tree is tree_digest of its files (path to sha256) without .gitattributes."""
-
-    repo: str
-    commit: str
-    tree: str
-
-
-@dataclass(frozen=True)
 class HubState:
     """The repository as it is now: main's commit and tree digest (None: no repository, or no file in it), refs."""
 

@@ -18,7 +18,7 @@ Kind = Literal["promote", "force", "rollback", "genesis"]
 
 
 class HubRef(Record):
-    """A verified Hub commit; tree is the digest of its files (tree_digest)."""
+    """A verified Hub commit; tree is the digest of its files (tree_digest) without .gitattributes."""
 
     repo: str
     commit: str

@@ -1,4 +1,4 @@
-"""Whose token it is, and what it may do on the Hub."""
+"""Whose Hub token this is and what it may do; trusted publishing by the GitHub OIDC token."""
 
 import logging
 import os
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub._oidc import oidc_login
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import OIDCError
 
 from src.core.errors import HubError, InvalidParams
@@ -16,19 +15,19 @@ from utils.hub.client import endpoint, hub_errors, time_limit
 logger = logging.getLogger(__name__)
 RESOURCE = "HF_OIDC_RESOURCE"
 _SECONDS, _REQUEST_SECONDS = 60, 20
-_PREFIX = "hf_jwt_"  # of exchanged tokens alone
+_PREFIX = "hf_jwt_"  # only exchanged tokens begin with it
 
 
 def no_token() -> str:
-    """What to say where token() gives None."""
+    """The message for a missing token."""
     return f"HF_TOKEN: not set; make a token with write access at {endpoint()}/settings/tokens and export it"
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who a token belongs to; role is write, read, fineGrained or what else the Hub says.
+class TokenOwner:
+    """Who a token belongs to; role is write, read, fineGrained, or another that the Hub names.
 
-    scopes: what a fine-grained token was given, as the name of a user, organisation or repository to permissions.
+    scopes: of a fine-grained token, the name of a user, organisation or repository to its permissions.
     """
 
     name: str
@@ -37,9 +36,9 @@ class Identity:
     scopes: Mapping[str, tuple[str, ...]]
 
     def may_write(self, repo_id: str, *, creating: bool) -> bool:
-        """False where the token surely may not write there; that it may, only the Hub's own answer proves.
+        """False if the token certainly may not write there; only the Hub itself can confirm that it may.
 
-        A right on the repository alone does not reach as far as creating it.
+        A permission on the repository alone does not include creating it.
         """
         namespace = repo_id.partition("/")[0]
         if self.role == "fineGrained":
@@ -58,18 +57,18 @@ class Identity:
         return f"{self.role} token: may publish to {where}"
 
 
-def who(api: HfApi) -> Identity:
+def who(api: HfApi) -> TokenOwner:
     """Ask the Hub whose token this is; raises what the client raises.
 
-    A trusted publisher's is nobody's: it may write to the one repository that it was exchanged for.
+    A trusted publisher's token belongs to no user: it may write to the one repository that it was exchanged for.
     """
     if publishes_to := resource(api.token):
-        return Identity(name=f"trusted publisher {publishes_to}", role="fineGrained", organisations=(),
+        return TokenOwner(name=f"trusted publisher {publishes_to}", role="fineGrained", organisations=(),
                         scopes={publishes_to: ("repo.write",)})
     answer: dict[str, Any] = api.whoami()
     access = answer.get("auth", {}).get("accessToken", {})
     scoped = access.get("fineGrained", {}).get("scoped", [])
-    return Identity(
+    return TokenOwner(
         name=answer.get("name", "unknown"),
         role=access.get("role", "unknown"),
         organisations=tuple(organisation["name"] for organisation in answer.get("orgs", [])),
@@ -78,20 +77,18 @@ def who(api: HfApi) -> Identity:
 
 
 def exchange() -> str:
-    """A token for the repository that HF_OIDC_RESOURCE names; held in HF_TOKEN, so that it is asked for once.
+    """Exchange the GitHub OIDC token for a one-hour Hub token (trusted publishing); it is kept in HF_TOKEN.
 
-    Raises InvalidParams where the job has no identity, HubError where the Hub does not trust it or does not answer.
+    Raises InvalidParams if the job has no OIDC token, HubError if the Hub does not trust it or does not answer.
     """
-    resource = os.environ[RESOURCE].strip()
+    resource = os.environ[RESOURCE] = os.environ[RESOURCE].strip()
     try:
         with time_limit(_SECONDS, _REQUEST_SECONDS, client_waits=0), hub_errors(resource):
-            answer = oidc_login(resource=resource, subject_token=os.environ.get("HF_OIDC_ID_TOKEN") or None,
-                                endpoint=endpoint())
+            os.environ["HF_TOKEN"] = str(get_token())  # it exchanges, because HF_OIDC_RESOURCE is set
     except OIDCError as error:
         raise InvalidParams(f"{RESOURCE}: {resource}: {' '.join(str(error).split())}") from error
     except HubError as error:
         raise HubError(f"{error}; is this workflow a trusted publisher there (docs/ci.md)?") from error
-    os.environ["HF_TOKEN"] = str(answer["access_token"])
     return os.environ["HF_TOKEN"]
 
 

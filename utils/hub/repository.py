@@ -19,7 +19,7 @@ from huggingface_hub.utils.sha import git_hash
 from src.core.errors import HubError, IntegrityError, InvalidParams
 from src.core.params import HuggingFaceParams
 from src.core.records import manifest, tree_digest
-from src.ledger.ports import LEDGER_BRANCH, LEDGER_FILE, MANIFEST, HubRelease, HubState
+from src.ledger.ports import LEDGER_BRANCH, LEDGER_FILE, MANIFEST, HubState
 from src.ledger.slots import HubRef, LedgerView, Slot
 from utils.environment import token
 from utils.hub.client import HubBusy, endpoint, hub_errors, time_limit
@@ -39,10 +39,10 @@ BLOB_LIMIT = 16_000_000  # bytes; the Hub stores larger files by LFS, and gives 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to go on, all in seconds but `attempts`.
+    """Time limits and retries, all in seconds but `attempts`.
 
-    deadline limits one operation, request one wait for the network, stall an upload in which nothing moves; a failed
-    attempt is repeated after backoff, then twice that, and so on.
+    deadline limits one operation, request one wait for the network, stall an upload that sends no byte. A failed
+    attempt is repeated after backoff, then after twice that, and so on.
     """
 
     deadline: float
@@ -53,7 +53,7 @@ class Patience:
 
     @classmethod
     def within(cls, seconds: float) -> "Patience":
-        """The usual patience under this deadline."""
+        """The usual limits under this deadline."""
         return cls(deadline=seconds, request=30, stall=180, attempts=8, backoff=1)
 
 
@@ -66,7 +66,7 @@ class Commit:
 
 
 class HubRepository:
-    """One model repository. Raises HubError where the Hub fails or refuses, IntegrityError where bytes differ."""
+    """One model repository. Raises HubError if the Hub fails or refuses, IntegrityError if bytes differ."""
 
     def __init__(self, *, repo_id: str, token: str | None, private: bool, patience: Patience) -> None:
         self.repo_id, self._token, self._private, self._patience = repo_id, token, private, patience
@@ -76,43 +76,43 @@ class HubRepository:
         self._xet = True  # until it has failed
 
     def check(self) -> None:
-        """Prove that the token may publish here; raises InvalidParams without one, HubError with the remedy."""
+        """Check that the token may publish here. Raises InvalidParams without a token, HubError with the remedy."""
         if self._token is None:
             raise InvalidParams(no_token())
         self._ask(self._check)
 
     def tree(self, revision: str) -> dict[str, str] | None:
-        """Path to sha256 without .gitattributes; None where repository or revision are absent."""
+        """Path to sha256 without .gitattributes; None if repository or revision do not exist."""
         commit = self._ask(lambda: self._read(revision))
         return commit.files if commit else None
 
     def holds_release(self) -> bool:
-        """Whether main shows a Champion release, or any tag v<number> stands."""
+        """Whether main shows a Champion release, or there is any tag v<number>."""
         return MANIFEST in (self.tree(MAIN) or {}) or any(re.fullmatch(r"v\d+", tag) for tag in self.state().tags)
 
     def state(self) -> HubState:
-        """What main, the tags and the branches are now."""
+        """Main, tags and branches as they are now."""
         return self._ask(self._state)
 
-    def publish(self, folder: Path, branch: str, message: str) -> HubRelease:
-        """The folder as one verified commit on a branch of its own; no commit where the branch holds it already."""
+    def publish(self, folder: Path, branch: str, message: str) -> HubRef:
+        """Publish the folder as one verified commit on its own branch; no new commit if the branch holds it already."""
         wanted = manifest(folder)
         self._learn(folder / path for path in wanted)
         return self._act(lambda: self._publish(folder, wanted, branch, message))
 
-    def project(self, release: HubRelease, tag: str, branch: str) -> None:
-        """Main gets exactly the release's tree, the tag its commit; then the branch goes, if it holds just that.
+    def project(self, release: HubRef, tag: str, branch: str) -> None:
+        """Make main equal to the release's tree and tag its commit; then delete the branch if it holds just that.
 
         Needs no local file. An existing tag at another commit raises IntegrityError: tags never move.
         """
         self._act(lambda: self._project(release, tag, branch))
 
     def mirror(self, lines: Sequence[str]) -> None:
-        """Append to ledger.jsonl on the branch `ledger`; raises IntegrityError where it holds other lines."""
+        """Append to ledger.jsonl on the branch `ledger`; raises IntegrityError if it holds other lines."""
         self._act(lambda: self._mirror(list(lines)))
 
     def mirrored(self) -> list[str] | None:
-        """The mirrored lines, None where there is no mirror."""
+        """The mirrored lines, None if there is no mirror."""
         return self._ask(lambda: self._lines(self._read(LEDGER_BRANCH)))
 
     def _ask(self, action: Callable[[], T]) -> T:
@@ -197,22 +197,22 @@ class HubRepository:
         return self._persist(action, self._patience.deadline)
 
     def _learn(self, paths: Iterable[Path]) -> None:
-        """Spare reading back by download what is at hand."""
+        """Hash the small local files, so that they need not be downloaded to be compared."""
         for path in paths:
             if path.stat().st_size <= BLOB_LIMIT:
                 data = path.read_bytes()
                 self._sha256_of_blob[git_hash(data)] = hashlib.sha256(data).hexdigest()
 
-    def _publish(self, folder: Path, wanted: Mapping[str, str], branch: str, message: str) -> HubRelease:
+    def _publish(self, folder: Path, wanted: Mapping[str, str], branch: str, message: str) -> HubRef:
         head = self._read(branch) or self._shown(wanted) or self._new_branch(branch)
         if head.files != wanted:
             self._refuse_foreign(branch)
             head = self._upload(branch, head, folder, wanted, message)
             self._compare(head, wanted)
-        return HubRelease(self.repo_id, head.oid, tree_digest(head.files))
+        return HubRef(repo=self.repo_id, commit=head.oid, tree=tree_digest(head.files))
 
     def _shown(self, wanted: Mapping[str, str]) -> Commit | None:
-        """The release that main shows already: its tagged commit, since the branch it came by is gone."""
+        """The release if main shows it already: its tagged commit, because its branch is deleted."""
         main = self._read(MAIN)
         if main is None or main.files != wanted:
             return None
@@ -220,7 +220,7 @@ class HubRepository:
         return next((commit for commit in tagged if commit and commit.files == wanted), main)
 
     def _new_branch(self, branch: str) -> Commit:
-        """A branch that starts where main is; the repository is made where it is absent."""
+        """A new branch that starts at main; the repository is created if it does not exist."""
         if self._read(MAIN) is None:
             self._api.create_repo(self.repo_id, private=self._private)
         self._api.create_branch(self.repo_id, branch=branch, revision=MAIN)
@@ -260,7 +260,7 @@ class HubRepository:
             raise IntegrityError(f"{self.repo_id} at {commit.oid}: {', '.join(differing[:5])} differ from the "
                                  "manifest; do not use that commit, and run it again")
 
-    def _project(self, release: HubRelease, tag: str, branch: str) -> None:
+    def _project(self, release: HubRef, tag: str, branch: str) -> None:
         tags, branches = self._refs()
         self._check_tag(tags.get(tag, release.commit), release, tag)
         self._show(release, tag)
@@ -270,12 +270,12 @@ class HubRepository:
         if branch in branches and self._holds(branch, release):
             self._delete_branch(branch)
 
-    def _check_tag(self, commit: str | None, release: HubRelease, tag: str) -> None:
+    def _check_tag(self, commit: str | None, release: HubRef, tag: str) -> None:
         if commit != release.commit:
             raise IntegrityError(f"{self.repo_id}: tag {tag} is at {commit}, not at {release.commit}; tags never "
                                  "move: find out who set it, and delete it if it is wrong")
 
-    def _show(self, release: HubRelease, tag: str) -> None:
+    def _show(self, release: HubRef, tag: str) -> None:
         """One commit that turns main's files into the release's, copied on the Hub."""
         main = self._made(MAIN)
         if tree_digest(main.files) == release.tree:
@@ -294,7 +294,7 @@ class HubRepository:
         )
         self._compare(self._made(made.oid), source.files)
 
-    def _holds(self, branch: str, release: HubRelease) -> bool:
+    def _holds(self, branch: str, release: HubRef) -> bool:
         head = self._read(branch)
         return head is not None and tree_digest(head.files) == release.tree
 
@@ -331,7 +331,7 @@ def _differing(files: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
 
 
 class HubPort:
-    """Implements src.ledger.ports.Hub over one repository; `folder` holds the assembled release."""
+    """The Hub as the promotion protocol sees it, over one repository; `folder` holds the assembled release."""
 
     def __init__(self, repository: HubRepository, folder: Path) -> None:
         self._repository, self._folder = repository, folder
@@ -342,7 +342,7 @@ class HubPort:
         return self._repository.repo_id
 
     def check(self) -> None:
-        """Token, rights and server; raises HubError or InvalidParams."""
+        """Check token, rights and server; raises HubError or InvalidParams."""
         self._repository.check()
 
     def holds_release(self) -> bool:
@@ -350,12 +350,11 @@ class HubPort:
         return self._repository.holds_release()
 
     def publish(self, key: str) -> HubRef:
-        """The folder as one verified commit on branch release/<key12>."""
-        release = self._repository.publish(self._folder, _branch(key), f"release {key[:12]}")
-        return HubRef(repo=release.repo, commit=release.commit, tree=release.tree)
+        """Publish the folder as one verified commit on branch release/<key12>."""
+        return self._repository.publish(self._folder, _branch(key), f"release {key[:12]}")
 
     def project(self, slot: Slot) -> None:
-        """Main shows the slot's tree, tag v<version> its commit; the release branch goes."""
+        """Make main show the slot's tree and tag v<version> its commit; delete the release branch."""
         self._repository.project(_release(slot), _tag(slot), _branch(slot.key))
 
     def shows(self, slot: Slot) -> bool:
@@ -374,10 +373,10 @@ def repository(params: HuggingFaceParams) -> HubRepository:
                          patience=Patience.within(params.deadline_seconds))
 
 
-def _release(slot: Slot) -> HubRelease:
+def _release(slot: Slot) -> HubRef:
     if slot.hub is None:
         raise IntegrityError(f"ledger slot {slot.number}: was promoted without the Hub, so the Hub cannot show it")
-    return HubRelease(slot.hub.repo, slot.hub.commit, slot.hub.tree)
+    return slot.hub
 
 
 def _branch(key: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from src.core.records import manifest, tree_digest
-from src.ledger.ports import HubRelease
+from src.ledger.slots import HubRef
 from tests.fakes.loopback.server import LoopbackHub
 from tests.fakes.loopback.store import WRITE
 from utils.hub.repository import HubRepository, Patience
@@ -27,14 +27,14 @@ def repository(*, token: str | None = WRITE, repo: str = REPO, patience: Patienc
     return HubRepository(repo_id=repo, token=token, private=True, patience=patience)
 
 
-def publish(folder: Path, patience: Patience = QUICK) -> HubRelease:
+def publish(folder: Path, patience: Patience = QUICK) -> HubRef:
     return repository(patience=patience).publish(folder, BRANCH, "release 0123456789ab")
 
 
-def put(hub: LoopbackHub, folder: Path) -> HubRelease:
+def put(hub: LoopbackHub, folder: Path) -> HubRef:
     """What publish leaves, without its process."""
     oid = hub.put(REPO, {path: (folder / path).read_bytes() for path in manifest(folder)}, BRANCH)
-    return HubRelease(REPO, oid, tree_digest(manifest(folder)))
+    return HubRef(repo=REPO, commit=oid, tree=tree_digest(manifest(folder)))
 
 
 def shown(hub: LoopbackHub, revision: str = "main") -> dict[str, str]:

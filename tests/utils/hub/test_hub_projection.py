@@ -5,7 +5,8 @@ from huggingface_hub import HfApi
 
 from src.core.errors import HubError, IntegrityError
 from src.core.records import manifest
-from src.ledger.ports import HubRelease, HubState
+from src.ledger.ports import HubState
+from src.ledger.slots import HubRef
 from tests.fakes.hub_fault_rules import Rule
 from tests.fakes.loopback.publishing import BRANCH, REPO, put, release_folder, repository, shown
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
@@ -17,15 +18,15 @@ pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 
 @pytest.fixture
-def release(hub: LoopbackHub, folder: Path) -> HubRelease:
+def release(hub: LoopbackHub, folder: Path) -> HubRef:
     return put(hub, folder)
 
 
-def project(hub: LoopbackHub, release: HubRelease, tag: str = "v1") -> None:
+def project(hub: LoopbackHub, release: HubRef, tag: str = "v1") -> None:
     repository().project(release, tag, BRANCH)
 
 
-def settled(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
+def settled(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     assert shown(hub) == manifest(folder)
     assert repository().state() == HubState(hub.history(REPO)[0], release.tree, {"v1": release.commit},
                                                {"main": hub.history(REPO)[0]})
@@ -33,14 +34,14 @@ def settled(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
 
 
 def test_project_shows_the_release_on_main_tags_it_and_removes_the_branch(
-    hub: LoopbackHub, folder: Path, release: HubRelease
+    hub: LoopbackHub, folder: Path, release: HubRef
 ) -> None:
     project(hub, release)
     settled(hub, folder, release)
     assert ".gitattributes" in hub.files(REPO)
 
 
-def test_projecting_again_changes_nothing(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
+def test_projecting_again_changes_nothing(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     project(hub, release)
     hub.log.clear()
     project(hub, release)
@@ -48,7 +49,7 @@ def test_projecting_again_changes_nothing(hub: LoopbackHub, folder: Path, releas
     settled(hub, folder, release)
 
 
-def test_project_needs_no_local_file_and_sends_no_weights(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
+def test_project_needs_no_local_file_and_sends_no_weights(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     expected = manifest(folder)
     for path in expected:
         (folder / path).unlink()
@@ -59,7 +60,7 @@ def test_project_needs_no_local_file_and_sends_no_weights(hub: LoopbackHub, fold
 
 
 def test_a_rollback_shows_the_older_release_bit_for_bit(
-    hub: LoopbackHub, folder: Path, release: HubRelease, tmp_path: Path
+    hub: LoopbackHub, folder: Path, release: HubRef, tmp_path: Path
 ) -> None:
     project(hub, release)
     newer = put(hub, release_folder(tmp_path / "newer", b"other weights"))
@@ -70,7 +71,7 @@ def test_a_rollback_shows_the_older_release_bit_for_bit(
 
 
 def test_files_of_somebody_else_on_main_go_with_the_same_commit(
-    hub: LoopbackHub, folder: Path, release: HubRelease
+    hub: LoopbackHub, folder: Path, release: HubRef
 ) -> None:
     hub.put(REPO, {"old-shard.safetensors": b"x", "notes.txt": b"x"})
     project(hub, release)
@@ -78,7 +79,7 @@ def test_files_of_somebody_else_on_main_go_with_the_same_commit(
     assert len(hub.history(REPO)) == 3
 
 
-def test_a_tag_never_moves(hub: LoopbackHub, release: HubRelease) -> None:
+def test_a_tag_never_moves(hub: LoopbackHub, release: HubRef) -> None:
     HfApi(endpoint=hub.url, token=WRITE).create_tag(REPO, tag="v1", revision="main")
     with pytest.raises(IntegrityError, match="tags never move"):
         project(hub, release)
@@ -86,18 +87,18 @@ def test_a_tag_never_moves(hub: LoopbackHub, release: HubRelease) -> None:
     assert hub.repos[f"models/{REPO}"]["tags"]["v1"] == hub.history(REPO)[0]
 
 
-def test_a_branch_that_has_moved_on_is_kept(hub: LoopbackHub, release: HubRelease) -> None:
+def test_a_branch_that_has_moved_on_is_kept(hub: LoopbackHub, release: HubRef) -> None:
     hub.put(REPO, {"notes.txt": b"x"}, BRANCH)
     project(hub, release)
     assert BRANCH in repository().state().branches
 
 
-def test_a_release_whose_commit_is_gone_is_an_integrity_error(hub: LoopbackHub, release: HubRelease) -> None:
+def test_a_release_whose_commit_is_gone_is_an_integrity_error(hub: LoopbackHub, release: HubRef) -> None:
     with pytest.raises(IntegrityError, match="is gone"):
-        project(hub, HubRelease(REPO, "0" * 40, release.tree), tag="v2")
+        project(hub, HubRef(repo=REPO, commit="0" * 40, tree=release.tree), tag="v2")
 
 
-def test_a_stale_parent_on_main_is_settled_by_another_look(hub: LoopbackHub, folder: Path, release: HubRelease) -> None:
+def test_a_stale_parent_on_main_is_settled_by_another_look(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     hub.fault("/commit/main", intrude={"repo": REPO, "files": {"other.txt": "x"}})
     project(hub, release)
     assert shown(hub) == manifest(folder)
@@ -109,7 +110,7 @@ def test_a_stale_parent_on_main_is_settled_by_another_look(hub: LoopbackHub, fol
     {"status": 500, "after": True, "times": 2},
 ], ids=["reset", "lost reply", "409 lock", "500 after the work, twice"])
 def test_project_recovers_from_a_fault_at_each_of_its_requests(
-    hub: LoopbackHub, folder: Path, release: HubRelease, fault: Rule
+    hub: LoopbackHub, folder: Path, release: HubRef, fault: Rule
 ) -> None:
     content = hub.repos[f"models/{REPO}"]
     before = {key: dict(content[key]) for key in ("commits", "branches", "tags")}
@@ -124,7 +125,7 @@ def test_project_recovers_from_a_fault_at_each_of_its_requests(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_project_stops_where_repeating_is_no_use(hub: LoopbackHub, release: HubRelease, status: int) -> None:
+def test_project_stops_where_repeating_is_no_use(hub: LoopbackHub, release: HubRef, status: int) -> None:
     hub.fault("/commit/main", status=status, times=9)
     with pytest.raises(HubError):
         project(hub, release)

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 
 from src.core.errors import HubError, IntegrityError
 from src.core.records import manifest, tree_digest
-from src.ledger.ports import HubRelease
+from src.ledger.slots import HubRef
 from tests.fakes.hub_fault_rules import Rule
 from tests.fakes.loopback.publishing import BRANCH, COMMIT, REPO, commits_since_main, publish, repository, shown
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
@@ -21,7 +21,8 @@ pytest_plugins = ["tests.fakes.loopback.fixtures"]
 
 def test_publish_makes_a_private_repository_and_one_commit(hub: LoopbackHub, folder: Path) -> None:
     release = publish(folder)
-    assert release == HubRelease(REPO, hub.history(REPO, BRANCH)[0], tree_digest(manifest(folder)))
+    assert release == HubRef(repo=REPO, commit=hub.history(REPO, BRANCH)[0],
+                             tree=tree_digest(manifest(folder)))
     assert hub.repos[f"models/{REPO}"]["private"]
     assert shown(hub, BRANCH) == manifest(folder)
     assert commits_since_main(hub) == [release.commit]

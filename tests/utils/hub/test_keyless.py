@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from src.core.errors import HubError, InvalidParams
@@ -25,33 +26,15 @@ class Exchange(LocalServer):
         self.asked: list[tuple[str, Any]] = []
         self.trusts = True
 
-
-class _Handler(BaseHTTPRequestHandler):
-    owner: Exchange
-
-    def do_GET(self) -> None:
-        self.owner.asked.append((self.path, self.headers["Authorization"]))
-        self._answer(200, {"value": "an.id.token"})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.owner.asked.append((self.path, body))
-        known = self.owner.trusts and body["subject_token"] == "an.id.token"
-        self._answer(200 if known else 400, {"access_token": JWT, "expires_in": 3600} if known
-                     else {"error": "invalid_grant", "error_description": "no publisher matches"})
-
-    def _answer(self, status: int, body: Any) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-Exchange.handler = _Handler
+    def answer(self, method: str, path: str, headers: Message, body: bytes) -> tuple[int, object]:
+        if method == "GET":
+            self.asked.append((path, headers["Authorization"]))
+            return 200, {"value": "an.id.token"}
+        asked = json.loads(body)
+        self.asked.append((path, asked))
+        if self.trusts and asked["subject_token"] == "an.id.token":
+            return 200, {"access_token": JWT, "expires_in": 3600}
+        return 400, {"error": "invalid_grant", "error_description": "no publisher matches"}
 
 
 @pytest.fixture
@@ -61,6 +44,8 @@ def exchange(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exchange]:
                             "ACTIONS_ID_TOKEN_REQUEST_URL": f"{made.url}/id-token",
                             "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner"}.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", made.url)  # HF_ENDPOINT is read at the import
+        monkeypatch.setattr("huggingface_hub.utils._auth._OIDC_TOKEN_CACHE", None)
         yield made
 
 
