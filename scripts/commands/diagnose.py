@@ -1,4 +1,4 @@
-"""What a check of the services found: one line and one remedy for each. Pure."""
+"""The checks of the doctor: this machine and each configured service, with one line and one remedy for each."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import requests
 from huggingface_hub import HfApi
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from tabulate import tabulate
 
 from src.core.errors import HubError, InvalidParams, PipelineError, Undecided
 from src.core.params import Params
@@ -26,23 +27,27 @@ from utils.tracking import store
 from utils.tracking.ledger import MlflowLedger
 
 State = Literal["ok", "warning", "failed", "unused"]
-# 2.9: params of 6,000 characters, which a ledger slot needs (2.8), and aliases (2.3); measured against 2.9.2.
+# 2.8 brought params of 6,000 characters, which a ledger slot needs, and 2.3 aliases; tested against 2.9.2.
 OLDEST_MLFLOW = (2, 9)
-_SPOKEN = {"ok": "ok", "warning": "warning", "failed": "FAILED", "unused": "not used"}
+_STATES = {"ok": "ok", "warning": "warning", "failed": "FAILED", "unused": "not used"}
 _SECONDS = 5
 MLFLOW_SECONDS = 12
 HUB_SECONDS = 8
 _PYTHONS = ((3, 11), (3, 12), (3, 13))
 _GIGABYTE = 10**9
-_ROOM = {True: 12, False: 1}  # GB: a model from the Hub with its merge, release and registered copy; pocket's
+# GB by whether the base comes from the Hub: it needs room for base, merged model, release and registered copy.
+_ROOM = {True: 12, False: 1}
 _PATIENCE = Patience(deadline=HUB_SECONDS, request=5, stall=5, attempts=1, backoff=1)
-# The doctor wants to know whether a server answers now; a deployment waits longer.
+# The doctor checks whether a server answers now; a deployment waits longer.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One service. code is the exit code that a failed one calls for; remedy is empty where there is nothing to do."""
+    """The result of one check.
+
+    code: the exit code if it failed, else 0. remedy: what to do, empty if there is nothing to do.
+    """
 
     service: str
     state: State
@@ -55,71 +60,61 @@ Checks = Mapping[str, Callable[[], Check | None]]
 
 
 def good(service: str, text: str) -> Check:
-    """It works."""
+    """A check that passed."""
     return Check(service, "ok", text, "", 0)
 
 
 def unused(service: str, text: str) -> Check:
-    """The configuration does not ask for it."""
+    """A service that the configuration does not use."""
     return Check(service, "unused", text, "", 0)
 
 
-def doubtful(service: str, text: str, remedy: str) -> Check:
-    """It works, and somebody may want to know."""
+def warning(service: str, text: str, remedy: str) -> Check:
+    """A warning: it works, but check the text."""
     return Check(service, "warning", text, remedy, 0)
 
 
 def failed(service: str, code: int, text: str, remedy: str) -> Check:
-    """It does not work as configured."""
+    """A check that failed."""
     return Check(service, "failed", text, remedy, code)
 
 
-def failure(service: str, error: PipelineError) -> Check:
-    """What an error says: its last part, after a semicolon, is the remedy."""
+def failed_by(service: str, error: PipelineError) -> Check:
+    """A check that failed with this error, whose message ends with `; ` and the remedy."""
     text, _, remedy = " ".join(str(error).split()).rpartition("; ")
     return failed(service, error.code, text or remedy, remedy if text else "see docs/troubleshooting.md")
 
 
 def is_too_old(version: str) -> bool:
-    """Whether an MLflow server of this version lacks what the ledger needs; an unreadable version is not."""
+    """True if an MLflow server of this version cannot keep the ledger; False for a version that cannot be read."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return found is not None and (int(found[1]), int(found[2])) < OLDEST_MLFLOW
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """That of the first failed check, 0 where none failed."""
+    """The exit code of the first failed check, 0 if none failed."""
     return next((check.code for check in checks if check.state == "failed"), 0)
 
 
 def facts(checks: Sequence[Check]) -> dict[str, Any]:
-    """All that --json says."""
+    """The checks as a JSON object."""
     return {"code": exit_code(checks), "checks": [asdict(check) for check in checks]}
 
 
 def text(checks: Sequence[Check]) -> str:
-    """A line for each service."""
-    return "\n".join(_lines(checks))
-
-
-def _lines(checks: Sequence[Check]) -> Iterator[str]:
-    for check in checks:
-        remedy = f"; {check.remedy}" if check.remedy else ""
-        yield f"{_SPOKEN[check.state]:8}  {check.service:7}  {check.text}{remedy}"
-
-
-def _python_version() -> tuple[int, int]:
-    """Major and minor version of this Python."""
-    major, minor = platform.python_version_tuple()[:2]
-    return int(major), int(minor)
+    """One line for each check."""
+    rows = [(_STATES[check.state], check.service, f"{check.text}{check.remedy and '; '}{check.remedy}")
+            for check in checks]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
 def free_bytes(folder: Path) -> int:
-    """What is left on the disk of a folder."""
+    """The free bytes on the disk of a folder."""
     return shutil.disk_usage(folder).free
 
 
 def accelerator() -> str | None:
-    """Name and memory of the NVIDIA GPUs, as their own tool has them; None without one. (torch takes seconds.)"""
+    """Name and memory of the NVIDIA GPUs by nvidia-smi, None if there is none. Importing torch would take seconds."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
@@ -129,17 +124,17 @@ def accelerator() -> str | None:
 
 
 def examine(config: Path) -> list[Check]:
-    """Every check, worst case a minute: each service has its own time limit."""
+    """Run every check. It takes at most a minute: each service has its own time limit."""
     try:
         params = yaml_utils.load_params(config, profile=github_utils.overrides().profile)
     except InvalidParams as error:
-        return [failure("config", error), *performed({"git": _git, "dvc": _dvc})]
-    told = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
-    return [good("config", told), *performed(checks(params))]
+        return [failed_by("config", error), *performed({"git": _git, "dvc": _dvc})]
+    text = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
+    return [good("config", text), *performed(checks(params))]
 
 
 def checks(params: Params) -> Checks:
-    """The check of each service by its name; None from one means that the configuration does not name it."""
+    """The check of each service by its name. A check returns None if the configuration does not use its service."""
     return {
         "machine": lambda: _machine(params), "git": lambda: _branch(params), "dvc": _dvc,
         "dagshub": lambda: _dagshub(params), "mlflow": lambda: _mlflow(params), "hub": lambda: _hub(params),
@@ -148,19 +143,23 @@ def checks(params: Params) -> Checks:
 
 
 def performed(asked: Checks) -> list[Check]:
-    """The outcome of each check, an error turned into its line."""
+    """Run the checks; an error becomes a failed check."""
     os.environ.update(IMPATIENT)
-    return list(_each(asked))
+    found = (_performed(service, check) for service, check in asked.items())
+    return [check for check in found if check]
 
 
-def _each(asked: Checks) -> Iterator[Check]:
-    for service, check in asked.items():
-        try:
-            found = check()
-        except PipelineError as error:
-            found = failure(service, error)
-        if found:
-            yield found
+def _python_version() -> tuple[int, int]:
+    """Major and minor version of this Python."""
+    major, minor = platform.python_version_tuple()[:2]
+    return int(major), int(minor)
+
+
+def _performed(service: str, check: Callable[[], Check | None]) -> Check | None:
+    try:
+        return check()
+    except PipelineError as error:
+        return failed_by(service, error)
 
 
 def _machine(params: Params) -> Check:
@@ -176,7 +175,7 @@ def _machine(params: Params) -> Check:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow", "dvc"))
     text = f"Python {python[0]}.{python[1]}, {versions}; {free:.0f} GB free; {gpu or 'no GPU'}"
     if fetched and not gpu:
-        return doubtful("machine", text, f"{params.model.base_model} takes hours to train without one")
+        return warning("machine", text, f"{params.model.base_model} takes hours to train without one")
     return good("machine", text)
 
 
@@ -185,7 +184,7 @@ def _git() -> Check:
         return failed("git", 2, "not installed", "install git")
     found = git_utils.identity()
     if found.commit == git_utils.UNKNOWN:
-        return doubtful("git", "no commit here, so records name none", "git init, git add, git commit")
+        return warning("git", "no commit here, so records name none", "git init, git add, git commit")
     return good("git", f"{found.branch or 'detached'} at {found.commit[:12]}{', with changes' if found.dirty else ''}")
 
 
@@ -193,7 +192,7 @@ def _branch(params: Params) -> Check:
     found = _git()
     branches = params.deployment.promoting_branches
     if found.state == "ok" and not environment.may_promote(branches, git_utils.identity().branch):
-        return doubtful("git", f"{found.text}: this branch may not promote", "add it to deployment.promoting_branches "
+        return warning("git", f"{found.text}: this branch may not promote", "add it to deployment.promoting_branches "
                         "if it should")
     return found
 
@@ -204,7 +203,7 @@ def _dvc() -> Check:
         return unused("dvc", "no remote: the cache stays on this machine (docs/remotes.md)")
     state = dvc_utils.look(remote)
     if state != "reachable":
-        return doubtful("dvc", f"{remote.name} at {remote.url}: {state}", "give write access if `dvc push` is to work")
+        return warning("dvc", f"{remote.name} at {remote.url}: {state}", "give write access if `dvc push` is to work")
     return good("dvc", f"{remote.name} at {remote.url}: {state}")
 
 
@@ -249,12 +248,12 @@ def _asked(params: Params, uri: str) -> Check:
 
 
 def _explained(error: Undecided, uri: str) -> Check:
-    """The usual troubles with a server, by MLflow's own codes."""
+    """The usual problems with a server, by MLflow's error codes."""
     cause = error.__cause__
     if not isinstance(cause, MlflowException) or uri.startswith(store.SQLITE):
-        return failure("mlflow", error)
+        return failed_by("mlflow", error)
     if isinstance(cause.__context__, Undecided):  # our own deadline, in MLflow's words
-        return failure("mlflow", cause.__context__)
+        return failed_by("mlflow", cause.__context__)
     if isinstance(cause.__context__, requests.RequestException):
         return failed("mlflow", 4, f"{uri}: no answer", "check that it runs, MLFLOW_TRACKING_URI and the network")
     if cause.error_code == "UNAUTHENTICATED":
@@ -262,7 +261,7 @@ def _explained(error: Undecided, uri: str) -> Check:
     if cause.error_code == "PERMISSION_DENIED":
         remedy = "give it EDIT on what docs/troubleshooting.md lists"
         return failed("mlflow", 4, f"{uri}: this user may not write", remedy)
-    return failure("mlflow", error)
+    return failed_by("mlflow", error)
 
 
 def _unknown_user(uri: str) -> Check:
@@ -291,8 +290,8 @@ def _hub(params: Params) -> Check:
     repository = HubRepository(repo_id=hugging.model_id, token=token, private=hugging.private, patience=_PATIENCE)
     try:
         repository.check()
-    except HubError as error:  # rather what happened than how often it was tried
-        return failure("hub", error.__cause__ if isinstance(error.__cause__, HubError) else error)
+    except HubError as error:  # its cause says what happened; the error itself says how often it was tried
+        return failed_by("hub", error.__cause__ if isinstance(error.__cause__, HubError) else error)
     with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), hub_errors(hugging.model_id):
         identity = who(HfApi(endpoint=endpoint(), token=token))
     head = repository.state().head
@@ -301,7 +300,7 @@ def _hub(params: Params) -> Check:
 
 
 def _base(params: Params) -> Check | None:
-    """The base model, where it comes from the Hub."""
+    """The base model, if it comes from the Hub."""
     if not _is_fetched(params):
         return None
     name, revision = params.model.base_model, params.model.revision
@@ -309,7 +308,7 @@ def _base(params: Params) -> Check | None:
         with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), hub_errors(name):
             info = HfApi(endpoint=endpoint(), token=environment.token() or False).model_info(name, revision=revision)
     except HubError as error:
-        return failure("base", error)
+        return failed_by("base", error)
     return good("base", f"{endpoint()}: {name} at {str(info.sha)[:12]}")
 
 
