@@ -31,7 +31,7 @@ QUESTIONS, ROWS = Path("results/data/train.jsonl"), Path("results/data/evaluatio
 SPACE = Path("space")
 BUILDER = SPACE / ".venv-builder/bin/python"
 SERVING = SPACE / ".venv/bin/python"
-SOURCES = ("prepare_assets.py", "validate_bundle.py", "bundling", "serving", "requirements/builder.txt")
+SOURCES = ("prepare_assets.py", "validate_bundle.py", "files.py", "bundling", "serving", "requirements/builder.txt")
 _KEY_ON_CARD = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
 logger = logging.getLogger("champion")
 PARSER = process.Arguments(description=__doc__)

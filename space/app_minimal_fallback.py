@@ -1,4 +1,4 @@
-"""The fallback: the standard library alone answers from questions and answers that are shipped with it.
+"""The fallback: answer from stored questions and answers, with the standard library alone.
 
 `cp app_minimal_fallback.py app.py` is a working deployment. It generates nothing, and says so in every answer.
 """

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--strategy", metavar="NAME", help="requirements to take over; fix_dependencies.py --list")
     parser.add_argument("--champion", metavar="NAME", help="model repository whose main the bundle has to be of")
     parser.add_argument("--private", action="store_true", help="of a Space that is created")
-    parser.add_argument("--url", help="where it answers, else as the Hub says")
+    parser.add_argument("--url", help="address of the live Space, if it is not the one that the Hub states")
     parser.add_argument("--record", type=Path, help="write the result there as JSON")
     parser.add_argument("--wait", type=float, default=1800, metavar="SECONDS", help="for the build and the start")
     parser.add_argument("--settle", type=float, default=60, metavar="SECONDS", help="for a running Space to be right")

@@ -1,4 +1,4 @@
-"""A file's digest, and the one way in which this folder's programs write a file: whole or not at all."""
+"""Hash, read and write files. What others read is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+JsonLine = dict[str, Any]
 
 
 def sha256(path: Path) -> str:
@@ -37,3 +39,13 @@ def write_text(path: Path, text: str) -> None:
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
     """The same for JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_lines(path: Path) -> list[JsonLine]:
+    """Read a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(path: Path, rows: Iterable[JsonLine]) -> None:
+    """Write a file of JSON lines, in place."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")

@@ -1,4 +1,4 @@
-"""Which requirements to install: list the strategies, trace an error to one, try one, take it over, go back."""
+"""List the strategies (sets of requirements), recommend one for an error, test one, apply one, undo that."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ logger = logging.getLogger("space")
 
 
 def main() -> int:
-    """Exit 0 when done, 1 where a strategy does not build, 2 for a wrong flag or file."""
+    """Exit 0 when done, 1 when a strategy cannot be installed, 2 for a wrong flag or file."""
     known = strategies.load()
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="the strategies and what works with each")
     what.add_argument("--recommend", action="store_true", help="from a log, or else from this environment")
     what.add_argument("--strategy", choices=known, metavar="NAME", help=f"one of {', '.join(known)}")
-    what.add_argument("--undo", action="store_true", help="the requirements.txt before the last --apply")
-    parser.add_argument("--log", metavar="FILE", help="what a build or a start said; - for stdin")
+    what.add_argument("--undo", action="store_true", help="go back to the requirements.txt before the last --apply")
+    parser.add_argument("--log", metavar="FILE", help="the log of a build or a start; - for stdin")
     parser.add_argument("--test", action="store_true", help="install it in a scratch environment and import it")
     parser.add_argument("--apply", action="store_true", help="write requirements.txt, which the Dockerfile installs")
     arguments = parser.parse_args()
@@ -57,7 +57,7 @@ def _list(known: dict[str, strategies.Strategy]) -> None:
 def _recommend(log: str | None) -> None:
     if log:
         text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
-        found, otherwise = diagnose(text), "no error that is known; see docs/dependencies.md"
+        found, otherwise = diagnose(text), "no known error; see docs/dependencies.md"
     else:
         said = "\n".join(checks.environment_problems())
         found, otherwise = diagnose(said), said or "nothing is wrong here"

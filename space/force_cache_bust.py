@@ -1,4 +1,4 @@
-"""Change the image's build key, so that every step that runs something is done anew by the next build.
+"""Change the image's build key, so that the next build repeats every RUN step.
 
     python space/force_cache_bust.py [--commit] [--push --space OWNER/NAME]
 """
@@ -22,7 +22,7 @@ logger = logging.getLogger("space")
 
 
 def main() -> int:
-    """Exit 0 with the new key on stdout, 2 where there is none to change or git refuses, 6 where the Hub does."""
+    """Print the new key. Exit 0, 2 if there is no key to change or git refuses, 6 if the Hub does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", action="store_true", help="commit the Dockerfile, and nothing else, with git")
     parser.add_argument("--push", action="store_true", help="change it on the Space too, by one commit")
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 class BuildKeyError(Exception):
-    """It could not be changed; the text says why."""
+    """The build key could not be changed; the text says why."""
 
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class BuildKeyError(Exception):
 
 
 def changed(text: str, key: str) -> str:
-    """A Dockerfile with another key; raises BuildKeyError where it has none."""
+    """A Dockerfile with another key; raises BuildKeyError if it has none."""
     if not _KEY.search(text):
         raise BuildKeyError("Dockerfile: has no line ARG BUILD_KEY=; put one before the first FROM")
     return _KEY.sub(f"ARG BUILD_KEY={key}", text, count=1)

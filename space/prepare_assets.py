@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, copy_weights, find, lacking
+from files import read_lines
 from serving.identity import BundleIdentity, ServedModel
 
 logger = logging.getLogger("space")
@@ -23,13 +24,13 @@ _QUESTIONS = 500
 
 
 def main() -> int:
-    """Exit 0 with a bundle in place, 2 where the release cannot be had."""
+    """Exit 0 with a bundle in place, 2 when there is no release."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder of a release, or NAME[@REVISION] on the Hub")
     parser.add_argument("--output", type=Path, default=HERE / "assets")
     parser.add_argument("--weights", default="int8,int4", help="int8,int4 or one of them, or safetensors")
     parser.add_argument("--questions", type=Path, help="conversations (JSON lines) that the fallback may answer from")
-    parser.add_argument("--version", type=int, help="version in the registry, where the release does not tell")
+    parser.add_argument("--version", type=int, help="version in the registry, if the release does not state it")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = arguments.weights.split(",")
@@ -89,8 +90,8 @@ def _first_turns(path: Path) -> list[dict[str, str]]:
     """The shipped questions, which the page shows, then those of the conversations; each once, with its answer."""
     shipped = json.loads((HERE / "questions.json").read_text(encoding="utf-8"))
     found: dict[str, str] = {each["question"]: each["answer"] for each in shipped}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        messages = [each for each in json.loads(line)["messages"] if each["role"] != "system"]
+    for line in read_lines(path):
+        messages = [each for each in line["messages"] if each["role"] != "system"]
         found.setdefault(messages[0]["content"], messages[1]["content"])
     return [{"question": question, "answer": answer} for question, answer in list(found.items())[:_QUESTIONS]]
 

@@ -18,18 +18,15 @@ from bundling.comparison import (
     STREAMS,
     Answerer,
     BundleVerdict,
-    JsonLine,
     MeasuringError,
     ScoredAnswers,
-    Scorer,
     evaluated,
     identity_problems,
     judge,
-    read_lines,
     scored,
 )
 from bundling.source import Source, SourceError, find
-from files import sha256, write_object
+from files import JsonLine, read_lines, sha256, write_object
 from serving.identity import VALIDATION, BundleIdentity
 
 if TYPE_CHECKING:
@@ -40,7 +37,7 @@ logger = logging.getLogger("space")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 UNSAFE = 5
-# What is served where several are SAFE, first to last: int8 is closer to the release and gives its first answer sooner;
+# The order in which SAFE weights are served: int8 is closer to the release and gives its first answer sooner;
 # int4 takes less memory and is faster then. The figures are benchmarks/serving.py's.
 _PRECEDENCE = ("int8", "int4")
 
@@ -49,7 +46,7 @@ PARSER.add_argument("--bundle", type=Path, default=HERE / "assets")
 PARSER.add_argument("--model", default=str(ROOT / "results/release"), help="the release: a folder, or NAME[@REVISION]")
 PARSER.add_argument("--evaluation-rows", type=Path, default=ROOT / "results/data/evaluation.jsonl")
 PARSER.add_argument("--evaluation", type=Path, default=ROOT / "results/evaluations",
-                    help="answers of the pipeline's evaluation, taken where they are of this model")
+                    help="answers of the pipeline's evaluation, used if they are of this model")
 PARSER.add_argument("--rows", type=int, default=0, help="the first so many rows; 0: all")
 PARSER.add_argument("--timed-rows", type=int, default=16, help="rows that are answered one by one, for the times")
 PARSER.add_argument("--max-score-drop", type=float, help="default: space.max_score_drop of params.yaml")
@@ -65,7 +62,7 @@ class Measured:
 
     answers: ScoredAnswers
     figures: dict[str, Any]
-    source: str  # where the answers are from
+    source: str  # of the answers: generated, or the evaluation stage
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class Task:
     bundle: Path
     rows: Sequence[JsonLine]
     timed: int
-    scorer: Scorer
+    scorer: Sequence[str]
     scratch: Path
 
     def measure(self, side: Answerer, known: list[JsonLine] | None = None) -> tuple[Measured, dict[str, Any]]:
@@ -88,7 +85,7 @@ class Task:
 
 
 def main() -> int:
-    """Exit 0 where some weights of the bundle are SAFE, 5 where none are, 2 where that could not be found out."""
+    """Exit 0 if some weights of the bundle are SAFE, 5 if none are, 2 if they could not be compared."""
     flags = PARSER.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -110,7 +107,7 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rows = read_lines(flags.evaluation_rows)[:flags.rows or None]
     kinds = kinds_in(flags.bundle)
     problems = identity_problems(flags.bundle, release)
-    scorer = Scorer(tuple(shlex.split(flags.scorer)) if flags.scorer else _project_scorer())
+    scorer = shlex.split(flags.scorer) if flags.scorer else _project_scorer()
     task = Task(release, flags.bundle, rows, flags.timed_rows, scorer, scratch)
     with_torch = flags.released_python or _with_torch()
     known = evaluated(flags.evaluation, release, rows)

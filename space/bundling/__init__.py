@@ -1,0 +1,1 @@
+"""Make a bundle of a release, and compare the two."""

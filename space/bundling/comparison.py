@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from files import sha256
+from files import JsonLine, read_lines, sha256, write_lines
 from serving.identity import BundleError, BundleIdentity
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parents[1]
 STREAMS = 4  # answers at once, as in the app
-JsonLine = dict[str, Any]
 # Tokens at an answer's end. Of the pocket model's 232 answers, of 72 tokens at most, none ends in anything said three
 # times, and the longest end that was said twice has 15 tokens; of the references, none.
 _TAIL = 24
@@ -27,7 +26,7 @@ _PERIODS = range(1, 41)
 
 
 class MeasuringError(Exception):
-    """Nothing could be measured; the text says why."""
+    """The comparison failed; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,20 @@ class Answerer:
         return read_lines(output), json.loads(told.splitlines()[-1])
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """The project's own, as a process."""
-
-    command: tuple[str, ...]
-
-    def score(self, predictions: Path) -> dict[str, Any]:
-        """What it says of a file of predictions; raises MeasuringError."""
-        told = run([*self.command, "--predictions", str(predictions.resolve())], cwd=HERE.parent)
-        found: dict[str, Any] = json.loads(told.splitlines()[-1])
-        return found
+def score(scorer: Sequence[str], predictions: Path) -> dict[str, Any]:
+    """Run the project's scorer on a file of predictions; raises MeasuringError."""
+    told = run([*scorer, "--predictions", str(predictions.resolve())], cwd=HERE.parent)
+    found: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return found
 
 
 def scored(
-    rows: Sequence[JsonLine], answers: Sequence[JsonLine], scorer: Scorer, file: Path
+    rows: Sequence[JsonLine], answers: Sequence[JsonLine], scorer: Sequence[str], file: Path
 ) -> tuple[ScoredAnswers, dict[str, Any]]:
     """Write the predictions, score them; the scorer's own words come second."""
     write_lines(file, [{**answer, "reference": row["messages"][-1]["content"].strip()}
                        for row, answer in zip(rows, answers, strict=True)])
-    told = scorer.score(file)
+    told = score(scorer, file)
     return ScoredAnswers(
         predictions=tuple(answer["prediction"] for answer in answers), metrics=told["metrics"],
         weighted_score=told["weighted_score"], empty=_share([not answer["prediction"] for answer in answers]),
@@ -76,7 +69,7 @@ def scored(
 
 
 def evaluated(folder: Path, release: Source, rows: Sequence[JsonLine]) -> list[JsonLine] | None:
-    """The answers that the evaluation stage just wrote, where they are this model's to these rows under its limit."""
+    """The answers of the evaluation stage, if they are this model's answers to these rows under its limit."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         known = {line["id"]: line for line in read_lines(folder / "predictions.jsonl")}
@@ -106,18 +99,8 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
 
-def read_lines(path: Path) -> list[JsonLine]:
-    """Of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """As JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
-
-
 def run(command: Sequence[str], *, cwd: Path) -> str:
-    """What a command prints; raises MeasuringError with its last line where it fails."""
+    """A command's output; raises MeasuringError with its last line when it fails."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -152,7 +135,7 @@ class BundleVerdict:
 
 
 def loops(tokens: Sequence[int]) -> bool:
-    """It ends in one run of up to 40 tokens said at least three times, over 24 tokens or more."""
+    """Whether an answer ends in a run of up to 40 tokens, repeated three times or more over at least 24 tokens."""
     return any(_repeats(tokens[-max(_TAIL, 3 * period):], period) for period in _PERIODS
                if len(tokens) >= max(_TAIL, 3 * period))
 

@@ -1,4 +1,4 @@
-"""Answer prompts with the code that serves, in a process of its own, and tell what it took.
+"""Answer prompts with the serving code in a process of its own, and print time and memory.
 
     python -m bundling.probe --bundle DIR --weights int8 --prompts FILE --output FILE [--streams 4]
 
@@ -17,8 +17,8 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from files import JsonLine, read_lines, write_lines
 from serving.bundle import Bundle
 from serving.engine import Engine, Options
 
@@ -58,11 +58,11 @@ class Asking:
         self.first_seconds: list[float] = []
         self._places = asyncio.Semaphore(streams)
 
-    async def all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def all(self, rows: list[JsonLine]) -> list[JsonLine]:
         """In the order of the rows."""
         return list(await asyncio.gather(*(self.one(row) for row in rows)))
 
-    async def one(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def one(self, row: JsonLine) -> JsonLine:
         """As a line of predictions."""
         async with self._places:
             begun, tokens = time.monotonic(), list[int]()
@@ -75,9 +75,9 @@ class Asking:
                 "truncated": generation.finish_reason == "length"}
 
 
-async def ask(flags: argparse.Namespace, bundle: Bundle) -> tuple[list[dict[str, Any]], Figures]:
+async def ask(flags: argparse.Namespace, bundle: Bundle) -> tuple[list[JsonLine], Figures]:
     """Load the weights, answer one prompt to warm up, then all of them."""
-    rows = [json.loads(line) for line in flags.prompts.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(flags.prompts)
     begun = time.monotonic()
     engine = await Engine.open(bundle.folder / flags.weights, threads=flags.threads, concurrency=flags.streams)
     loaded = time.monotonic() - begun
@@ -109,7 +109,7 @@ def main() -> int:
     """Write the answers, print the figures."""
     flags = PARSER.parse_args()
     answers, figures = asyncio.run(ask(flags, Bundle.open(flags.bundle)))
-    flags.output.write_text("".join(json.dumps(answer) + "\n" for answer in answers), encoding="ascii")
+    write_lines(flags.output, answers)
     sys.stdout.write(json.dumps(asdict(figures)) + "\n")
     return 0
 

@@ -1,0 +1,1 @@
+"""The requirements of the Space: strategies, and checks of what is installed."""

@@ -30,12 +30,12 @@ def requirements() -> Iterator[str]:
 
 
 def imports() -> Iterator[str]:
-    """What the strategy asks for and does not import here."""
+    """Modules of the direct requirements that do not import here."""
     yield from environment.import_problems(applied())
 
 
 def environment_problems() -> Iterator[str]:
-    """What is wrong here, as pip and Python say it."""
+    """What is wrong in this environment, in the words of pip and Python."""
     yield from requirements()
     yield from imports()
 
@@ -79,25 +79,26 @@ def front_matter() -> Iterator[str]:
             yield f"README.md: {name} is missing"
 
 
-def ports() -> Iterator[str]:
+def port_numbers() -> Iterator[str]:
     """README's app_port, Dockerfile's EXPOSE and PORT, and the app's own default on a Space are one number."""
     from serving.settings import Settings
 
-    said = {"the app on a Space": str(Settings.read({"SPACE_ID": "a/b"}).port),
+    ports = {"the app on a Space": str(Settings.read({"SPACE_ID": "a/b"}).port),
             "README.md: app_port": _front_matter().get("app_port", "missing")}
     dockerfile = _text("Dockerfile")
     exposed = re.findall(r"^EXPOSE\s+(\S+)", dockerfile, re.MULTILINE)
-    said["Dockerfile: EXPOSE"] = " ".join(exposed) or "missing"
+    ports["Dockerfile: EXPOSE"] = " ".join(exposed) or "missing"
     if found := re.search(r"^ENV\b.*\bPORT=(\d+)", dockerfile, re.MULTILINE):
-        said["Dockerfile: ENV PORT"] = found[1]
-    if len(set(said.values())) > 1:
-        yield "; ".join(f"{where} {port}" for where, port in said.items()) + ": these have to agree"
-    elif not 0 < int(said["the app on a Space"]) <= _LARGEST_PORT:
-        yield f"{said['the app on a Space']}: is no port"
+        ports["Dockerfile: ENV PORT"] = found[1]
+    if len(set(ports.values())) > 1:
+        yield "; ".join(f"{where} {port}" for where, port in ports.items()) + ": these have to agree"
+    elif not 0 < int(ports["the app on a Space"]) <= _LARGEST_PORT:
+        yield f"{ports['the app on a Space']}: is no port"
 
 
 CHECKS: dict[str, Callable[[], Iterator[str]]] = {
-    "requirements": requirements, "imports": imports, "assets": assets, "front matter": front_matter, "ports": ports}
+    "requirements": requirements, "imports": imports, "assets": assets, "front matter": front_matter,
+    "ports": port_numbers}
 
 
 def run(checks: Mapping[str, Callable[[], Iterator[str]]]) -> Iterator[tuple[str, list[str]]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _GIVEN = {"pip", "setuptools", "wheel"}  # a fresh environment may have them
 _NUMPY_WARNS = "compiled using NumPy 1.x cannot be run"  # on stderr, and the import goes on
 _SECONDS = 300
-# What the compiled parts say of themselves: _get_ndarray_c_version is NPY_ABI_VERSION, 0x01000009 or 0x02000000.
+# Read from the compiled parts: _get_ndarray_c_version is NPY_ABI_VERSION, 0x01000009 or 0x02000000.
 _TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))"
 _NUMPY = """import json, numpy
 try:
@@ -37,7 +37,7 @@ print(json.dumps([numpy.__version__, compiled._get_ndarray_c_version() >> 24]))"
 
 
 def problems(strategy: Strategy) -> Iterator[str]:
-    """One line for each difference; nothing where the environment is what the lock says."""
+    """One line for each difference between this environment and the lock."""
     yield from _versions(strategy.complete)
     yield from import_problems(strategy)
     yield from _torch(strategy.complete)
@@ -58,13 +58,13 @@ def _versions(locked: Mapping[str, str]) -> Iterator[str]:
 
 
 def one_line(problem: str) -> str:
-    """The first and the last line of what Python said, which are where and why."""
+    """The first and the last line of a traceback, which name the place and the reason."""
     first, *rest = problem.splitlines()
     return f"{first} ... {rest[-1]}" if rest else first
 
 
 def import_problems(strategy: Strategy) -> Iterator[str]:
-    """Of each module of what the strategy asks for: its name and how its import ends, where that is not well."""
+    """One line, with Python's own words, for each module of the direct requirements that does not import."""
     modules: dict[str, list[str]] = defaultdict(list)
     for module, names in importlib.metadata.packages_distributions().items():
         for name in names:
@@ -75,7 +75,7 @@ def import_problems(strategy: Strategy) -> Iterator[str]:
 
 
 def import_error(*modules: str) -> str:
-    """What Python says on importing modules in a process of their own; empty where that goes well."""
+    """What Python prints when modules fail to import in a process of their own; empty if they import."""
     ended = _run("\n".join(f"import {module}" for module in modules))
     return ended.stderr.strip() if ended.returncode or _NUMPY_WARNS in ended.stderr else ""
 
@@ -167,7 +167,7 @@ def _applies(requirement: Requirement, extras: set[str]) -> bool:
 
 
 def sentence(broken: Unmet) -> str:
-    """One line, with the chain where it is longer than one step."""
+    """One line, with the chain if it is longer than one step."""
     last = _parsed(broken.chain[-1])
     name = canonical(last.name)
     through = f" ({' -> '.join(broken.chain)})" if len(broken.chain) > 1 else ""
@@ -177,7 +177,7 @@ def sentence(broken: Unmet) -> str:
 
 
 class ScratchError(Exception):
-    """It does not resolve, or what is installed is not sound; the text is what the tools said."""
+    """The strategy cannot be installed, or the result is not sound; the text is the tools' output."""
 
 
 @dataclass(frozen=True)

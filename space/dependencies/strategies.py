@@ -104,7 +104,7 @@ def apply(strategy: Strategy, path: Path = APPLIED) -> bool:
 
 
 def undo(path: Path = APPLIED) -> None:
-    """Put the requirements.txt before the last apply back; raises StrategyError where there is none."""
+    """Put the requirements.txt before the last apply back; raises StrategyError if there was none."""
     try:
         path.with_name(_BEFORE).replace(path)
     except FileNotFoundError as error:
@@ -144,7 +144,7 @@ def errors() -> list[KnownError]:
 
 
 def diagnose(text: str) -> Diagnosis | None:
-    """The first kind of error of the table that a text shows; None where it shows none."""
+    """The first error of the table that a text contains; None if it contains none."""
     for error in errors():
         if found := re.search(error.pattern, text):
             told = {"package": error.package, "installed": None, "wanted": error.wanted} | {

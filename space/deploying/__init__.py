@@ -1,0 +1,1 @@
+"""Push the bundle to a Space on the Hugging Face Hub, and check the live Space."""

@@ -63,9 +63,9 @@ def fetched(api: HfApi, name: str, path: str, revision: str, kind: str) -> str |
 
 
 def persist(action: Callable[[], T], subject: str) -> T:
-    """Do the whole of an action again while the Hub is busy; raises HubFailed, or HubUnavailable when it stays so.
+    """Repeat a whole action while the Hub is busy; raises HubFailed, or HubUnavailable after the last attempt.
 
-    The action looks first and does what is missing: so a lost reply is no harm.
+    The action has to look first and do only what is missing, so that a lost reply does no harm.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -116,7 +116,7 @@ def _bound(request: httpx2.Request) -> None:
 
 
 class DeployError(Exception):
-    """What, where, and what to do next."""
+    """The deployment cannot go on; the text says what happened and what to do next."""
 
     code = 1
 

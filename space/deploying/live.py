@@ -1,4 +1,4 @@
-"""The Space as its visitors meet it: health, a chat and the page, and which version answers."""
+"""Check the live Space as its visitors use it: health, version, a chat and the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUESTION = {"messages": [{"role": "user", "content": "Where is my order?"}], "m
 
 @dataclass(frozen=True)
 class Expected:
-    """Who is to answer, as /healthz tells it (empty: whoever), and whether it is the fallback (None: either)."""
+    """What /healthz has to state (empty: anything), and whether the fallback has to answer (None: either)."""
 
     answers: Mapping[str, Any]
     fallback: bool | None = False
@@ -29,9 +29,9 @@ class Expected:
 
 @dataclass(frozen=True)
 class LiveCheck:
-    """What was found: the health as told, and what is wrong (empty where nothing is).
+    """What one check found: /healthz, and what is wrong (empty if nothing is).
 
-    reached: its health was told. connected: there was a connection at all; else it may be this machine's network.
+    reached: /healthz answered. connected: there was a connection; if not, this machine's network may be at fault.
     """
 
     health: Mapping[str, Any]
@@ -53,7 +53,7 @@ def check(address: str, expected: Expected, *, token: str | None = None) -> Live
             wrong = _wrong_health(health, expected) or _wrong_chat(client, expected) or _wrong_page(client)
             return LiveCheck(health, wrong)
     except (ValueError, LookupError, TypeError):
-        return LiveCheck(health, f"{address}: answers something else than this app does")
+        return LiveCheck(health, f"{address}: the answers are not this app's")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         line = clean(f"{address}: {type(error).__name__}: {error}")
         if isinstance(error, _APART) and not health:

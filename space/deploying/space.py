@@ -1,4 +1,4 @@
-"""One Space on the Hub: its tree, its variables, its runtime. Every change looks first and does what is missing."""
+"""One Space on the Hub: its files, variables and runtime. Every change looks first and does only what is missing."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Head:
 
     oid: str
     files: Mapping[str, str]
-    address: str  # where the Space answers
+    address: str  # of the live Space
     private: bool
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How the Space is: its stage, the commit that runs (None where the Hub does not tell), the Hub's reason."""
+    """The Space's stage, the commit that runs (None if the Hub does not state it), and the Hub's reason."""
 
     stage: str
     sha: str | None
@@ -59,16 +59,16 @@ class Runtime:
 
 
 class Space:
-    """Raises HubFailed where the Hub fails or refuses, Later where it stays busy or somebody else pushes too.
+    """One Space. Raises HubFailed when the Hub fails or refuses, Later when it stays busy or somebody else pushed.
 
-    `ask` is told each change before it is made, and raises where it is not wanted.
+    `ask` is called before each change, and raises to refuse it.
     """
 
     def __init__(self, api: HfApi, name: str, ask: Callable[[str], None]) -> None:
         self.api, self.name, self.ask = api, name, ask
 
     def head(self, revision: str = "main") -> Head | None:
-        """The commit that stands there; None where there is no such Space."""
+        """The commit of a revision; None if there is no such Space."""
         return persist(lambda: self._head(revision), self.name)
 
     def hold(self, oid: str) -> None:
@@ -77,19 +77,19 @@ class Space:
             raise Later(_OVERTAKEN.format(self.name, head.oid[:12]))
 
     def create(self, *, private: bool) -> None:
-        """Make the Space, where it is absent."""
+        """Create the Space if it is absent."""
         if self.head() is None:
             self.ask(f"create the {'private' if private else 'public'} Space {self.name}")
             persist(lambda: self._head("main") or self.api.create_repo(
                 self.name, repo_type=_KIND, space_sdk="docker", private=private), self.name)
 
     def push(self, files: Mapping[str, Path], title: str, on: str | None = None) -> str:
-        """Turn main into exactly these files by one commit (none where it is so), on `on` alone; returns its id."""
+        """Make main exactly these files, by one commit on top of `on` (none if they are there); returns its id."""
         wanted, commit = tree.contents(files), self._committer(title, on)
         return persist(lambda: self._push(files, wanted, commit), self.name)
 
     def amend(self, path: str, change: Callable[[str], str], title: str) -> str:
-        """Change one text file by one commit; returns its id. Raises HubFailed where there is none."""
+        """Change one text file by one commit; returns its id. Raises HubFailed if there is no such file."""
         commit = self._committer(title)
         return persist(lambda: self._amend(path, change, commit), self.name)
 
@@ -99,7 +99,7 @@ class Space:
         return persist(lambda: self._restore(oid, commit), self.name)
 
     def read(self, path: str, revision: str) -> str | None:
-        """A text file of a commit; None where it has none."""
+        """A text file of a commit; None if it has no such file."""
         return persist(lambda: fetched(self.api, self.name, path, revision, _KIND), self.name)
 
     def variables(self) -> dict[str, str]:
@@ -133,7 +133,7 @@ class Space:
         return {tag.target_commit for tag in tags if tag.name.startswith(_LIVE)}
 
     def last_live(self, *, but: str) -> str | None:
-        """The newest commit on main that was seen answering, other than this one; None where there is none."""
+        """The newest other commit on main that was seen answering; None if there is none."""
         live = self.live()
         history = persist(lambda: self.api.list_repo_commits(self.name, repo_type=_KIND), self.name)
         return next((commit.commit_id for commit in history if commit.commit_id in live - {but}), None)
@@ -171,7 +171,7 @@ class Space:
             pause = min(pause * 1.3, 10)
 
     def _is_over(self, runtime: Runtime, oid: str, *, known: bool) -> bool:
-        """Whether the stage is about this commit: for a while the Hub still tells of the one before."""
+        """Whether this commit runs or has failed; for a while the Hub still shows the stage of the one before."""
         if runtime.stage == RUNNING:
             return runtime.sha == oid or (runtime.sha is None and known)
         return known and runtime.stage not in _ON_THE_WAY | _ASLEEP

@@ -1,4 +1,4 @@
-"""The deployment, step by step. Each looks first and does what is missing, so a killed one is completed by another."""
+"""The steps of a deployment. Each step does only what is missing, so the next run completes an interrupted one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Plan:
     push: bool
     private: bool
     on_failure: str  # rollback or fallback
-    address: str | None  # where the Space answers, if not where the Hub says
+    address: str | None  # of the live Space, if it is not the one that the Hub states
     champion: str | None  # the model repository whose main the bundle has to be of
     wait: float  # seconds for the build and the start
     settle: float  # seconds for a running Space to answer as it should
@@ -55,7 +55,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a commit does: what is wrong (empty where nothing is), and whether it is left to stand all the same."""
+    """What is wrong with a commit (empty if nothing is), and whether it stays on main all the same."""
 
     wrong: str
     stands: bool = False
@@ -63,14 +63,14 @@ class Outcome:
 
 
 class SpaceDeployment:
-    """`ask` is told each effect before it happens, and raises where it is not wanted."""
+    """Deploy a bundle to a Space. `ask` is called before each effect, and raises to refuse it."""
 
     def __init__(self, plan: Plan, ask: Callable[[str], None]) -> None:
         self.plan, self.ask = plan, ask
         self.stages: list[str] = []
 
     def run(self) -> DeploymentResult:
-        """Check, push, see it answer; where it does not, put back what did, or the fallback."""
+        """Check, push, wait for the right answer; if it does not come, roll back or push the fallback."""
         wanted = self._prepared()
         if not self.plan.push or not self.plan.space:
             return self._planned(wanted)

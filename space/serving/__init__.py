@@ -1,0 +1,1 @@
+"""The app: an OpenAI-compatible API and a chat page around one model."""

@@ -1,4 +1,4 @@
-"""From a request to the pieces of its answer: prompt, limits, stop texts, and what it took."""
+"""Turn a request into the pieces of its answer: prompt, limits, stop texts, counters."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Bundle:
         )
 
     def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The tokens of a conversation, up to where the assistant speaks; raises BadConversation."""
+        """The tokens of a conversation, up to the assistant's turn; raises BadConversation."""
         clean = [{**message, "content": self._without_markers(message["content"])} for message in messages]
         try:
             text = self._compiled.render(messages=clean, add_generation_prompt=True, **self.special)
@@ -103,7 +103,7 @@ class Bundle:
     def _without_markers(self, text: str) -> str:
         """Without the tokens that part the speakers, so that no message can speak as somebody else.
 
-        Raises BadConversation where what is left gives such a token again: to go on cutting could take seconds.
+        Raises BadConversation if the rest contains such a token again; cutting on and on could take seconds.
         """
         cut = self._markers.sub("", text)
         if self._markers.search(cut):

@@ -1,7 +1,7 @@
-"""What runs the weights: a process of its own, which serving/worker.py is.
+"""The engine: a process of its own (serving/worker.py) that runs the weights, and the answers it generates.
 
-A step of OpenVINO holds Python's lock from its begin to its end. In this process nobody else would be answered
-meanwhile: not for milliseconds while a token is made, and not for seconds while a long conversation is read.
+OpenVINO holds Python's lock during a whole step: milliseconds for one token, seconds for a long prompt. If it ran in
+the app's process, no other request would be answered meanwhile.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Engine:
 
     @classmethod
     async def open(cls, folder: Path, *, threads: int, concurrency: int) -> Engine:
-        """Load the weights in a folder, an absolute path; raises SettingError where they cannot be."""
+        """Load the weights in a folder, an absolute path; raises SettingError if that fails."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "serving.worker", str(folder), str(threads), str(concurrency), cwd=APP,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LONGEST_LINE,
@@ -120,7 +120,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step gave one answer: tokens, and stop or length or what failed where it was the last step."""
+    """What one step added to one answer: tokens, and in the last step stop, length or the error."""
 
     number: int
     tokens: Sequence[int] = ()

@@ -95,7 +95,7 @@ class Gate:
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Wait for a place and hold it; raises TooBusy at once where too many wait already."""
+        """Wait for a place and hold it; raises TooBusy at once if too many wait already."""
         if self._places.locked():
             if self.waiting >= self._queue:
                 raise TooBusy("too many requests are waiting", self._usual * (self.waiting + 1) / self._concurrency)
@@ -123,7 +123,7 @@ class Rate:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, at
 
     def take(self, client: str) -> None:
-        """Count one request; raises TooBusy where the client's bucket is empty."""
+        """Count one request; raises TooBusy if the client's bucket is empty."""
         if not self._per_minute:
             return
         now = self._clock()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
 _MAPS = Path("/proc/self/maps")
-_APART = 0.05  # seconds
+_INTERVAL = 0.05  # seconds
 
 
 class OpenVinoModel:
@@ -38,7 +38,7 @@ class OpenVinoModel:
         self.name = f"OpenVINO {openvino.__version__.partition('-')[0]}, {folder.name}"
         scheduler = SchedulerConfig()
         scheduler.max_num_seqs = concurrency
-        # Where a processor has bf16 that is the default, and an answer then depends on those it is generated beside.
+        # With bf16, the default on processors that have it, an answer depends on the others in its batch.
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             properties["INFERENCE_NUM_THREADS"] = threads
@@ -50,10 +50,10 @@ class OpenVinoModel:
         self._active: dict[int, Any] = {}  # the pipeline's handles
 
     def warm_up(self) -> None:
-        """One token: OpenVINO lays the weights out in memory when it first answers. Unlike step, this frees the GIL."""
+        """Generate one token: OpenVINO repacks the weights at its first answer. Unlike step, this releases the GIL."""
         once = GenerationConfig()
         once.max_new_tokens = 1
-        with given_back(self._file):
+        with dropping_pages(self._file):
             self._pipeline.generate([openvino.Tensor(np.zeros((1, 1), dtype=np.int64))], [once])
 
     def start(self, number: int, prompt: list[int], options: Options) -> None:
@@ -105,16 +105,16 @@ def _config(options: Options) -> GenerationConfig:
 
 
 @contextmanager
-def given_back(file: Path) -> Iterator[None]:
-    """Every 50 ms in the block, and at its end. What is read again comes from the file. On Linux; elsewhere nothing."""
+def dropping_pages(file: Path) -> Iterator[None]:
+    """Drop the weight file's pages while OpenVINO repacks them, so that only one copy is resident (on Linux)."""
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(_APART):
-            _give_back(file)
-        _give_back(file)
+        while not over.wait(_INTERVAL):
+            _drop_pages(file)
+        _drop_pages(file)
 
-    watcher = threading.Thread(target=watch, name="mapped")
+    watcher = threading.Thread(target=watch, name="dropping-pages")
     watcher.start()
     try:
         yield
@@ -123,13 +123,13 @@ def given_back(file: Path) -> Iterator[None]:
         watcher.join()
 
 
-def _give_back(file: Path) -> None:
+def _drop_pages(file: Path) -> None:
     if not _MAPS.exists():
         return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for line in _MAPS.read_text(encoding="utf-8").splitlines():
         place, may, *_, name = line.split(maxsplit=5)
-        if name == str(file.resolve()) and may.startswith("r--"):  # nobody wrote there, so nothing is lost
+        if name == str(file.resolve()) and may.startswith("r--"):  # read-only: they can be read again
             begin, end = (int(address, 16) for address in place.split("-"))
             madvise(begin, end - begin, mmap.MADV_DONTNEED)

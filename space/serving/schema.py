@@ -1,4 +1,4 @@
-"""The part of OpenAI's chat completions that is understood; other fields are ignored."""
+"""The part of OpenAI's chat completions that this app supports; other fields are ignored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TextPart(_Asked):
 
 
 class ChatMessage(_Asked):
-    """Who said what."""
+    """One message of the conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[str, Field(min_length=1, max_length=_CHARACTERS)] | Annotated[
@@ -81,15 +81,8 @@ class ChatRequest(_Asked):
 
     @property
     def wanted_tokens(self) -> int | None:
-        """How long the answer may be, where the request says so."""
+        """The requested limit on the answer's tokens."""
         return self.max_completion_tokens or self.max_tokens
-
-
-class Delta(BaseModel):
-    """What is new in a chunk."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
 
 
 class AnswerMessage(BaseModel):

@@ -26,7 +26,7 @@ class Settings:
     port: int  # PORT
     offline: bool  # HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE
     model_dir: Path | None  # MODEL_DIR
-    hub_model: str | None  # HF_MODEL_ID, with @REVISION where one is wanted
+    hub_model: str | None  # HF_MODEL_ID, @REVISION is optional
     weights: str  # WEIGHTS: int8 or int4; empty takes what the bundle names first
     threads: int  # THREADS; 0 leaves it to the engine
     max_input_tokens: int  # MAX_INPUT_TOKENS, the conversation so far
@@ -92,7 +92,7 @@ def host_kind(environment: Mapping[str, str], exists: Callable[[Path], bool]) ->
 def find_model(settings: Settings) -> Path:
     """The folder to serve: MODEL_DIR, else the bundle in assets/ or space/assets/, else HF_MODEL_ID downloaded.
 
-    Raises SettingError where there is none.
+    Raises SettingError if there is none.
     """
     if settings.model_dir:
         if not settings.model_dir.is_dir():

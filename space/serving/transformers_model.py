@@ -1,4 +1,4 @@
-"""The fall-back for a bundle without compressed weights: transformers on the CPU, the answers under way in turns."""
+"""Released weights, run by transformers on the CPU: each step is one token of every answer, one after the other."""
 
 from __future__ import annotations
 

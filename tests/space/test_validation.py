@@ -152,10 +152,10 @@ def test_answers_of_the_evaluation_are_taken_only_for_this_model_these_rows_and_
 
 
 def test_a_scorer_that_fails_is_no_verdict(world: World) -> None:
-    from bundling.comparison import MeasuringError, Scorer
+    from bundling.comparison import MeasuringError, score
 
     with pytest.raises(MeasuringError, match=r"ended with 3: .*prediction is missing"):
-        Scorer((sys.executable, "-m", "scripts.score_script")).score(world.root / "rows.jsonl")
+        score((sys.executable, "-m", "scripts.score_script"), world.root / "rows.jsonl")
     ended = world.validate("--evaluation-rows", "/nowhere")
     assert ended.returncode == 2
     assert not (world.bundle / "validation.json").exists()
