@@ -1,7 +1,6 @@
 """The deployment command as its user meets it: exit codes, one line, and nothing changed outside by a failure."""
 
 import json
-import logging
 import os
 import shutil
 import socket
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,13 +16,14 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from scripts import deployment_script
 from src.core.params import MlflowParams, Params
+from tests.fakes import weightless
 from tests.fakes.history_store import answers, challenger, deploy, write_params
-from utils import mlflow_utils, process, yaml_utils
+from utils import mlflow_utils, yaml_utils
 
 ROOT = Path(__file__).parents[2]
 NAME = "ecommerce-chatbot"
+call = partial(weightless.call, weights=True)
 METRICS = Path("results/evaluations/metrics.json")
 OUTPUT = Path("results/deployment")
 
@@ -36,20 +37,6 @@ def params(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.Monk
     deploy(Path("params.yaml"))
     challenger(found, "second", answers(30))
     return found
-
-
-def call(*flags: str) -> int:
-    """Run the command in this process; returns its exit code."""
-    before, sys.argv = sys.argv, ["deployment_script.py", *flags]
-    handlers = logging.getLogger().handlers[:]
-    asked = deployment_script.Deployment()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            process.run(asked.run, announce=asked.failed)
-    finally:
-        sys.argv = before
-        logging.getLogger().handlers[:] = handlers
-    return int(ended.value.code or 0)
 
 
 def outside(params: Params) -> object:

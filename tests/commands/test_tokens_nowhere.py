@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.faulty_hub import ROOT, opened, prepare
+from tests.fakes.local_http import LocalServer
 from tests.fakes.loopback_hub import TOKENS, WRITE
 from tests.fakes.promoted import NAME, Shop
 
@@ -84,27 +85,11 @@ def shop(tmp_path: Path, three_promotions: Path) -> Iterator[Shop]:
         yield shop
 
 
-@contextmanager
-def telling_server() -> Iterator[str]:
+class TellingServer(LocalServer):
     """A tracking server that refuses, and repeats in its refusal all that it was told."""
 
-    class Refuse(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = f"refused {self.headers['Authorization']} {list(SECRETS.values())[:3]}\n{self.headers}".encode()
-            self.send_response(401)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET  # noqa: N815 - the base class's name
-
-        def log_message(self, *_: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    def answer(self, _method: str, _path: str, headers: Message, _body: bytes) -> tuple[int, str]:
+        return 401, f"refused {headers['Authorization']} {list(SECRETS.values())[:3]}\n{headers}"
 
 
 REFUSAL = {"status": 403, "delay": 1, "headers": {"X-Error-Message": SECRETS["HF_TOKEN"]}, "body": {
@@ -137,8 +122,8 @@ def test_no_way_to_fail_leaves_a_secret_anywhere(shop: Shop) -> None:
     shop.hub.fault("/commit/main", **REFUSAL)
     with watched() as processes:
         assert deploy(shop, "crash", CRASH) == 1
-        with telling_server() as address:
-            assert deploy(shop, "mlflow refuses", MLFLOW_TRACKING_URI=address) == 4
+        with TellingServer() as server:
+            assert deploy(shop, "mlflow refuses", MLFLOW_TRACKING_URI=server.url) == 4
         assert deploy(shop, "odd token", HF_TOKEN=f"{SECRETS['HF_TOKEN']}\n{MARK}-rest") == 2
         assert deploy(shop, "a token for a reason", DEPLOY_REASON=f"as {SECRETS['HF_TOKEN']} says") == 75
         assert deploy(shop, "promoted") == 0

@@ -80,8 +80,8 @@ def test_systems_of_different_rows_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("challenger", "baseline", "problem"), [
-    (["a", "b", "a"], ["a", "b"], "stands twice"),
-    (["a", "b"], ["b", "b"], "stands twice"),
+    (["a", "b", "a"], ["a", "b"], "occurs twice"),
+    (["a", "b"], ["b", "b"], "occurs twice"),
     (["a", "b"], ["c"], "share no evaluation row"),
     ([], [], "share no evaluation row"),
 ])  # fmt: skip

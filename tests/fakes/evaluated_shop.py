@@ -6,13 +6,12 @@ import yaml
 from mlflow import MlflowClient
 
 from src.core.params import MlflowParams
-from src.core.records import DatasetRef, Datasets, EvaluationReport, canonical_json, file_sha256
+from src.core.records import EvaluationReport, canonical_json
 from src.evaluation.predictions import AnsweredBatch
 from src.ledger.slots import Slot
 from src.models import merging
 from src.promotion import release
 from tests.fakes import tiny_model
-from utils import json_utils
 from utils.mlflow_utils import IDENTITY
 from utils.tracking import registry as mlflow_registry
 from utils.tracking.ledger import MlflowLedger
@@ -22,23 +21,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 def write_shop(root: Path, mlflow_params: MlflowParams, *, tokens_per_batch: int = 160) -> None:
     """Tiny models, their records, a split of six rows, and params.yaml with a store of its own."""
-    tiny_model.write_models(root)
-    json_utils.write_lines(root / "results/data/evaluation.jsonl", tiny_model.row_objects())
-    path = "results/data/evaluation.jsonl"
-    split = DatasetRef(path=path, sha256=file_sha256(root / path), rows=len(tiny_model.QUESTIONS))
-    splits = Datasets(raw=split, train=split, validation=split, evaluation=split)
-    json_utils.write_object(root / "results/data/datasets.json", splits.model_dump())
-    write_records(root)
+    tiny_model.write_stages(root)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["mlflow"].update(mlflow_params.model_dump())
     params["evaluation"].update(max_new_tokens=12, tokens_per_batch=tokens_per_batch)
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-
-
-def write_records(root: Path) -> None:
-    """Of the base and the adapter as they are."""
-    json_utils.write_object(root / "results/base_model.json", tiny_model.base_ref(root).model_dump())
-    json_utils.write_object(root / "results/fine_tuned_model_location.json", tiny_model.fine_tuned(root).model_dump())
 
 
 def promote(report: EvaluationReport, root: Path) -> int:

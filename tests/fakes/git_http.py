@@ -3,11 +3,10 @@
 import base64
 import os
 import subprocess
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.fakes.local_http import LocalServer
+from tests.fakes.local_http import Handler, LocalServer
 
 
 class GitServer(LocalServer):
@@ -18,7 +17,7 @@ class GitServer(LocalServer):
         self.login = base64.b64encode(f"x-access-token:{token}".encode()).decode()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     owner: GitServer
 
     def _serve(self) -> None:
@@ -51,9 +50,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     do_GET = do_POST = _serve  # noqa: N815 - the library's names
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
 
 
 GitServer.handler = _Handler

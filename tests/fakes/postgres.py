@@ -6,7 +6,6 @@ With PostgresCluster() as cluster, MlflowServer(cluster.migrated("mlflow"), arti
 import base64
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,17 +101,16 @@ class MlflowServer:
     """`mlflow server` with its workers, healthy on entry and killed with its process group at exit.
 
     With auth=(user, password) every request needs them (HTTP Basic, as DagsHub's proxy does; MLflow's own basic-auth
-    application needs a package that is not among ours); with prefix="/x" it answers below that path. env is added to
-    the environment. A port may be given, so that a server can come back where one was killed.
+    application needs a package that is not among ours); with prefix="/x" it answers below that path.
     """
 
     def __init__(self, store: str, artifacts: Path, *, workers: int = 2, prefix: str = "",
-                 auth: tuple[str, str] | None = None, env: Mapping[str, str] | None = None, port: int = 0) -> None:
-        self.port = port or free_port()
+                 auth: tuple[str, str] | None = None) -> None:
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}{prefix}"
         self.log = artifacts.parent / f"mlflow-server-{self.port}.log"
         self._store, self._artifacts, self._workers, self._prefix = store, artifacts, workers, prefix
-        self._auth, self._env = auth, dict(env or {})
+        self._auth = auth
 
     def __enter__(self) -> Self:
         self._artifacts.mkdir(parents=True, exist_ok=True)
@@ -145,15 +142,11 @@ class MlflowServer:
         """SIGKILL to the server and all its workers, as when the machine goes down."""
         _end(self.process)
 
-    def signal(self, number: signal.Signals) -> None:
-        """A signal to the server and all its workers: SIGSTOP makes it hang, SIGCONT lets it go on."""
-        os.killpg(self.process.pid, number)
-
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(self._plugins), str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HF_"))}
         return {**ours, "PYTHONPATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1",
-                "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TEST_AUTH": ":".join(self._auth or ()), **self._env}
+                "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TEST_AUTH": ":".join(self._auth or ())}
 
     def _guard(self) -> str:
         """Announce tests.fakes.guarded_mlflow to `mlflow server` as an installed plugin; returns its name."""
@@ -172,11 +165,6 @@ class MlflowServer:
                 return bool(reply.status == 200)
         except OSError:
             return False
-
-
-def unique(stem: str) -> str:
-    """A database name that nobody else has."""
-    return f"{stem}_{secrets.token_hex(4)}"
 
 
 def _migrate(url: str) -> None:

@@ -9,8 +9,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from src.core.records import BaseModelRef, DatasetRef, FineTunedModel, LoraSettings, digest_of, manifest, tree_digest
+from src.core.records import (
+    BaseModelRef,
+    DatasetRef,
+    Datasets,
+    FineTunedModel,
+    LoraSettings,
+    digest_of,
+    file_sha256,
+    manifest,
+    tree_digest,
+)
 from src.data.rows import EvaluationRow, parse_rows
+from utils.json_utils import write_lines, write_object
 
 TARGETS = ["down_proj", "q_proj", "v_proj"]
 RANK, ALPHA = 4, 8
@@ -65,6 +76,23 @@ def write_models(root: Path) -> None:
     """results/base_model and results/adapter below a root."""
     write_base(root / "results/base_model")
     write_adapter(root / "results/base_model", root / "results/adapter")
+
+
+def write_stages(root: Path) -> None:
+    """Results of all stages before the evaluation: models, records, and a split of six rows."""
+    write_models(root)
+    path = "results/data/evaluation.jsonl"
+    write_lines(root / path, row_objects())
+    split = DatasetRef(path=path, sha256=file_sha256(root / path), rows=len(QUESTIONS))
+    splits = Datasets(raw=split, train=split, validation=split, evaluation=split)
+    write_object(root / "results/data/datasets.json", splits.model_dump())
+    write_records(root)
+
+
+def write_records(root: Path) -> None:
+    """Of the base and the adapter as they are."""
+    write_object(root / "results/base_model.json", base_ref(root).model_dump())
+    write_object(root / "results/fine_tuned_model_location.json", fine_tuned(root).model_dump())
 
 
 def base_ref(root: Path) -> BaseModelRef:

@@ -87,18 +87,10 @@ def _evaluate_tiny() -> NoReturn:
     import yaml
 
     from scripts import evaluation_script
-    from src.core.records import DatasetRef, Datasets, file_sha256
     from tests.fakes import tiny_model
-    from utils import json_utils, process
+    from utils import process
 
-    tiny_model.write_models(Path())
-    lines = Path("results/data/evaluation.jsonl")
-    json_utils.write_lines(lines, tiny_model.row_objects())
-    split = DatasetRef(path=str(lines), sha256=file_sha256(lines), rows=len(tiny_model.QUESTIONS))
-    json_utils.write_object(lines.with_name("datasets.json"),
-                            Datasets(raw=split, train=split, validation=split, evaluation=split).model_dump())
-    json_utils.write_object(Path("results/base_model.json"), tiny_model.base_ref(Path()).model_dump())
-    json_utils.write_object(Path("results/fine_tuned_model_location.json"), tiny_model.fine_tuned(Path()).model_dump())
+    tiny_model.write_stages(Path())
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["evaluation"].update(max_new_tokens=12, tokens_per_batch=300)
     Path("params.yaml").write_text(yaml.safe_dump(params))

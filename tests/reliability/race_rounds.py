@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from multiprocessing.connection import wait
@@ -103,7 +103,7 @@ class Race:
             yield
         finally:
             stop.touch()
-            process.join(60)
+            process.join(300)
             process.kill()
         if process.exitcode:
             raise Broken(f"the watcher ended with {process.exitcode}")
@@ -113,7 +113,8 @@ class Race:
         entrants = self._drawn(now.arrivals)
         self._entrants += entrants
         interrupted = self._raced(entrants, now)
-        time.sleep(0.5)  # for uploads whose deployer is dead to notice it
+        while _uploads(self._world.root):  # they end themselves when they notice that their deployer is dead
+            time.sleep(0.1)
         self._quiet(entrants, interrupted, now)
         now.rerun, now.claimed = len(interrupted), len(self._look().slots) - slots
         now.seconds = time.monotonic() - began
@@ -247,6 +248,16 @@ class Race:
             raise Broken(f"{function.__name__} failed, see above") from None
         finally:
             process.join()
+
+
+def _uploads(root: Path) -> bool:
+    """Whether a process still uploads for a deployer in a folder below root."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            uploads = b"utils.hub.upload" in (process / "cmdline").read_bytes()
+            if uploads and (process / "cwd").readlink().is_relative_to(root):
+                return True
+    return False
 
 
 def _watch(watcher: tuple[str, ...], file: Path, stop: Path) -> None:

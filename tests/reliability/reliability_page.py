@@ -1,4 +1,5 @@
-"""docs/reliability.md is written by the tests that it reports: RELIABILITY_PAGE=docs/reliability.md pytest -m slow.
+"""docs/reliability.md is written by the tests that it reports, `pytest -m "reliability or slow"`, if RELIABILITY_PAGE
+names it.
 
 A block stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; what is around it is written by hand. A table
 that was printed elsewhere is put in by `python -m tests.reliability.reliability_page NAME FILE`.

@@ -24,7 +24,7 @@ from utils.tracking.ledger import MlflowLedger
 
 SECONDS = 60  # what the issue allows a run whose server fails
 EVALUATIONS = {"first": ("one", 10), "second": ("two", 20)}  # mark of the weights, and how many of 40 answers are right
-QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 HEADER = ("promotion", "call", *Kind)
 
 _forks = multiprocessing.get_context("forkserver")

@@ -16,7 +16,7 @@ from tests.fakes.actions.shop import PASSWORD, REPO, USER, Shop, log_in
 from tests.fakes.git_http import GitServer
 from tests.fakes.loopback_github import TOKEN, LoopbackGithub
 from tests.fakes.loopback_hub import LoopbackHub
-from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres, unique
+from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
 
 pytestmark = [pytest.mark.slow, needs_postgres]
 
@@ -34,7 +34,7 @@ def cluster() -> Iterator[PostgresCluster]:
 @pytest.fixture
 def shop(tmp_path: Path, cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     log_in(monkeypatch)
-    database = cluster.migrated(unique("mlflow"))
+    database = cluster.migrated("mlflow")
     with (MlflowServer(database, tmp_path / "artifacts", auth=(USER, PASSWORD)) as server,
           LoopbackHub(tmp_path / "hub") as hub, GitServer(tmp_path / "git", TOKEN) as origin, LoopbackGithub() as api):
         api.pulls = {"feature/work": 7}

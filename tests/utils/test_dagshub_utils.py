@@ -1,44 +1,35 @@
 """DagsHub's token becomes MLflow's user and password, where the address is DagsHub's and nowhere else."""
 
-import http.server
-import json
 import os
-import threading
 from collections.abc import Iterator
+from email.message import Message
 
 import pytest
 
 from src.core.errors import Undecided
+from tests.fakes.local_http import LocalServer
 from utils.tracking import store
 
 TOKEN = "dagshub-canary-token"
 NAMES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
-class DagsHub(http.server.BaseHTTPRequestHandler):
+class DagsHub(LocalServer):
     """Knows one token, and says whose it is."""
 
-    def do_GET(self) -> None:
-        known = self.headers["Authorization"] == f"Bearer {TOKEN}" and self.path == "/api/v1/user"
-        self.send_response(200 if known else 401)
-        self.end_headers()
-        self.wfile.write(json.dumps({"id": 1, "login": "alice", "full_name": "Alice", "username": "alice"}).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
+    def answer(self, _method: str, path: str, headers: Message, _body: bytes) -> tuple[int, object]:
+        known = headers["Authorization"] == f"Bearer {TOKEN}" and path == "/api/v1/user"
+        return 200 if known else 401, {"id": 1, "login": "alice", "full_name": "Alice", "username": "alice"}
 
 
 @pytest.fixture
 def dagshub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in NAMES:
         monkeypatch.setenv(name, "")  # so that what is set is undone
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), DagsHub) as server:
-        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("DAGSHUB_CLIENT_HOST", address)
+    with DagsHub() as server:
+        monkeypatch.setenv("DAGSHUB_CLIENT_HOST", server.url)
         monkeypatch.setenv("DAGSHUB_USER_TOKEN", TOKEN)
-        yield address
-        server.shutdown()
+        yield server.url
 
 
 def credentials() -> list[str]:

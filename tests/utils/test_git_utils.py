@@ -1,18 +1,16 @@
 """Which commit a working tree stands at, seen by real git repositories."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.fakes import scratch_git
 from utils import git_utils
 from utils.git_utils import GitIdentity
 
 
 def git(folder: Path, *arguments: str) -> str:
-    settings = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    return scratch_git.git("-C", str(folder), *arguments, **scratch_git.MONA)
 
 
 @pytest.fixture

@@ -71,16 +71,6 @@ def create(hub: LoopbackHub, request: Request) -> Any:
     return {"url": url, "name": name}
 
 
-@route("DELETE", "/api/repos/delete")
-def delete(hub: LoopbackHub, request: Request) -> Any:
-    wanted = request.json()
-    kind, name = f"{wanted.get('type') or 'model'}s", f"{wanted['organization']}/{wanted['name']}"
-    with hub.lock:
-        hub.repo(request.token, kind, name, write=True)
-        del hub.repos[f"{kind}/{name}"]
-        hub.save()
-
-
 @route("GET", REPO + "(?:/revision/(?P<revision>[^/]+))?")
 def info(hub: LoopbackHub, request: Request, kind: str, name: str, revision: str) -> Any:
     with hub.lock:
@@ -96,15 +86,6 @@ def info(hub: LoopbackHub, request: Request, kind: str, name: str, revision: str
 @route("GET", REPO + "/auth-check(?P<write>/write)?")
 def auth_check(hub: LoopbackHub, request: Request, kind: str, name: str, write: str) -> Any:
     hub.repo(request.token, kind, name, write=bool(write))
-
-
-@route("PUT", REPO + "/settings")
-def settings(hub: LoopbackHub, request: Request, kind: str, name: str) -> Any:
-    with hub.lock:
-        wanted = request.json()
-        repo = hub.repo(request.token, kind, name, write=True)
-        repo["private"] = wanted.get("visibility", "private" if repo["private"] else "public") == "private"
-        hub.save()
 
 
 @route("POST", "/api/validate-yaml")

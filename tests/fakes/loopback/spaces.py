@@ -189,14 +189,6 @@ def restart(hub: LoopbackHub, request: Request, kind: str, name: str) -> Any:
     return hub.spaces.runtime(name)
 
 
-@route("POST", REPO + "/pause")
-def pause(hub: LoopbackHub, request: Request, kind: str, name: str) -> Any:
-    hub.repo(request.token, kind, name, write=True)
-    hub.spaces[name].end()
-    hub.spaces[name].enter("PAUSED")
-    return hub.spaces.runtime(name)
-
-
 @route("GET", REPO + "/variables")
 def variables(hub: LoopbackHub, request: Request, kind: str, name: str) -> Any:
     return hub.repo(request.token, kind, name)["variables"]

@@ -131,12 +131,8 @@ def _apply(hub: LoopbackHub, files: dict[str, Any], key: str, value: dict[str, A
         if size is None:
             raise Stop(400, f"LFS pointer pointed to a file that does not exist: {path}")
         files[path] = hub.entry(path, value["oid"], size)
-    elif key == "deletedFile":
-        if files.pop(path, None) is None:
-            raise Stop(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-    elif key == "deletedFolder":
-        for file in [file for file in files if file.startswith(path.rstrip("/") + "/")]:
-            del files[file]
+    elif key == "deletedFile" and files.pop(path, None) is None:
+        raise Stop(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
 
 
 def _keep(hub: LoopbackHub, oid: str, parts: list[Path]) -> None:

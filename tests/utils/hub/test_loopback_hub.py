@@ -97,7 +97,9 @@ def test_what_the_client_lists_and_downloads_is_what_was_committed(
 
 def test_repositories_branches_and_tags_are_made_once(api: HfApi) -> None:
     head = api.model_info(REPO).sha
-    for make in (lambda: api.create_branch(REPO, branch="release/abc"), lambda: api.create_tag(REPO, tag="v1")):
+    makes: list[Callable[[], object]] = [lambda: api.create_branch(REPO, branch="release/abc"),
+                                         lambda: api.create_tag(REPO, tag="v1")]
+    for make in makes:
         make()
         assert refused(make) == 409
     assert refused(lambda: api.create_repo(REPO)) == 409
