@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from src.ledger.slots import LedgerView, Slot
 
 PARSER = process.Arguments(description=__doc__, epilog="Nothing is deleted. Exit codes: docs/exit-codes.md")
-PARSER.add_argument("--to", type=int, metavar="VERSION", help="default the last model before the champion that is not "
-                    "blocked; it is unblocked")
-PARSER.add_argument("--block", type=int, metavar="VERSION", help="block this version; alone, and with another "
-                    "champion, that is all that happens")
+PARSER.add_argument("--to", type=int, metavar="VERSION", help="the version to go back to, which is unblocked; default "
+                    "the last model before the champion that is not blocked")
+PARSER.add_argument("--block", type=int, metavar="VERSION", help="block this version; without --to, and if it is "
+                    "not the champion, nothing else happens")
 PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded in the ledger")
-PARSER.add_argument("--dry-run", action="store_true", help="say what would happen, and change nothing")
+PARSER.add_argument("--dry-run", action="store_true", help="print what would happen, and change nothing")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
-PARSER.add_argument("--skip-hf-push", action="store_true", help="leave the Hub alone")
+PARSER.add_argument("--skip-hf-push", action="store_true", help="do not touch the Hub")
 
 
 def main() -> int:

@@ -20,10 +20,10 @@ _ABANDONED = 20
 PARSER = process.Arguments(description=__doc__, epilog="Exits 1 if registry, Hub, mirror or record differ from the "
                            "ledger. Other exit codes: docs/exit-codes.md")
 PARSER.add_argument("--json", action="store_true", help="the same facts as one JSON object")
-PARSER.add_argument("--repair", action="store_true", help="first make all else follow the ledger, which is restored "
-                    "from its mirror where it was lost")
-PARSER.add_argument("--adopt", action="store_true", help="first take in what stands outside of the ledger: a champion "
-                    "that was set by hand, an existing registry, or a release on the Hub alone")
+PARSER.add_argument("--repair", action="store_true", help="first make everything agree with the ledger; a lost ledger "
+                    "is restored from its mirror")
+PARSER.add_argument("--adopt", action="store_true", help="first add a champion to the ledger that it does not know: "
+                    "one that was set by hand, an existing registry, or a release on the Hub alone")
 PARSER.add_argument("--reason", metavar="TEXT", help="why it is adopted; recorded in the ledger")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
 

@@ -22,10 +22,10 @@ PAGE = Path("results/report/index.html")
 
 
 def outcome(output: Path | None) -> Summary:
-    """The summary of what lies in results/; never fails for what is missing or broken there.
+    """Summarise the records in results/; a missing or broken record is listed in the summary.
 
-    PIPELINE_OUTCOME says how the pipeline ended (success where it is not set): results/deployment is committed, so
-    after a failure an earlier run's files lie there. Raises InvalidParams for another word in it.
+    PIPELINE_OUTCOME says how the pipeline ended, by default `success`: results/deployment is committed, so after a
+    failure it holds the files of an earlier run. Raises InvalidParams for an unknown outcome.
     """
     ended = os.environ.get("PIPELINE_OUTCOME", "").strip() or OUTCOMES[0]
     if ended not in OUTCOMES:
@@ -69,7 +69,7 @@ def _object(path: Path, problems: list[str]) -> Mapping[str, Any]:
 
 def _intervals(report: EvaluationReport, compared: Mapping[str, Any], policy: DeploymentParams, problems: list[str]
                ) -> Mapping[str, tuple[float, float]] | None:
-    """As the report has them; None where the answers are not at hand."""
+    """The same score intervals as in the report, None if the answers cannot be read."""
     try:
         predictions = read_predictions(EVALUATION_RESULTS.with_name(PREDICTIONS))
     except InvalidInput as error:

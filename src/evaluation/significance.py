@@ -1,6 +1,6 @@
-"""Whether a gain is more than noise: a paired bootstrap over evaluation rows that both models answered.
+"""The paired bootstrap, which shows whether a gain is more than noise, on rows that both models answered.
 
-Two things are given as intervals. A score has the percentile interval that sacrebleu prints. A gain, which the gate
+There are two kinds of intervals. A score has the percentile interval that sacrebleu prints. A gain, which the gate
 decides on, has a t interval around the observed gain with the bootstrap's standard error. On simulated evaluations
 (2,000 to 3,000 trials each, two kinds of answers, equal models and a true gain of 0.02) its 95 % interval covered the
 truth in 94.3 to 96.1 % of trials with 15 to 1,000 rows. Percentile, basic and BCa intervals agree with it from
@@ -129,7 +129,7 @@ def shared_rows(challenger: Sequence[str], baseline: Sequence[str]) -> tuple[NDA
     """
     for ids in (challenger, baseline):
         if len(set(ids)) != len(ids):
-            raise InvalidInput("a row id stands twice among the evaluated rows; run the evaluation again")
+            raise InvalidInput("a row id occurs twice among the evaluated rows; run the evaluation again")
     places = {row_id: place for place, row_id in enumerate(baseline)}
     pairs = [(place, places[row_id]) for place, row_id in enumerate(challenger) if row_id in places]
     if not pairs:

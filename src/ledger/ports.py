@@ -1,4 +1,4 @@
-"""What the promotion protocol works on, as Protocols: utils implement them, and so do the fakes of its tests."""
+"""The services of a promotion as Protocols: ledger, registry, weights and Hub. utils implements them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ class Ledger(Protocol):
     """Write-once slots; the first writer of a number wins."""
 
     def probe(self) -> None:
-        """Prove that a slot cannot be overwritten; raises Undecided."""
+        """Check that a stored slot cannot be overwritten. Raises Undecided if it can, or without an answer."""
 
     def view(self) -> LedgerView:
-        """All slots as they are now; raises Undecided or IntegrityError."""
+        """All slots as they are now. Raises Undecided or IntegrityError."""
 
     def claim(self, slot: Slot) -> bool:
-        """Write a slot; False when its number was taken by another record."""
+        """Write a slot; returns False if its number is taken by another slot."""
 
 
 @dataclass(frozen=True)
 class Holders:
-    """Which versions the registry shows: both aliases and every version in stage Production."""
+    """The versions that have the two aliases, and every version in stage Production."""
 
     champion: int | None
     previous: int | None
@@ -37,7 +37,7 @@ class Registry(Protocol):
     """Numbered model versions with aliases and stages."""
 
     def register(self, key: str) -> int:
-        """The version that carries this key, made if there is none."""
+        """The version with this promotion key; it is created if there is none."""
 
     def holders(self) -> Holders:
         """The aliases and stages as they are now."""
@@ -49,23 +49,23 @@ class Registry(Protocol):
         """Put a version in Production and archive every other that is there."""
 
     def expected(self, head: Slot, previous: Slot | None) -> Holders:
-        """What holders() gives once it shows this head (a server without stages shows none)."""
+        """What `holders` returns once it shows this head; Production is empty on a server without stages."""
 
 
 class Weights(Protocol):
-    """The files of registered versions, apart from their records."""
+    """The files of registered versions."""
 
     def keys(self) -> Mapping[int, str | None]:
-        """Every version that is there, and the promotion key that it carries."""
+        """The promotion key of every registered version, None for a version without one."""
 
     def pruned(self) -> Mapping[int, bool]:
-        """Versions that are marked as pruned: whether all their weights are gone, or only some."""
+        """The versions that are marked as pruned; True if all their weights are deleted, False if only some."""
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
-        """Mark a version; never taken back."""
+        """Mark a version as pruned; the mark is never removed."""
 
     def delete_weights(self, version: int) -> None:
-        """Delete what is left of a version's files."""
+        """Delete the remaining files of a version."""
 
 
 class Hub(Protocol):
@@ -73,30 +73,34 @@ class Hub(Protocol):
 
     @property
     def repo(self) -> str:
-        """Its id, owner/name; slots that were published elsewhere are left alone."""
+        """The repository's id, owner/name; slots that were published to another repository are ignored."""
 
     def check(self) -> None:
-        """Token, scopes and server; raises HubError or InvalidParams."""
+        """Check the token, its rights and the server. Raises HubError or InvalidParams."""
 
     def holds_release(self) -> bool:
-        """Whether main holds a release of Champion, known to this ledger or not."""
+        """True if main holds a release of Champion, known to this ledger or not."""
 
     def publish(self, key: str) -> HubRef:
-        """The release as one verified commit on a branch of its own; nothing visible on main."""
+        """Upload the release as one verified commit on its own branch; main does not change."""
 
     def project(self, slot: Slot) -> None:
-        """Main shows the slot's tree, its tag the slot's commit; the release branch goes."""
+        """Make main show the slot's tree and its tag the slot's commit, and delete the release branch."""
 
     def shows(self, slot: Slot) -> bool:
-        """Whether main and tag agree with a slot."""
+        """True if main and tag agree with a slot."""
 
     def mirror(self, view: LedgerView) -> None:
-        """Copy the slots beside the releases, for the day the tracking server is lost."""
+        """Copy the ledger to the Hub, so that it can be restored if the tracking server is lost."""
 
 
 @dataclass(frozen=True)
 class HubState:
-    """The repository as it is now: main's commit and tree digest (None: no repository, or no file in it), refs."""
+    """The repository as it is now.
+
+    head, tree: main's commit and tree digest, None if there is no repository or no file in it.
+    tags, branches: name to commit.
+    """
 
     head: str | None
     tree: str | None

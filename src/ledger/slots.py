@@ -1,4 +1,4 @@
-"""The ledger: numbered, write-once slots, chained by hashes. Its head is the champion; all else is derived."""
+"""The ledger: numbered, write-once slots in a hash chain. Its head is the champion; everything else follows from it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from src.core.params import first_problem
 from src.core.records import Digest, Metrics, Record, canonical_json
 
 MAX_CHARACTERS = 6000  # MLflow silently truncates a longer param
-NO_SLOT = "0" * 64
+NO_SLOT = "0" * 64  # the previous hash of the first slot
+_REMEDY = "the ledger was altered; run `python scripts/status_script.py`"
 
 Kind = Literal["promote", "force", "rollback", "genesis"]
 
@@ -26,7 +27,7 @@ class HubRef(Record):
 
 
 class Slot(Record):
-    """One promotion. version is the registry's number (its own count where there is no registry)."""
+    """One ledger entry: a promotion, rollback, block or adoption. version is the number in the model registry."""
 
     number: Annotated[int, Field(ge=1)]
     kind: Kind
@@ -48,43 +49,43 @@ class Slot(Record):
     time: str
 
     def text(self) -> str:
-        """The slot as it is stored; raises IntegrityError where it would not fit."""
+        """The slot as it is stored. Raises IntegrityError if it is too long."""
         text = canonical_json(self.model_dump(mode="json"))
         if len(text) >= MAX_CHARACTERS:
             raise IntegrityError(f"ledger slot {self.number}: {len(text)} characters, {MAX_CHARACTERS} fit")
         return text
 
     def sha256(self) -> str:
-        """The hash that the next slot repeats."""
+        """The hash that the next slot stores as previous_sha256."""
         return hashlib.sha256(self.text().encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What follows from the slots, oldest first."""
+    """The slots, oldest first, and what follows from them."""
 
     slots: tuple[Slot, ...]
 
     @property
     def head(self) -> Slot | None:
-        """The champion's slot, None before the first promotion."""
+        """The slot of the champion, None before the first promotion."""
         return self.slots[-1] if self.slots else None
 
     @property
     def next_number(self) -> int:
-        """The number that the next claim takes."""
+        """The number of the next slot."""
         return len(self.slots) + 1
 
     @property
     def head_sha256(self) -> str:
-        """What the next slot stores as its previous hash."""
+        """The hash that the next slot stores as previous_sha256."""
         return self.slots[-1].sha256() if self.slots else NO_SLOT
 
     @property
     def blocked_digests(self) -> frozenset[str]:
-        """Models that a rollback blocked and no later slot unblocked; a promoted model is unblocked by that.
+        """Digests of models that a rollback blocked and no later slot unblocked; a promotion unblocks its model.
 
-        Models, not versions: one that was promoted under two score contracts is two versions of one model.
+        These are models, not versions: a model that was promoted under two score contracts has two versions.
         """
         digests = {slot.version: slot.model_digest for slot in self.slots}
         blocked: set[str] = set()
@@ -95,18 +96,18 @@ class LedgerView:
 
     @property
     def blocked_versions(self) -> frozenset[int]:
-        """Versions of the blocked models."""
+        """The versions of the blocked models."""
         blocked = self.blocked_digests
         return frozenset(slot.version for slot in self.slots if slot.model_digest in blocked)
 
     @property
     def promoted_digests(self) -> frozenset[str]:
-        """Model digests that stand in an unblocked slot: the candidates for the best promoted bar."""
+        """Digests of models that were promoted and are not blocked: the candidates for best promoted."""
         return frozenset(slot.model_digest for slot in self.slots) - self.blocked_digests
 
     @property
     def previous(self) -> Slot | None:
-        """The latest unblocked slot of another version before the head: where a rollback goes by default."""
+        """The latest slot before the head of another, unblocked model: the default target of a rollback."""
         if self.head is None:
             return None
         older = (s for s in reversed(self.slots[:-1]) if s.model_digest != self.head.model_digest)
@@ -114,12 +115,12 @@ class LedgerView:
 
 
 def slot_name(number: int) -> str:
-    """The name of a slot's cell: s00000001, s00000002, ..."""
+    """The name under which a slot is stored: s00000001, s00000002, ..."""
     return f"s{number:08d}"
 
 
 def parse_slots(texts: Sequence[str]) -> LedgerView:
-    """The view of stored slots, oldest first; raises IntegrityError where the chain is broken."""
+    """The view of stored slots, oldest first. Raises IntegrityError if a slot is invalid or the chain is broken."""
     slots: list[Slot] = []
     for number, text in enumerate(texts, start=1):
         try:
@@ -131,6 +132,3 @@ def parse_slots(texts: Sequence[str]) -> LedgerView:
             raise IntegrityError(f"ledger slot {number}: does not continue slot {number - 1}; {_REMEDY}")
         slots.append(slot)
     return LedgerView(tuple(slots))
-
-
-_REMEDY = "the ledger was altered; run `python scripts/status_script.py`"

@@ -139,14 +139,14 @@ def append(
             return reconcile(services, journal, Step.PREFLIGHT), None
         _take(Step.PREFLIGHT, services, journal)
         journal(Step.CLAIM)
-        stands = "may stand: then"
+        is_champion = "may be"
         try:
             if services.ledger.claim(slot):
-                stands = "stands:"
+                is_champion = "is"
                 return reconcile(services, journal, Step.SETTLE), slot
         except (HubError, Undecided) as error:
-            raise RunAgain(f"slot {slot.number} {stands} version {slot.version} is the champion, but not all shows "
-                           f"it: {error}; settle it by `{REPAIR}`") from error
+            raise RunAgain(f"version {slot.version} {is_champion} the champion by ledger slot {slot.number}, but not "
+                           f"every service shows it: {error}; run `{REPAIR}`") from error
     raise RunAgain(f"ledger: lost a slot to another deployer, {MAX_ATTEMPTS} times; run it again")
 
 

@@ -146,7 +146,7 @@ def test_without_the_hub_at_the_time_there_is_nothing_to_show_and_status_says_so
 def test_a_hub_that_fails_after_the_claim_means_run_again_and_repair_finishes_it(shop: Shop) -> None:
     first = shop.main("v1")
     shop.hub.fault("/commit/main", status=403, times=99)
-    with pytest.raises(RunAgain, match=r"slot 4 stands: version 1 .*status_script\.py --repair"):
+    with pytest.raises(RunAgain, match=r"version 1 is the champion by ledger slot 4, .*status_script\.py --repair"):
         run(rollback_script, "--to", 1)
     assert (shop.head.version, shop.holders.champion) == (1, 3)
     shop.hub.faults.clear()

@@ -85,7 +85,7 @@ def test_a_model_that_was_never_judged_is_said_to_be_so() -> None:
 def test_an_unreachable_history_is_said_with_its_reason() -> None:
     text = text_of(past=no_past("MLflow at http://127.0.0.1:9: timed out"))
     assert "History not available: MLflow at http://127.0.0.1:9: timed out" in text
-    assert "No earlier champion's answers are at hand" in text
+    assert "There are no answers of an earlier champion" in text
 
 
 def test_a_history_without_a_run_and_a_training_without_losses_are_said() -> None:
@@ -175,7 +175,7 @@ def test_an_adjusted_confidence_is_shown_in_full() -> None:
     assert "99.75 % interval" in text_of(comparison={**whole.comparison, "significance": gain})
 
 
-def test_both_bars_and_the_champion_stand_side_by_side(content: Page) -> None:
+def test_the_best_models_and_the_champion_are_side_by_side(content: Page) -> None:
     sides = content.sides
     assert [side.name for side in sides] == ["challenger", "best evaluated", "best promoted", "champion"]
     assert {side.run_id for side in sides[1:]} == {evaluated(2).report.run_id}
