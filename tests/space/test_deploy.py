@@ -72,6 +72,7 @@ def test_a_push_makes_the_space_waits_and_sees_it_answer(deployed: Shop) -> None
 
 
 def test_nothing_new_makes_no_commit(standing: Shop) -> None:
+    # The model's repository is of a release from before there was champion.json: its card states the digest.
     standing.hub.put("acme/shop", {"README.md": f"| model digest | `{'ab' * 32}` |".encode()})
     before = standing.head
     ended = standing.push("--champion", "acme/shop")

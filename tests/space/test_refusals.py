@@ -70,7 +70,8 @@ def test_a_folder_that_is_not_fit_is_not_deployed(shop: Shop) -> None:
 
 
 def test_a_bundle_of_another_model_than_the_champion_is_not_deployed(shop: Shop) -> None:
-    shop.hub.put("acme/shop", {"README.md": f"| model digest | `{'0' * 64}` |".encode()})
+    shop.hub.put("acme/shop", {"champion.json": json.dumps({"format": 1, "model_digest": "0" * 64}).encode(),
+                               "README.md": f"| model digest | `{'ab' * 32}` |".encode()})
     ended = shop.push("--champion", "acme/shop")
     assert (ended.code, shop.made()) == (5, False)
     assert "the champion's digest is 000000000000" in ended.err

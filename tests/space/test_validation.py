@@ -97,7 +97,7 @@ def world(tmp_path: Path) -> World:
     for folder in (world.release, world.bundle):
         path = folder / "generation_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "max_new_tokens": 24}))
-        (folder / "README.md").write_text(f"| model digest | `{DIGEST}` |\n")
+    (world.release / "champion.json").write_text(json.dumps({"format": 1, "model_digest": DIGEST}))
     world.identify(world.identity() | {"model_digest": DIGEST})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     return world
@@ -113,15 +113,16 @@ def test_a_changed_a_missing_and_an_unlisted_file_are_named(world: World) -> Non
 
 
 def test_a_bundle_of_another_release_is_found_by_digest_and_by_its_files(world: World) -> None:
-    (world.release / "README.md").write_text(f"| model digest | `{'cd' * 32}` |\n")
+    (world.release / "champion.json").write_text(json.dumps({"model_digest": "cd" * 32}))
+    (world.release / "README.md").write_text("another card")
     (world.release / "chat_template.jinja").write_text("other")
     assert world.problems() == [f"it is of the model {'ab' * 6}, not {'cd' * 6}", "README.md is not the release's",
                                 "chat_template.jinja is not the release's"]
 
 
 def test_a_release_that_does_not_state_its_digest_cannot_be_matched(world: World) -> None:
-    for folder in (world.release, world.bundle):
-        (folder / "README.md").write_text("no digest\n")
+    (world.release / "champion.json").unlink()
+    (world.release / "README.md").write_text("no digest\n")
     assert "the release does not state its model digest" in world.problems()
 
 
