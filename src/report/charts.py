@@ -41,17 +41,6 @@ SIDES = {"best_evaluated": "best evaluated", "best_promoted": "best promoted", "
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A score with its interval, and the score of the best promoted model, None if there is none."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    other: float | None
-
-
-@dataclass(frozen=True)
 class Point:
     """One evaluation in the history; promoted is the version that it became, None if it was not promoted."""
 
@@ -105,14 +94,14 @@ def draw(scores: Sequence[Score], sides: Sequence[ComparedModel], gain: Mapping[
     """The charts by name; gain, history and losses are left out if they have no data."""
     made = {"scores": _score_chart(scores, sides), "contributions": _contribution_chart(sides)}
     if gain:
-        drawing = _gain_chart(gain["gain"], gain["low"], gain["high"], gain["threshold"])
+        drawing = _draw_gain(gain["gain"], gain["low"], gain["high"], gain["threshold"])
         made["gain"] = Chart((drawing,), f"Gain {gain['gain']:+.4f}, interval {gain['low']:+.4f} to "
                                          f"{gain['high']:+.4f}, threshold {gain['threshold']:g}.")
     if points:
-        made["history"] = Chart(_both(lambda width: _history_chart(points, width=width)), _history_words(points))
+        made["history"] = Chart(_both(lambda width: _draw_history(points, width=width)), _history_words(points))
     if losses:
         train, validation = losses.train, losses.validation
-        made["losses"] = Chart((_loss_chart(train, validation),), f"Over {len(train)} epochs the training loss went "
+        made["losses"] = Chart((_draw_losses(train, validation),), f"Over {len(train)} epochs the training loss went "
                                f"from {train[0]:.3f} to {train[-1]:.3f}, the validation loss from {validation[0]:.3f} "
                                f"to {validation[-1]:.3f}; its lowest was {min(validation):.3f}.")
     return made
@@ -125,9 +114,8 @@ def _both(drawn: Callable[[float], str]) -> tuple[str, str]:
 def _score_chart(scores: Sequence[Score], sides: Sequence[ComparedModel]) -> Chart:
     promoted = next((side for side in sides if side.name == SIDES["best_promoted"]), None)
     others = {WEIGHTED: promoted.score, **promoted.metrics} if promoted else {}
-    rows = [Interval(NAMES[s.name], s.value, s.low, s.high, others.get(s.name)) for s in scores]
-    return Chart((_scores_chart(rows),), "; ".join(f"{row.name} {row.value:.4f}, interval {row.low:.4f} to "
-                                                   f"{row.high:.4f}" for row in rows) + ".")
+    words = (f"{NAMES[row.name]} {row.value:.4f}, interval {row.low:.4f} to {row.high:.4f}" for row in scores)
+    return Chart((_draw_scores(scores, others),), "; ".join(words) + ".")
 
 
 def _contribution_chart(sides: Sequence[ComparedModel]) -> Chart:
@@ -136,7 +124,7 @@ def _contribution_chart(sides: Sequence[ComparedModel]) -> Chart:
         same = [side for side in sides if side.run_id == run_id]
         bars[", ".join(side.name for side in same)] = {NAMES[m]: same[0].contributions[m] for m in METRICS}
     words = (f"{name}: " + ", ".join(f"{m} {part:.4f}" for m, part in parts.items()) for name, parts in bars.items())
-    return Chart(_both(lambda width: _contributions_chart(bars, width=width)), "; ".join(words) + ".")
+    return Chart(_both(lambda width: _draw_contributions(bars, width=width)), "; ".join(words) + ".")
 
 
 def _history_words(points: Sequence[Point]) -> str:
@@ -146,17 +134,17 @@ def _history_words(points: Sequence[Point]) -> str:
             f"{', '.join(promoted) or 'none'}.")
 
 
-def _scores_chart(rows: Sequence[Interval]) -> str:
-    """A dot and its interval for each score, the first on top."""
+def _draw_scores(rows: Sequence[Score], others: Mapping[str, float]) -> str:
+    """A dot and its interval for each score, the first on top; others: the best promoted model's, by name."""
     def draw(axes: Axes) -> None:
         places = range(len(rows))
         values = [row.value for row in rows]
         reach = [[max(0.0, row.value - row.low) for row in rows], [max(0.0, row.high - row.value) for row in rows]]
         axes.errorbar(values, places, xerr=reach, fmt="o", color=_OURS, capsize=4, elinewidth=2, label="challenger")
-        others = [(row.other, place + 0.27) for place, row in zip(places, rows, strict=True) if row.other is not None]
         if others:
-            axes.plot(*zip(*others, strict=True), "D", color=_THEIRS, markersize=5.5, label="best promoted")
-        axes.set_yticks(places, [row.name for row in rows])
+            axes.plot([others[row.name] for row in rows], [place + 0.27 for place in places], "D", color=_THEIRS,
+                      markersize=5.5, label="best promoted")
+        axes.set_yticks(places, [NAMES[row.name] for row in rows])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(rows) - 0.5, -0.5)
         _legend(axes, reverse=True)
@@ -164,7 +152,7 @@ def _scores_chart(rows: Sequence[Interval]) -> str:
     return _svg("scores", NARROW, 3.1, draw)
 
 
-def _gain_chart(value: float, low: float, high: float, threshold: float) -> str:
+def _draw_gain(value: float, low: float, high: float, threshold: float) -> str:
     """The gain with its interval, beside no gain at all and the threshold."""
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=_MUTED, linewidth=1.2)
@@ -183,7 +171,7 @@ def _gain_chart(value: float, low: float, high: float, threshold: float) -> str:
     return _svg("gain", NARROW, 1.8, draw)
 
 
-def _contributions_chart(sides: Mapping[str, Mapping[str, float]], *, width: float) -> str:
+def _draw_contributions(sides: Mapping[str, Mapping[str, float]], *, width: float) -> str:
     """One stacked bar for each model, made of weight x metric, the first on top; width is NARROW or WIDE."""
     def draw(axes: Axes) -> None:
         starts = [0.0] * len(sides)
@@ -203,7 +191,7 @@ def _contributions_chart(sides: Mapping[str, Mapping[str, float]], *, width: flo
     return _svg(f"contributions-{width}", width, 1.2 + 0.62 * len(sides), draw)
 
 
-def _history_chart(points: Sequence[Point], *, width: float) -> str:
+def _draw_history(points: Sequence[Point], *, width: float) -> str:
     """The scores in order of evaluation, with promotions marked; width is NARROW or WIDE."""
     def draw(axes: Axes) -> None:
         marker = "o" if len(points) <= _DOTS else ""
@@ -230,7 +218,7 @@ def _history_chart(points: Sequence[Point], *, width: float) -> str:
     return _svg(f"history-{width}", width, 2.8 if width == NARROW else 3.4, draw)
 
 
-def _loss_chart(train: Sequence[float], validation: Sequence[float]) -> str:
+def _draw_losses(train: Sequence[float], validation: Sequence[float]) -> str:
     """Training and validation loss of each epoch, from 1; the epoch that was kept is marked."""
     def draw(axes: Axes) -> None:
         epochs = range(1, len(train) + 1)

@@ -120,8 +120,8 @@ def test_it_decides_as_the_gate_does_over_the_whole_history(seed: int, policy: P
 
 def test_settings_change_the_policy_and_nothing_else(params: DeploymentParams) -> None:
     found = changed(params, ["weights.bleu4=0.5", "weights.bleu1=0", "threshold=0.01", "significance=require"])
-    assert Policy.from_params(found) == Policy({**params.weighted_scoring.weights, "bleu4": 0.5, "bleu1": 0.0}, Decimal("0.01"),
-                                      require_significance=True)
+    weights = {**params.weighted_scoring.weights, "bleu4": 0.5, "bleu1": 0.0}
+    assert Policy.from_params(found) == Policy(weights, Decimal("0.01"), require_significance=True)
     assert found.model_copy(update={"weighted_scoring": params.weighted_scoring, "significance": params.significance,
                                     "min_improvement_threshold": params.min_improvement_threshold}) == params
 

@@ -1,4 +1,4 @@
-"""The gate's table, row by row and in its order; tests/reliability/test_gate_sequences.py follows it over many decisions."""
+"""The gate's table, row by row and in order; tests/reliability/test_gate_sequences.py follows many decisions."""
 
 from dataclasses import replace
 from decimal import Decimal
