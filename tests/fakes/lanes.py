@@ -27,9 +27,10 @@ def needs(file: Path, root: Path = ROOT) -> frozenset[str]:
 
 
 def _imported(file: Path, root: Path) -> Iterator[str]:
-    """Of a test and its helpers what any line imports; of the product what is imported with the module."""
+    """What any line of a test, its helpers or a script imports; of other modules what comes with them."""
     tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree) if file.is_relative_to(root / "tests") else tree.body:
+    lazy = file.is_relative_to(root / "tests") or file.name.endswith("_script.py")
+    for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
