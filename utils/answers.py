@@ -1,4 +1,4 @@
-"""Answered batches in a file that outlives the process, so that a killed evaluation goes on where it was."""
+"""The answers of an evaluation: as a file, in MLflow, and batch by batch while a killed evaluation is resumed."""
 
 import logging
 import os
@@ -18,19 +18,19 @@ PREDICTIONS = "predictions.jsonl"
 
 
 class PartialAnswers:
-    """One batch a line, on the disk before the next is begun; a file for each process that answers."""
+    """One batch a line, on the disk before the next one starts; each answering process has its own file."""
 
     def __init__(self, folder: Path, fingerprint: str, *, process: int) -> None:
         self._files = f"evaluation-{fingerprint}.*.jsonl"
         self._path = folder / self._files.replace("*", str(process))
 
     def read(self) -> list[AnsweredBatch]:
-        """The batches of all processes that stand there whole; what a kill or a crash left torn is passed over."""
+        """The complete batches of all processes; a line that a kill cut short is skipped."""
         files = sorted(self._path.parent.glob(self._files))
         return [batch for path in files for line in path.read_bytes().splitlines() for batch in _whole(line)]
 
     def add(self, batch: AnsweredBatch) -> None:
-        """Append a batch, flushed; on a line of its own, whatever stands before it."""
+        """Append a batch and flush it; the newline before it ends a line that was cut short."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             file.write(b"\n" + batch.model_dump_json().encode() + b"\n")
@@ -39,7 +39,7 @@ class PartialAnswers:
         sync(self._path.parent)
 
     def remove(self) -> None:
-        """All processes' files, once the evaluation's records stand."""
+        """Remove the files of all processes, once the evaluation's records are written."""
         for path in self._path.parent.glob(self._files):
             path.unlink(missing_ok=True)
 
@@ -57,7 +57,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def logged_predictions(client: MlflowClient, run_id: str) -> list[Prediction] | None:
-    """The answers that an evaluation run keeps, None where it keeps none; raises Undecided when the server fails."""
+    """The answers that an evaluation run keeps, None if it keeps none; raises Undecided if the server fails."""
     if PREDICTIONS not in {entry.path for entry in mlflow_utils.list_files(client, run_id, None)}:
         logger.warning("MLflow run %s: keeps no %s", run_id, PREDICTIONS)
         return None

@@ -63,12 +63,12 @@ _CLIENT = {
 }
 _NO_ENDPOINT = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
-_TAG = "champion.doctor"
+_DOCTOR = "champion.doctor"  # a tag that proves write access
 _SECONDS = 5
 
 
 def connect(params: MlflowParams) -> MlflowClient:
-    """A client of the configured store, which is created first where it is an absent sqlite file.
+    """A client of the configured store; an sqlite file that does not exist is created first.
 
     Raises InvalidParams for an unusable address or setting of MLflow's client, Undecided for an unusable store.
     """
@@ -90,33 +90,36 @@ def connect(params: MlflowParams) -> MlflowClient:
 
 @contextmanager
 def mlflow_errors() -> Iterator[None]:
-    """Turn whatever MLflow raises into Undecided, in one line that names the store and the remedy."""
+    """Turn whatever MLflow raises in this block into Undecided."""
     try:
         yield
-    except (MlflowException, OSError) as error:  # files are refused by requests' own errors, or the disk's
-        kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
-        first = (str(error).splitlines() or [""])[0][:300]
-        raise Undecided(
-            f"MLflow at {mlflow.get_tracking_uri()}: {kind}: {first}; "
-            "check that it runs and that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are right"
-        ) from error
+    except (MlflowException, OSError) as error:  # for files: an error of requests, or of the disk
+        raise explained(error) from error
+
+
+def explained(error: MlflowException | OSError) -> Undecided:
+    """An error of MLflow in one line that names the store and the remedy."""
+    kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+    first = (str(error).splitlines() or [""])[0][:300]
+    return Undecided(f"MLflow at {mlflow.get_tracking_uri()}: {kind}: {first}; check that it runs and that "
+                     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are right")
 
 
 def unanswered(error: MlflowException) -> bool:
-    """Whether no usable reply came, however often it was asked: the next question would only wait as long again."""
+    """Whether the server gave no usable reply to any attempt; another request would only wait as long again."""
     return isinstance(error.__context__, RequestException)
 
 
 @contextmanager
 def sent_once() -> Iterator[None]:
-    """Without the client's own retries, which after a lost reply do a thing twice."""
+    """Switch the client's own retries off: after a lost reply they would do a thing twice."""
     with _client_setting(_RETRIES, 0):
         yield
 
 
 @contextmanager
 def time_for(size: int) -> Iterator[None]:
-    """Wait longer for each reply: a server stores so many bytes, elsewhere perhaps, before it says a word."""
+    """Wait longer for each reply: the server stores so many bytes, perhaps on another machine, before it replies."""
     with _client_setting(_TIMEOUT, int(os.environ.get(_TIMEOUT, _CLIENT[_TIMEOUT])) + size // _BYTES_PER_SECOND):
         yield
 
@@ -132,7 +135,7 @@ def _client_setting(name: str, value: int) -> Iterator[None]:
 
 
 def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
-    """The experiment of this name, None where there is none; a deleted one raises Undecided."""
+    """The experiment of this name, None if there is none; raises Undecided for a deleted one."""
     with mlflow_errors():
         found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage != "active":
@@ -142,9 +145,9 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
 
 
 def ensure_experiment(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Experiment:
-    """The experiment of this name, made with these tags in one atomic call if there is none.
+    """The experiment of this name; if there is none, it is created with these tags in one atomic call.
 
-    Whoever comes second, or lost the reply to its own call, gets the experiment that stands.
+    A caller that comes second, or that lost the reply to its own call, gets the existing experiment.
     """
     found = find_experiment(client, name)
     if found is None:
@@ -152,8 +155,7 @@ def ensure_experiment(client: MlflowClient, name: str, tags: Mapping[str, str]) 
             client.create_experiment(name, tags=dict(tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                with mlflow_errors():
-                    raise
+                raise explained(error) from error
         found = find_experiment(client, name)
     if found is None:
         raise Undecided(f"MLflow experiment {name!r}: created, yet not found; check the server")
@@ -179,7 +181,7 @@ def stage_run(params: MlflowParams, *, kind: str, name: str, tags: Mapping[str, 
 
 
 def list_files(client: MlflowClient, run_id: str, path: str | None) -> list[FileInfo]:
-    """What a run keeps directly in a folder, its top for None; a folder that is not there holds nothing.
+    """The files of a run in one folder, its top folder for None; empty if there is no such folder.
 
     MLflow's own `runs:/` asks for logged models too, an endpoint that servers before MLflow 3 lack.
     """
@@ -189,7 +191,7 @@ def list_files(client: MlflowClient, run_id: str, path: str | None) -> list[File
 
 
 def fetch_files(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
-    """Download a file or folder of a run, below `folder`; raises Undecided where it is missing too."""
+    """Download a file or folder of a run, below `folder`; raises Undecided, also if it is missing."""
     with mlflow_errors():
         home = client.get_run(run_id).info.artifact_uri
         repository = get_artifact_repository(home, tracking_uri=client.tracking_uri)
@@ -198,14 +200,13 @@ def fetch_files(client: MlflowClient, run_id: str, path: str, folder: Path) -> P
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """A run, deleted ones included, None where the server has none of this id."""
+    """A run, deleted ones included; None if the server has no run of this id."""
     try:
         return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        with mlflow_errors():
-            raise
+        raise explained(error) from error
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Abilities:
 
 
 def version(uri: str) -> str | None:
-    """What the server says of itself; None where it says nothing (a service in MLflow's manner)."""
+    """The version that the server states; None if it states none (a service that imitates MLflow)."""
     try:
         reply = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=_SECONDS)
     except (MlflowException, requests.RequestException):
@@ -228,13 +229,13 @@ def version(uri: str) -> str | None:
 
 
 def greet(client: MlflowClient) -> None:
-    """Reach the server as whom the credentials name; raises Undecided."""
+    """Send one request with the configured credentials; raises Undecided."""
     with mlflow_errors():
         client.search_experiments(max_results=1)
 
 
 def abilities(client: MlflowClient, name: str) -> Abilities:
-    """Ask each endpoint for something that is not there; raises Undecided where one fails otherwise."""
+    """Ask each endpoint for something that does not exist; raises Undecided if one fails in another way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated
         return Abilities(
@@ -245,17 +246,16 @@ def abilities(client: MlflowClient, name: str) -> Abilities:
 
 
 def may_register(client: MlflowClient, name: str) -> None:
-    """Tag the registered model and take the tag away; raises Undecided where that is refused. Absent: nothing."""
+    """Check write access by a tag that is removed again; raises Undecided if it is refused. No model yet: no check."""
     try:
         client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code in _ABSENT:
             return
-        with mlflow_errors():
-            raise
+        raise explained(error) from error
     with mlflow_errors():
-        client.set_registered_model_tag(name, _TAG, "write access")
-        client.delete_registered_model_tag(name, _TAG)
+        client.set_registered_model_tag(name, _DOCTOR, "write access")
+        client.delete_registered_model_tag(name, _DOCTOR)
 
 
 def _has(ask: Callable[[], object]) -> bool:
@@ -265,6 +265,5 @@ def _has(ask: Callable[[], object]) -> bool:
         if error.error_code in _NO_ENDPOINT:
             return False
         if error.error_code not in _ABSENT:
-            with mlflow_errors():
-                raise
+            raise explained(error) from error
     return True

@@ -1,4 +1,4 @@
-"""results/ as the deployment stage reads and writes it."""
+"""results/ as the deployment stage reads and writes it: the challenger in, the records of the decision out."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """A challenger as the stages before left it: its score, what was scored, and where the adapter is."""
+    """A challenger as the earlier stages left it: its score, what was scored, and where the adapter is."""
 
     report: EvaluationReport
     model: FineTunedModel
@@ -30,7 +30,7 @@ class Inputs:
 
 
 def read_inputs(evaluation_results: Path, model_location: Path) -> Inputs:
-    """The challenger's records, proved to belong to one another.
+    """The challenger's records, once they are checked to belong together.
 
     Raises InvalidInput for missing or malformed files, a metric that is missing or not in [0, 1], an evaluation of
     no rows, an adapter outside the repository, and metrics of another model than the adapter.
@@ -57,7 +57,7 @@ def read_inputs(evaluation_results: Path, model_location: Path) -> Inputs:
 
 
 def check_output_dir(folder: Path) -> Path:
-    """The folder for records, made if absent; raises InvalidParams for one that is not ours to write to."""
+    """The folder for records, created if needed; raises InvalidParams for one that must not be written to."""
     resolved = _resolved(folder)
     if any(place.resolve().is_relative_to(resolved) for place in (Path.home(), Path.cwd())):
         raise InvalidParams(f"--output-dir {folder}: holds other things; use results/deployment")
@@ -71,7 +71,7 @@ def check_output_dir(folder: Path) -> Path:
 
 
 def last_info(folder: Path) -> dict[str, Any]:
-    """The deployment_info.json of the last run, empty where there is none or it cannot be read."""
+    """The deployment_info.json of the last run, empty if there is none or it cannot be read."""
     try:
         return read_object(folder / INFO)
     except InvalidInput:
@@ -79,7 +79,7 @@ def last_info(folder: Path) -> dict[str, Any]:
 
 
 def write_failure(folder: Path, result: str, code: int, reason: str) -> None:
-    """deployment_info.json of a run that ended without a decision; the comparison and log of the last one stay."""
+    """deployment_info.json of a run that ended without a decision; comparison and log of the run before stay."""
     json_utils.write_object(folder / INFO, {"result": result, "code": code, "reason": reason})
 
 

@@ -1,4 +1,4 @@
-"""What a promotion does with weights: merge, assemble, verify, save. Imports torch."""
+"""The weights of a promotion: merge, assemble the release, verify it, save it for MLflow. Imports torch."""
 
 import importlib.metadata
 import logging

@@ -1,4 +1,4 @@
-"""How the deployment commands are put together: flags, environment and params.yaml in, one Setting out."""
+"""One deployment: its setting from flags, environment and params.yaml, what the protocol asks of it, and its record."""
 
 import argparse
 import logging
@@ -50,7 +50,7 @@ _CODES = {Verdict.REFUSED: 7, Verdict.UNDECIDED: 4}
 
 @dataclass(frozen=True)
 class Setting:
-    """What one deployment works with and how it was asked for."""
+    """What one deployment works with, and the flags it was started with."""
 
     params: Params
     config: Path
@@ -66,7 +66,7 @@ class Setting:
 
 
 def challenger_setting(flags: argparse.Namespace, output: Path, log: results.LogBuffer) -> Setting:
-    """The setting of a deployment of results/, as the flags ask for it."""
+    """The setting for deploying the challenger in results/, from the command's flags."""
     config = flags.config or CONFIG
     params = yaml_utils.load_params(config, _overrides(flags))
     _tell_overruled(params.deployment, yaml_utils.load_params(config).deployment, config)
@@ -119,7 +119,7 @@ def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 class Deployer:
-    """Answers the protocol's questions for one setting, and records how it ended."""
+    """Does what the protocol asks for one setting, and records the outcome."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting, params, key = setting, setting.params, setting.request.key
@@ -132,12 +132,12 @@ class Deployer:
         self._evidence_of_decision: Mapping[str, Any] = {}
 
     def ports(self) -> Ports:
-        """What src.promotion works on."""
+        """The services and steps that the promotion protocol calls."""
         return Ports(ledger=self.ledger, registry=self.registry, hub=self._setting.hub, decide=self.decide,
                      assemble=self._assemble, slot=self._slot, record=self.record, key=self._setting.request.key)
 
     def decide(self, view: LedgerView) -> Decision:
-        """The gate over today's history; a champion without a comparable score is evaluated first."""
+        """Ask the gate, with the history as it is now; a champion without a comparable score is evaluated first."""
         question = self._question(view)
         if needs_champion_evaluated(question):
             self._evaluate_champion()
@@ -150,7 +150,7 @@ class Deployer:
         return decision
 
     def record(self, decision: Decision, view: LedgerView) -> None:
-        """Write results/deployment and the MLflow run, unless files and run say all of it already."""
+        """Write results/deployment and the MLflow run, unless both hold this decision already."""
         request, output = self._setting.request, self._setting.output
         compared, last = comparison(decision, request), results.last_info(output)
         facts = info(decision, request, view, code=self.code(decision), run_id="",
@@ -166,7 +166,7 @@ class Deployer:
         process.say(terminal_summary(facts, compared, str(output)))
 
     def prune(self) -> None:
-        """Delete the weights of old versions, as far as deployment.keep_versions asks for it."""
+        """Delete the weights of old versions, as deployment.keep_versions says."""
         prune(self._setting.params, self.ledger, self.registry)
 
     def code(self, decision: Decision) -> int:

@@ -1,4 +1,4 @@
-"""What an evaluation is put together from: the split, the model, the score, and where all of it is written."""
+"""One evaluation: read the split, load the challenger or the champion, answer, score, and write the results."""
 
 import logging
 import signal
@@ -54,7 +54,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate's answers and their score under the weights of today; partial: to be removed once they stand."""
+    """A candidate's answers and their score under today's weights; partial is removed once these are written."""
 
     identity: ModelIdentity
     predictions: Sequence[Prediction]
@@ -83,7 +83,7 @@ def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow
 
 
 def overlap(rows: Sequence[EvaluationRow]) -> int:
-    """How many evaluation rows ask, after normalising, what a row of the training split asks."""
+    """How many evaluation rows ask, after normalising, the question of a row of the training split."""
     path = Path(Datasets.load(DATASETS).train.path)
     trained = {_question(row) for row in parse_rows(json_utils.read_lines(path), where=path, max_rows=0)}
     return sum(_question(row) in trained for row in rows)
@@ -107,7 +107,7 @@ def challenger(params: ModelParams) -> Candidate:
 
 
 def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
-    """The model at the head of the ledger, from the registry; raises Undecided where none was promoted yet.
+    """The model at the head of the ledger, from the registry; raises Undecided if none was promoted yet.
 
     Where several processes evaluate, the first fetches it for all, to a folder that they must see.
     """
@@ -124,13 +124,13 @@ def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
 
 
 def _load(fetched: Sequence[tuple[Path, ModelIdentity]]) -> Candidate:
-    """What the first process fetched, in all of them."""
+    """Load in every process what the first one fetched."""
     [(folder, identity)] = placement.gather(fetched)
     return Candidate(*merging.load(folder, identity.dtype), identity)
 
 
 def assist(rows: Sequence[EvaluationRow], params: Params, contract: ScoreContract, *, of_champion: bool) -> None:
-    """The part of every process but the first: its share of the answers.
+    """Answer the share of a process that is not the first one.
 
     It leaves nothing that a signal must not cut off, and so ends even where it waits outside of Python.
     """
@@ -140,7 +140,7 @@ def assist(rows: Sequence[EvaluationRow], params: Params, contract: ScoreContrac
 
 
 def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, contract: ScoreContract) -> Scored:
-    """Generate an answer to every row and take its score by the metric in src/evaluation/weighted_score.py.
+    """Generate an answer to every row and score the answers by the metric in src/evaluation/weighted_score.py.
 
     Answers that an evaluation of the same fingerprint left when it was killed are not generated again.
     """
@@ -170,7 +170,7 @@ def _answers(candidate: Candidate, rows: Sequence[EvaluationRow], params: Evalua
 
 
 def write(folder: Path, report: EvaluationReport, predictions: Sequence[Prediction]) -> list[Path]:
-    """metrics.json, report.json, predictions.jsonl and contributions.csv; returns their paths."""
+    """Write metrics.json, report.json, predictions.jsonl and contributions.csv; returns their paths."""
     files = [folder / name for name in ("predictions.jsonl", "contributions.csv", "report.json", "metrics.json")]
     json_utils.write_lines(files[0], [row.model_dump() for row in predictions])
     json_utils.write_text(files[1], contributions_table(report))

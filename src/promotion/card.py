@@ -38,7 +38,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card tells. versions: package to version, of what merged and verified the release."""
+    """All that a card states. versions: the packages that merged and verified the release, name to version."""
 
     repo_id: str
     request: Request
@@ -49,7 +49,7 @@ class CardFacts:
     system_prompt: str
 
     def values(self) -> dict[str, float]:
-        """Each metric and the weighted score that the gate took; raises IntegrityError for one that is not finite."""
+        """Each metric and the weighted score that the gate used; raises IntegrityError for one that is not finite."""
         metrics = self.request.report.metrics.as_dict()
         return {name: _finite(name, value)
                 for name, value in {**metrics, _WEIGHTED: float(self.decision.score)}.items()}
@@ -151,9 +151,9 @@ def _scores(facts: CardFacts) -> str:
         f"| metric | value | {level} interval | weight | contribution |", "|---|---|---|---|---|", *rows,
         f"| **weighted score** | **{total:.4f}** | {between[_WEIGHTED]} | | {total:.4f} |",
         (f"\nThe intervals come from {facts.intervals.resamples} resamples of the rows (seed {facts.intervals.seed}): "
-         "so far a score moves with the questions asked. Which of two models is better is told by a paired "
-         "comparison on the same questions, not by whether such intervals overlap."),
-        (f"\n{report.truncated_rows} answers ran into the token limit, {report.empty_rows} were empty. BLEU-n is "
+         "they show how much a score varies with the choice of questions. Which of two models is better is decided by "
+         "a paired comparison on the same questions, not by whether such intervals overlap."),
+        (f"\n{report.truncated_rows} answers reached the token limit, {report.empty_rows} were empty. BLEU-n is "
          "cumulative corpus BLEU by sacrebleu, ROUGE-L precision the mean over rows by rouge_score "
          f"({_code(report.contract.metric_signature)})."),
     ))
@@ -167,8 +167,8 @@ def _verdict(facts: CardFacts) -> str:
         lines.append(f"**FORCED**: the comparison said {_code(decision.overrode)}{guard}. Reason given: "
                      f"{_code(facts.request.reason or 'no reason given')}.")
     if decision.gain is not None:
-        lines.append(f"Gain over the best promoted model: {signed(decision.gain)}, where at least {policy.threshold} "
-                     f"is asked for. {_evidence(decision.evidence, facts)}")
+        lines.append(f"Gain over the best promoted model: {signed(decision.gain)}, at least {policy.threshold} is "
+                     f"required. {_evidence(decision.evidence, facts)}")
     least = "" if decision.to_beat.complete else "at least "
     lines.append(f"Other models evaluated under the same score contract: {least}{decision.to_beat.runs}.")
     return "\n".join(["## Verdict\n", *(f"- {line}" for line in lines)])
@@ -185,8 +185,8 @@ def _evidence(evidence: GainEvidence | None, facts: CardFacts) -> str:
 
 def _training(facts: CardFacts) -> str:
     lora, train, report = facts.request.model.lora, facts.request.model.train, facts.request.report
-    overlap = (f"{report.overlap_rows} of its questions stand in the training split too" if report.overlap_rows else
-               "none of its questions stands in the training split")
+    overlap = (f"{report.overlap_rows} of its questions are also in the training split" if report.overlap_rows else
+               "none of its questions is in the training split")
     return (f"## Training\n\nLoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on "
             f"{', '.join(lora.target_modules)}; loss on the answers only. {train.rows} conversations for "
             f"training, {facts.validation.rows} to choose the best epoch, {report.rows} to score: {overlap}.")
@@ -209,8 +209,8 @@ def _provenance(facts: CardFacts) -> str:
     return "\n".join([
         "## Provenance\n", "| | |", "|---|---|", *table,
         ("\nEvery promotion is a line of `ledger.jsonl` on the branch `ledger`: under this promotion key it names the "
-         "registered version, the MLflow run of the evaluation, who promoted it, when and from which commit. What "
-         "was decided about this model later, a rollback for instance, stands there too. MLflow's versions carry the "
+         "registered version, the MLflow run of the evaluation, who promoted it, when and from which commit. Later "
+         "decisions about this model, a rollback for instance, are lines there too. MLflow's versions carry the "
          "key in the tag `champion.key`, its runs the model digest in `champion.model_digest`."),
     ])
 

@@ -1,4 +1,4 @@
-"""The release folder: assembled beside its place, renamed into it, and verified by what it answers."""
+"""The release folder: assembled in a temporary folder, renamed into place, and verified by its answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TIE_TOLERANCE = {"float32": 0.0, "float16": 2e-2, "bfloat16": 2e-1}
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared: answers generated again, how many of them token for token equal, and the logits."""
+    """What was compared: rows answered again, how many answers are equal token by token, and the logits' difference."""
 
     rows: int
     equal: int
@@ -60,7 +60,8 @@ def assemble_release(
     """Write a merged model as a release folder; returns its manifest (path to sha256).
 
     The folder appears by one rename, flushed, with manifest.json written last; equal inputs give equal bytes. texts
-    are what it holds beside the model, path to content. Raises IntegrityError where the disk is too small.
+    are the other files (champion.json, card, evaluation results), path to content. Raises IntegrityError if the disk
+    is too small.
     """
     from safetensors import SafetensorError
 
@@ -93,9 +94,9 @@ def assemble_release(
 
 
 def check_release(folder: Path) -> dict[str, str]:
-    """The manifest of a release folder, once every file is named in it and has the sha256 it says.
+    """Check that a release folder holds exactly the files of its manifest; returns path to sha256.
 
-    Raises IntegrityError for a changed, missing or additional file, InvalidInput where there is no manifest.
+    Raises IntegrityError for a changed, missing or additional file, InvalidInput if there is no manifest.
     """
     stated = read_object(folder / MANIFEST)
     found = manifest(folder)
@@ -110,7 +111,7 @@ def check_release(folder: Path) -> dict[str, str]:
 def verify_release(
     folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction]
 ) -> Verification:
-    """Prove that a release is the model that was scored, on some of the scored predictions.
+    """Check on some of the scored predictions that a release is the model that was scored.
 
     Its files match its manifest, its logits are those of base and adapter unmerged, and loaded plainly from disk it
     generates the answers again: in float32 token for token, below that up to near-ties. Raises IntegrityError.
@@ -141,7 +142,7 @@ def verify_release(
 
 
 def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: GeneratedAnswer, tolerance: float) -> bool:
-    """True for an equal answer, False for one that parts from it at a near-tie; raises IntegrityError otherwise."""
+    """True for an equal answer, False for one that differs from a near-tie on; raises IntegrityError otherwise."""
     from src.models.merging import preference_gap
 
     if found.tokens == scored.tokens and found.text == scored.prediction:
@@ -169,7 +170,7 @@ def _require_space(folder: Path, weights: int) -> None:
 
 
 def _put_in_place(folder: Path, destination: Path) -> None:
-    """Flush and rename. A folder cannot replace another in one step: for a moment there is none, never half of one."""
+    """Flush and rename. One folder cannot replace another in one step: for a moment there is none, but never half."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
     aside = folder.with_name(f"{folder.name}.old")

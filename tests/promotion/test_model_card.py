@@ -181,15 +181,15 @@ def test_the_card_names_verdict_data_base_and_training(facts: CardFacts) -> None
         report.model_digest, report.model.base_sha256, report.contract_digest, facts.request.model.adapter_sha256,
         report.evaluation.sha256, facts.request.key, "`torch 2.13.0`", "`shop`", "(seed 7)",
         f"| commit of the training | `{facts.request.model.git_commit}` |",
-        "2 answers ran into the token limit, 1 were empty",
-        "none of its questions stands in the training split",
+        "2 answers reached the token limit, 1 were empty",
+        "none of its questions is in the training split",
     ]
     assert [phrase for phrase in wanted if phrase not in text] == []
 
 
 def test_a_gain_stands_with_its_interval_and_its_probability(model: FineTunedModel) -> None:
     text = body(facts_of(model, decision=decision(evidence=evidence())))
-    assert "Gain over the best promoted model: +0.012000, where at least 0.001 is asked for." in text
+    assert "Gain over the best promoted model: +0.012000, at least 0.001 is required." in text
     assert "Its 97.5 % interval is +0.004000 to +0.020000; P(gain > 0) = 0.999, P(gain >= 0.001) = 0.995" in text
     assert "which includes 0" in body(facts_of(model, decision=decision(evidence=evidence(low=-0.004))))
 
@@ -200,7 +200,7 @@ def test_a_gain_without_answers_to_compare_says_so(facts: CardFacts) -> None:
 
 def test_evaluated_questions_that_were_trained_on_are_told(facts: CardFacts) -> None:
     report = facts.request.report.model_copy(update={"overlap_rows": 3})
-    assert "3 of its questions stand in the training split too" in body(facts_of(facts.request.model, report=report))
+    assert "3 of its questions are also in the training split" in body(facts_of(facts.request.model, report=report))
 
 
 def test_no_time_no_run_and_no_person_is_named(facts: CardFacts) -> None:

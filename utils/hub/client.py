@@ -37,7 +37,7 @@ _FAILURES = (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, Value
 
 
 class HubBusy(HubError):
-    """It may pass: look again after `retry_after` seconds (None: the server did not say)."""
+    """An error that may pass: try again after `retry_after` seconds (None: the server did not say)."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -56,9 +56,9 @@ def time_limit(
     """Bound everything that the client does in this block, and every wait for the network in it.
 
     The client's own timeouts are off, and some of its calls pass `timeout=None`; hooks override both. A request
-    after the limit, and a body that drips past it, raise HubError. The client repeats what failed, and obeys a
-    Retry-After of an hour; one of client_waits seconds or more is raised at once instead, with 0 every error that may
-    pass. `heard` is called with every request and answer.
+    after the limit, and a body that is still arriving after it, raise HubError. The client repeats failed requests and
+    obeys even a Retry-After of an hour. Here a Retry-After of client_waits seconds or more is raised at once; with 0,
+    so is every error that may pass. `heard` is called for every request and response.
     """
     _install()
     _LIMITS.append(_Limit(time.monotonic() + seconds, seconds, request_seconds, client_waits, heard))
@@ -70,7 +70,7 @@ def time_limit(
 
 @contextmanager
 def hub_errors(subject: str) -> Iterator[None]:
-    """Turn what the client raises in this block into HubError, or HubBusy where it may pass; one line, no token."""
+    """Turn what the client raises in this block into HubError, or HubBusy if it may pass; one line, no token."""
     try:
         yield
     except _FAILURES as error:
@@ -78,7 +78,7 @@ def hub_errors(subject: str) -> Iterator[None]:
 
 
 def explained(error: BaseException, subject: str) -> HubError:
-    """The HubError or HubBusy that an exception of the client amounts to."""
+    """The HubError or HubBusy for an exception of the client."""
     where = f"{endpoint()}: {subject}"
     if isinstance(error, HubError):
         return error
@@ -103,7 +103,7 @@ _EXPLANATIONS: tuple[tuple[Any, Callable[[str], HubError]], ...] = (  # the firs
 
 
 def one_line(text: str) -> str:
-    """A service's words, fit for a log: one line, 300 characters, no token and no signed address."""
+    """A service's message for the log: one line, at most 300 characters, no token and no signed address."""
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", " ".join(redacted(text).split()))[:300]
 
 

@@ -42,10 +42,10 @@ class XetFailed(HubBusy):
 
 
 def commit_files(job: Job, *, token: str, seconds: float, stall_seconds: float, xet: bool) -> str:
-    """Make the commit; returns its id, or the head's where the files were there already.
+    """Make the commit; returns its id, or the head's if the files were there already.
 
-    seconds limits the whole, stall_seconds a time in which nothing moves. Raises HubBusy where another look may
-    help (XetFailed: without Xet), HubError otherwise.
+    seconds limits the whole upload, stall_seconds a time in which no byte moves. Raises HubBusy if another attempt
+    may help (XetFailed: without Xet), HubError otherwise.
     """
     xet = xet and os.environ.get("HF_HUB_DISABLE_XET", "").strip().upper() not in {"1", "ON", "YES", "TRUE"}
     environment = {

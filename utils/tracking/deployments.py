@@ -1,4 +1,4 @@
-"""The MLflow runs of the deployment stage: its own, and an evaluation run that the server lacks."""
+"""Deployments: their MLflow runs, evaluation runs logged anew for them, and a local journal of their steps."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ FOLDER = Path(".promotion")
 
 
 class DeploymentRun:
-    """A run of kind deployment, made when it is first needed, so that a run that changes nothing leaves none."""
+    """A run of kind deployment, created only when it is needed: a deployment that changes nothing leaves none."""
 
     def __init__(self, client: MlflowClient, experiment: str, model_name: str, key: str) -> None:
         self._client = client
@@ -48,7 +48,7 @@ class DeploymentRun:
         self._id: str | None = None
 
     def id(self) -> str:
-        """The run's id; the first call makes the run."""
+        """The run's id; the first call creates the run."""
         if self._id is None:
             experiment = mlflow_utils.ensure_experiment(self._client, self._experiment, {})
             with mlflow_errors():
@@ -57,7 +57,7 @@ class DeploymentRun:
         return self._id
 
     def ended(self, run_id: str) -> bool:
-        """Whether an earlier run was recorded to its end: the files are written first, so they may be all there is."""
+        """Whether an earlier run was recorded completely in MLflow; the local files are written before that."""
         run = mlflow_utils.find_run(self._client, run_id)
         return run is not None and run.info.status == RunStatus.to_string(RunStatus.FINISHED)
 

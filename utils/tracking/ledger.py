@@ -16,6 +16,7 @@ from utils.mlflow_utils import (
     LEDGER_RUN,
     MODEL_NAME,
     ensure_experiment,
+    explained,
     find_experiment,
     find_run,
     mlflow_errors,
@@ -32,7 +33,7 @@ _UNFIT = ("MLflow: this server lets a run param be overwritten, or cuts it short
 
 
 class MlflowLedger:
-    """Implements src.promotion.Ledger."""
+    """The ledger that the promotion protocol writes to."""
 
     def __init__(self, client: MlflowClient, model_name: str, home: str) -> None:
         """`home` names the experiment in which the ledger's run is made."""
@@ -42,7 +43,7 @@ class MlflowLedger:
         self._experiment = f"{model_name}.ledger"
 
     def view(self) -> LedgerView:
-        """The slots as they are; an absent ledger is an empty one.
+        """The slots as they are now; no ledger yet counts as an empty one.
 
         Raises Undecided when the server does not answer, IntegrityError for holes, a broken chain or a deleted run.
         """
@@ -63,9 +64,9 @@ class MlflowLedger:
         return parse_slots([slots[name] for name in names])
 
     def probe(self) -> None:
-        """Prove on this server that a param as long as a slot is kept, and that it cannot be written twice.
+        """Check on this server that a param as long as a slot is kept whole and cannot be overwritten.
 
-        Raises Undecided where that is not so.
+        Raises Undecided if it can be, or is cut short.
         """
         run_id = self._ensure()
         stored = self._stored(run_id, _PROBE)
@@ -75,8 +76,7 @@ class MlflowLedger:
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise Undecided(_UNFIT) from error
-            with mlflow_errors():
-                raise
+            raise explained(error) from error
         if self._written(run_id, _PROBE, "rewritten") != known:
             raise Undecided(_UNFIT)
 
@@ -86,10 +86,10 @@ class MlflowLedger:
         return self._written(self._ensure(), slot_name(slot.number), text) == text
 
     def renew(self) -> None:
-        """Undelete the ledger's run; where it is gone for good, pin an empty one in its place.
+        """Undelete the ledger's run; if it is gone for good, pin a new, empty run.
 
-        The slots of a run that is gone can be claimed anew from the mirror. To be run by hand, one at a time: of two
-        at once, one pins the run that the other is filling no more.
+        The slots of a run that is gone can be written again from the mirror. Run this by hand, and only once at a
+        time: of two at once, one would fill a run that is no longer pinned.
         """
         run_id = self._find()
         if run_id is None:
@@ -106,14 +106,13 @@ class MlflowLedger:
                 self._client.restore_run(run_id)
 
     def _written(self, run_id: str, name: str, text: str) -> str | None:
-        """What stands after an attempt to write a param."""
+        """Write a param; returns the value that the server has afterwards, which may be an earlier one."""
         try:
             self._client.log_param(run_id, name, text)
         except MlflowException as error:
             stored = None if unanswered(error) else self._stored(run_id, name)
             if stored is None:
-                with mlflow_errors():
-                    raise error from None
+                raise explained(error) from error
             return stored
         return self._stored(run_id, name)
 

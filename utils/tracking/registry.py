@@ -25,6 +25,7 @@ from utils.mlflow_utils import (
     FILES,
     IDENTITY,
     KEY,
+    explained,
     find_run,
     list_files,
     mlflow_errors,
@@ -40,10 +41,10 @@ ARTIFACT = "model"
 
 
 class MlflowRegistry:
-    """Implements src.promotion.Registry.
+    """The registry that the promotion protocol works on.
 
-    save writes the model in MLflow's transformers flavour to a folder, run_id gives the deployment run that keeps
-    it, tags what a new version is tagged with, spent the versions whose weights may be pruned at any time.
+    save writes the model in MLflow's transformers flavour to a folder; run_id returns the deployment run that keeps
+    it, tags the tags of a new version, spent the versions whose weights may be pruned at any time.
     """
 
     def __init__(self, client: MlflowClient, name: str, *, save: Callable[[Path], None],
@@ -71,7 +72,7 @@ class MlflowRegistry:
         return first
 
     def holders(self) -> Holders:
-        """Aliases and stages as they are; a name that was never registered has none."""
+        """Aliases and stages as they are now; none for a name that was never registered."""
         aliases = self._aliases()
         production = (int(v.version) for v in self._versions("") if v.current_stage == _PRODUCTION)
         return Holders(aliases.get("champion"), aliases.get("previous"), frozenset(production))
@@ -81,7 +82,7 @@ class MlflowRegistry:
         return {int(v.version): v.tags.get(KEY) for v in self._versions("")}
 
     def described(self, version: int) -> tuple[str, dict[str, str]]:
-        """Where a version's files are, and its tags."""
+        """The address of a version's files, and its tags."""
         with mlflow_errors():
             found = self._client.get_model_version(self._name, str(version))
         return str(found.source), dict(found.tags)
@@ -93,11 +94,11 @@ class MlflowRegistry:
                 self._client.set_model_version_tag(self._name, str(version), name, value)
 
     def pruned(self) -> dict[int, bool]:
-        """Versions that are marked as pruned: whether it was done, or only begun."""
+        """Versions marked as pruned: True if the weights are deleted, False if that was only started."""
         return {int(v.version): v.tags[FILES] == "pruned" for v in self._versions("") if FILES in v.tags}
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
-        """Tag a version whose weights go, and once they are gone; alias, tags and source stay as they are."""
+        """Tag a version before its weights are deleted, and after; aliases, other tags and source stay."""
         self.tag(version, {FILES: "pruned" if done else "pruning"})
 
     def delete_weights(self, version: int) -> None:
@@ -107,7 +108,7 @@ class MlflowRegistry:
         delete_model(self._client, run_id)
 
     def use_up(self, number: int) -> None:
-        """Use up version numbers through this one: a registry that was lost had given them away already."""
+        """Skip version numbers up to this one, because a registry that was lost had used them already."""
         self._ensure_model()
         with mlflow_errors():
             source = self._client.get_run(self._run_id()).info.artifact_uri
@@ -117,12 +118,12 @@ class MlflowRegistry:
                 self._client.delete_model_version(self._name, str(made))
 
     def expected(self, head: Slot, previous: Slot | None) -> Holders:
-        """What holders() must give for this head; no stages where the server has none, no previous that was deleted."""
+        """What holders() must return for this head: no stage if the server has none, no previous that was deleted."""
         production = frozenset({head.version}) if self._has_stages else frozenset()
         return Holders(head.version, self._if_kept(previous.version) if previous else None, production)
 
     def set_alias(self, alias: str, version: int | None) -> None:
-        """Point an alias to a version, or remove it; nothing is written where it is right already.
+        """Point an alias to a version, or remove it; nothing is written if it is right already.
 
         A previous version that was deleted counts as none; a champion that was is Undecided.
         """
@@ -157,8 +158,7 @@ class MlflowRegistry:
                 self._client.transition_model_version_stage(self._name, str(version), stage)
             except MlflowException as error:
                 if error.error_code not in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
-                    with mlflow_errors():
-                        raise
+                    raise explained(error) from error
                 self._has_stages = False
                 logger.warning("MLflow: this server has no stages; the aliases alone name the champion")
 
@@ -170,7 +170,7 @@ class MlflowRegistry:
             self._client.create_registered_model(self._name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                with _asking():
+                with _registry_errors():
                     raise
 
     def _carrying(self, key: str) -> list[int]:
@@ -181,7 +181,7 @@ class MlflowRegistry:
     def _versions(self, clause: str) -> Iterable[ModelVersion]:
         token: str | None = None
         while True:
-            with _asking():
+            with _registry_errors():
                 page = self._client.search_model_versions(f"name = '{self._name}'{clause}", page_token=token)
             yield from page
             token = page.token
@@ -194,7 +194,7 @@ class MlflowRegistry:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return {}
-            with _asking():
+            with _registry_errors():
                 raise
         return {alias: int(version) for alias, version in aliases.items()}
 
@@ -216,8 +216,8 @@ class MlflowRegistry:
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
-    """As mlflow_errors(), with what to do about a server that has no registry."""
+def _registry_errors() -> Iterator[None]:
+    """As mlflow_errors(), with a remedy for a server that has no registry."""
     try:
         with mlflow_errors():
             yield
@@ -272,7 +272,7 @@ def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) 
 
 
 def delete_model(client: MlflowClient, run_id: str) -> None:
-    """Delete the model that a run keeps, where it is there; raises Undecided when the store fails or keeps it."""
+    """Delete the model that a run keeps, if there is one; raises Undecided if the store fails or does not delete it."""
     run = find_run(client, run_id)
     if run is None:  # removed for good, with its files
         return

@@ -1,4 +1,4 @@
-"""The MLflow run of an evaluation: the tags that the gate finds it by, its numbers and its files."""
+"""What the stages log to MLflow: an evaluation, a fine-tuning, and the report of an evaluation."""
 
 import importlib.metadata
 import logging
@@ -24,12 +24,12 @@ from utils.mlflow_utils import (
     mlflow_errors,
 )
 
-logger = logging.getLogger(__name__)
 PAGE_ARTIFACT = "report/index.html"
+logger = logging.getLogger(__name__)
 
 
 def evaluation_tags(params: DeploymentParams, identity: ModelIdentity, contract: ScoreContract) -> dict[str, str]:
-    """What an evaluation run is found by, and what it is to be compared under."""
+    """The tags of an evaluation run: which model it scored and under which score contract."""
     return {
         MODEL_NAME: params.model_registry_name,
         MODEL_DIGEST: identity.digest(),
@@ -41,7 +41,7 @@ def evaluation_tags(params: DeploymentParams, identity: ModelIdentity, contract:
 
 
 def log_evaluation(client: MlflowClient, run_id: str, numbers: Mapping[str, float], files: Iterable[Path]) -> None:
-    """Numbers as metrics and files as artifacts; raises Undecided when the server fails."""
+    """Log numbers as metrics and files as artifacts; raises Undecided if the server fails."""
     now = int(time.time() * 1000)
     with mlflow_errors():
         client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()])
@@ -50,7 +50,7 @@ def log_evaluation(client: MlflowClient, run_id: str, numbers: Mapping[str, floa
 
 
 def fine_tuning_tags(model_name: str, git: GitIdentity, base: BaseModelRef, data: Datasets) -> dict[str, str]:
-    """What a training run is found by and what it was trained from."""
+    """The tags of a training run: its model's name, base model, data and commit."""
     return {
         MODEL_NAME: model_name,
         "champion.base_model": f"{base.name}@{base.revision}",
@@ -63,8 +63,8 @@ def fine_tuning_tags(model_name: str, git: GitIdentity, base: BaseModelRef, data
 
 
 def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[tuple[int, float]]], *, adapter: Path,
-        adapter_sha256: str, base: Path, location: Path) -> None:
-    """Parameters, a metric a curve with its epochs as steps, the adapter and its record, tokenizer and environment."""
+                    adapter_sha256: str, base: Path, location: Path) -> None:
+    """Log parameters, curves as metrics by epoch, the adapter and its record, the tokenizer and the environment."""
     client = mlflow.MlflowClient()
     metrics = [Metric(name, value, 0, step) for name, curve in curves.items() for step, value in curve]
     flat = _flat({"model": params.model.model_dump(), "fine_tuning": params.fine_tuning.model_dump()})
@@ -92,7 +92,7 @@ def _environment() -> str:
 
 
 def log_page(client: MlflowClient, run_id: str, html: str) -> None:
-    """Keep the page with a run; a server that lacks the run is left alone. Raises Undecided when it does not answer."""
+    """Log the report page to a run, if the server has that run. Raises Undecided if the server does not answer."""
     if find_run(client, run_id) is None:
         logger.warning("MLflow lacks run %s: the report stays in results/ alone", run_id)
         return

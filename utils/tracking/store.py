@@ -1,4 +1,4 @@
-"""Which MLflow store is meant, and an embedded one that survives several first starts at once."""
+"""The MLflow store: its address, an sqlite file that several processes may create at once, and the DagsHub login."""
 
 import fcntl
 import importlib.util
@@ -6,14 +6,16 @@ import logging
 import os
 import sqlite3
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from src.core.errors import InvalidParams, Undecided
 
+logger = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 _POSTGRES_DRIVERS = {"postgresql": "psycopg", "postgresql+psycopg": "psycopg", "postgresql+psycopg2": "psycopg2"}
-logger = logging.getLogger(__name__)
 _TOKEN = "DAGSHUB_USER_TOKEN"  # noqa: S105 - its name
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _SECONDS = 10
@@ -73,21 +75,18 @@ def prepare(uri: str) -> None:
     _check(path)
 
 
-class _locked:  # noqa: N801 - reads as a verb: with _locked(path)
-    """An exclusive lock on a file, given back by the kernel when the process dies."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise Undecided(f"{self._path}: {error.strerror}; the MLflow store's folder must be writable") from None
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the kernel releases it when the process dies."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Undecided(f"{path}: {error.strerror}; the MLflow store's folder must be writable") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _create(path: Path) -> None:
@@ -120,7 +119,7 @@ def _check(path: Path) -> None:
 
 
 def log_in(tracking_uri: str) -> None:
-    """Set MLflow's user name and password where the address is DagsHub's and only its token is at hand.
+    """Set MLflow's user name and password if the address is DagsHub's and only a DagsHub token is set.
 
     A user name or password in the environment wins. DAGSHUB_CLIENT_HOST names another DagsHub than dagshub.com, as
     for its own client. Raises Undecided when DagsHub does not know the token or does not answer.
@@ -138,14 +137,14 @@ def host() -> str:
 
 
 def is_dagshub(url: str) -> bool:
-    """Whether an address is DagsHub's."""
+    """True for an address of DagsHub."""
     return urlsplit(url).netloc == urlsplit(host()).netloc
 
 
 def user(token: str) -> str:
-    """Whose token it is; raises Undecided when DagsHub does not know it or does not answer.
+    """The user name that a token belongs to; raises Undecided if DagsHub does not know it or does not answer.
 
-    As dagshub.init asks, without its creating repositories and its browser window.
+    The request of dagshub.init, which would also create repositories and open a browser window.
     """
     import dacite  # these take time to import, and are needed for DagsHub alone
     import httpx

@@ -15,7 +15,7 @@ from src.core.errors import Refused
 from src.model_selection import Reason
 from tests.fakes.history_store import write_params
 from tests.fakes.promoted import NAME, PUSHING, SOURCE, Shop, drift, run, status
-from utils.mlflow_utils import FILES
+from utils.mlflow_utils import DECISION, FILES, REASON
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
 
@@ -63,6 +63,15 @@ def test_once_it_is_asked_for_old_weights_go_and_their_records_stay(
     before = marks(shop)
     assert run(status_script, "--repair") == 0
     assert marks(shop) == before
+
+
+def test_a_run_is_tagged_with_the_verdict_and_a_version_with_its_reason(shop: Shop) -> None:
+    versions = {int(v.version): v for v in shop.client.search_model_versions(f"name = '{NAME}'")}
+    assert {number: version.tags.get(REASON) for number, version in versions.items()} == {
+        1: "first_model", 2: "improved", 3: "improved"}
+    for version in versions.values():
+        assert DECISION not in version.tags
+        assert shop.client.get_run(version.run_id).data.tags[DECISION] == "promote"
 
 
 def test_a_pruned_version_is_not_rolled_back_to_and_the_nearest_kept_is_named(shop: Shop) -> None:
