@@ -1,15 +1,19 @@
 """A repository whose results/ is a file system of its own, as small as a test asks for."""
 
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes import tiny_shop
+from scripts import evaluation_script
+from tests.fakes import tiny_model
 from tests.fakes.faulty_hub import ENOUGH, Resize
+from tests.fakes.history_store import write_params
 from tests.fakes.loopback_hub import LoopbackHub
-from tests.fakes.promoted import Shop, set_environment
+from tests.fakes.promoted import PUSHING, SOURCE, Shop, set_environment
 
 
 @pytest.fixture
@@ -38,5 +42,16 @@ def weighty_shop(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.Monke
     with LoopbackHub(tmp_path / "hub") as hub:
         set_environment(monkeypatch, tmp_path, hub)
         disk(ENOUGH)
-        tiny_shop.make(tmp_path, migrated_store)
+        _evaluate(tmp_path, migrated_store)
         yield Shop(tmp_path, hub)
+
+
+def _evaluate(root: Path, migrated_store: Path) -> None:
+    """A model of two layers, made and evaluated in the working directory."""
+    shutil.copyfile(migrated_store, root / "mlflow.db")
+    tiny_model.write_stages(root)
+    config = write_params(root, SOURCE, huggingface=PUSHING, resamples=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluation_script.py", "--config", str(config)])
+        patch.setenv("HF_MODULES_CACHE", str(root / "modules"))
+        assert evaluation_script.main() == 0
