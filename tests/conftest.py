@@ -49,8 +49,9 @@ def modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """space/ to import from, as its own programs do, for one test."""
     monkeypatch.syspath_prepend(str(SPACE))
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dependencies"]:
-        del sys.modules[name]
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(f"{SPACE}/"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,7 @@ import pytest
 
 from tests.fakes.space_process import SPACE, environment, unpack
 
-
-@pytest.fixture(autouse=True)
-def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(SPACE))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("serving", "bundling", "app")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("modules_of_space")
 
 
 def prepare(release: Path | str, output: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -1,19 +1,8 @@
 """When compressed weights are SAFE: no score that falls too far, no more answers that are empty or go round."""
 
-import sys
-from collections.abc import Iterator
-
 import pytest
 
-from tests.fakes.space_process import SPACE
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(SPACE))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "bundling"]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("modules_of_space")
 
 
 @pytest.mark.parametrize(("score", "empty", "looping", "said"), [

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,7 @@ BUILDER = SPACE / ".venv-builder/bin/python"
 DIGEST = "ab" * 32
 QUESTIONS = ("Where is my order?", "May I pay later?")
 
-
-@pytest.fixture(autouse=True)
-def _modules_of_space(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(SPACE))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("serving", "bundling", "validate_bundle")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("modules_of_space")
 
 
 @dataclass(frozen=True)
