@@ -78,6 +78,12 @@ def test_a_decision_on_another_model_is_not_shown_as_this_ones() -> None:
     assert records(info=told).deployment_run is None
 
 
+def test_a_rollback_since_the_decision_is_not_shown_as_a_failed_deployment() -> None:
+    text = text_of(info={"result": "rolled_back", "code": 0, "reason": "rollback", "model_name": "shop", "actor": "ana",
+                         "champion": {"version": 1}, "stated_reason": "complaints", "hub": None})
+    assert "No decision on this model The last change was rolled_back by ana: complaints" in text
+
+
 def test_a_model_that_was_never_judged_is_said_to_be_so() -> None:
     assert headline(evaluated(1).report, {}, {}, is_judged=False).heading == "No decision yet"
 
