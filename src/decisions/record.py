@@ -91,6 +91,7 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
         "decision_id": decision_id(decision, request, view, code),
         "dry_run": dry_run,
         "model_name": request.model_name,
+        "registry": "mlflow",
         "version": head.version if head and promoted else None,
         "champion": {"version": head.version, "score": head.score, "key": head.key} if head else None,
         "previous_version": previous.version if previous else None,
