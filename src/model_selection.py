@@ -85,10 +85,7 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class Policy:
-    """How scores become a decision. weights sum to 1; threshold is the smallest gain that promotes.
-
-    With require_significance the champion is kept if the interval of the gain includes 0.
-    """
+    """Score weights (their sum is 1), the smallest gain that promotes, and whether its interval must exclude 0."""
 
     weights: Mapping[str, float]
     threshold: Decimal
@@ -107,10 +104,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class ScoresToBeat:
-    """What a challenger is compared with.
-
-    `runs` is the number of comparable models, or a lower bound when `complete` is False.
-    """
+    """Best models and champion. `runs` counts the comparable models, a lower bound when `complete` is False."""
 
     best_evaluated: ScoredRun | None
     best_promoted: ScoredRun | None
@@ -165,29 +159,32 @@ def failed_guard(guards: GuardParams, report: EvaluationReport, baseline: Metric
 
 def comparable(history: Iterable[ScoredRun], challenger: ScoredRun, blocked: frozenset[str]) -> list[ScoredRun]:
     """The latest evaluation of each other model under the challenger's contract, without blocked models."""
-    latest: dict[str, ScoredRun] = {}
-    for run in history:
-        own = run.run_id == challenger.run_id or run.model_digest == challenger.model_digest
-        if own or run.contract != challenger.contract or run.model_digest in blocked:
-            continue
-        known = latest.get(run.model_digest)
-        if known is None or (run.finished_at, run.run_id) > (known.finished_at, known.run_id):
-            latest[run.model_digest] = run
-    return list(latest.values())
+    skipped = blocked | {challenger.model_digest}
+    others = (run for run in history if run.run_id != challenger.run_id and run.model_digest not in skipped
+              and run.contract == challenger.contract)
+    return list(latest_by_model(others).values())
+
+
+def latest_by_model(runs: Iterable[ScoredRun]) -> dict[str, ScoredRun]:
+    """The latest run of each model, by digest."""
+    return {run.model_digest: run for run in sorted(runs, key=lambda run: (run.finished_at, run.run_id))}
+
+
+def best_of(runs: Iterable[ScoredRun], policy: Policy) -> ScoredRun | None:
+    """The run with the highest score, None if there is none; of equals the earliest, so a tie keeps the champion."""
+    return max(runs, key=lambda run: (policy.score(run), -run.finished_at, run.run_id), default=None)
 
 
 def scores_to_beat(question: Question) -> ScoresToBeat:
     """Best evaluated model, best promoted model and champion among the comparable evaluations."""
     ledger, policy = question.ledger, question.policy
     records = comparable(question.history, question.challenger, ledger.blocked_digests)
-    promoted = [run for run in records if run.model_digest in ledger.promoted_digests]
-    head = ledger.head
+    promoted, champion = ledger.promoted_digests, ledger.head.model_digest if ledger.head else None
     return ScoresToBeat(
-        best_evaluated=_best(records, policy),
-        best_promoted=_best(promoted, policy),
-        champion=next((run for run in records if head and run.model_digest == head.model_digest), None),
-        runs=len(records),
-        complete=question.history_complete,
+        best_evaluated=best_of(records, policy),
+        best_promoted=best_of((run for run in records if run.model_digest in promoted), policy),
+        champion=next((run for run in records if run.model_digest == champion), None),
+        runs=len(records), complete=question.history_complete,
     )
 
 
@@ -231,12 +228,10 @@ def _failures(guards: GuardParams, report: EvaluationReport, baseline: Metrics |
         drop = before.get(name, found[name]) - found[name]
         if drop > most:
             yield f"largest_drops.{name}: fell by {drop:.4f}, {most} is allowed"
-    shares = {
-        "largest_empty_share": (report.empty_rows, guards.largest_empty_share),
-        "largest_truncated_share": (report.truncated_rows, guards.largest_truncated_share),
-        "largest_overlap": (report.overlap_rows, guards.largest_overlap),
-    }
-    for share, (rows, most) in shares.items():
+    shares = [("largest_empty_share", report.empty_rows, guards.largest_empty_share),
+              ("largest_truncated_share", report.truncated_rows, guards.largest_truncated_share),
+              ("largest_overlap", report.overlap_rows, guards.largest_overlap)]
+    for share, rows, most in shares:
         if rows / report.rows > most:
             yield f"{share}: {rows} of {report.rows} rows, a share of {most} is allowed"
 
@@ -275,8 +270,3 @@ def _by_evidence(question: Question) -> tuple[Verdict, Reason]:
         return Verdict.UNDECIDED, Reason.INCOMPARABLE
     noise = question.evidence.includes_zero
     return (Verdict.KEEP, Reason.WITHIN_NOISE) if noise else (Verdict.PROMOTE, Reason.IMPROVED)
-
-
-def _best(runs: Sequence[ScoredRun], policy: Policy) -> ScoredRun | None:
-    # The earliest of equals: a tie keeps the champion.
-    return max(runs, key=lambda run: (policy.score(run), -run.finished_at, run.run_id), default=None)

@@ -15,17 +15,7 @@ from src.core.params import METRICS, DeploymentParams, validate
 from src.core.records import digest_of
 from src.decisions.words import policy_words
 from src.ledger.slots import LedgerView, Slot
-from src.model_selection import (
-    Decision,
-    GainEvidence,
-    Policy,
-    Question,
-    Reason,
-    ScoredRun,
-    Verdict,
-    decide,
-    scores_to_beat,
-)
+from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict, decide
 
 GetEvidence = Callable[[ScoredRun, ScoredRun, Policy, int], GainEvidence | None]
 """The paired bootstrap of a challenger against a baseline, for the k-th challenger since the last promotion."""
@@ -110,7 +100,8 @@ class _Replay:
             challenger=run, history=[self._latest[digest] for digest in sorted(digests)], history_complete=False,
             ledger=self._ledger, policy=replace(self._policy, require_significance=False), force=False,
             may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
-        decision, baseline = decide(question), scores_to_beat(question).best_promoted
+        decision = decide(question)
+        baseline = decision.to_beat.best_promoted
         if decision.reason is not Reason.IMPROVED or not self._policy.require_significance or baseline is None:
             return decision
         challengers = 1 + len(self._since_head - {run.model_digest})

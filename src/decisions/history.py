@@ -14,8 +14,8 @@ from tabulate import tabulate
 
 from src.core.records import digest_of
 from src.decisions.words import blocker, explain
-from src.ledger.slots import LedgerView, Slot
-from src.model_selection import Policy, Question, ScoredRun, decide
+from src.ledger.slots import LedgerView
+from src.model_selection import Policy, Question, ScoredRun, best_of, decide, latest_by_model
 
 HEADINGS = ("contract", "rank", "score", "delta", "decision", "version", "alias", "age", "mark", "run_id",
             "model_digest", "finished")
@@ -77,31 +77,17 @@ def groups(evaluations: Iterable[Evaluation], ledger: LedgerView, policy: Policy
     by_contract: dict[str, list[Evaluation]] = {}
     for evaluation in sorted(evaluations, key=lambda e: (e.run.finished_at, e.run.run_id), reverse=True):
         by_contract.setdefault(evaluation.run.contract, []).append(evaluation)
-    slots = {slot.model_digest: slot for slot in ledger.slots}
-    context = _Context(ledger, policy, decisions, now, ledger.blocked_digests, slots)
-    return [_group(contract, members, context) for contract, members in by_contract.items()]
-
-
-def counting(evaluations: Iterable[Evaluation], ledger: LedgerView) -> list[ScoredRun]:
-    """The latest evaluation of each model that is neither excluded nor blocked: the candidates for a score to beat."""
-    latest: dict[tuple[str, str], ScoredRun] = {}
-    blocked = ledger.blocked_digests
-    for evaluation in sorted(evaluations, key=lambda e: (e.run.finished_at, e.run.run_id)):
-        run = evaluation.run
-        if evaluation.excluded is None and run.model_digest not in blocked:
-            latest[run.contract, run.model_digest] = run
-    return list(latest.values())
+    return [_group(members, ledger, policy, decisions, now) for members in by_contract.values()]
 
 
 def in_the_way(evaluations: Sequence[Evaluation], ledger: LedgerView, policy: Policy) -> str | None:
     """A sentence naming the unpromoted run that alone keeps the latest challenger out; None if there is no such run."""
-    latest = max((e.run for e in evaluations if e.excluded is None), key=lambda run: (run.finished_at, run.run_id),
-                 default=None)
-    if latest is None or ledger.head is None:
+    runs = [evaluation.run for evaluation in evaluations if evaluation.excluded is None]
+    if not runs or ledger.head is None:
         return None
-    question = Question(challenger=latest, history=counting(evaluations, ledger), history_complete=True, ledger=ledger,
-                        policy=policy, force=False, may_promote=True, hub_holds_release=False, failed_guard=None,
-                        evidence=None)
+    latest = max(runs, key=lambda run: (run.finished_at, run.run_id))
+    question = Question(challenger=latest, history=runs, history_complete=True, ledger=ledger, policy=policy,
+                        force=False, may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
     decision = decide(question)
     return f"run {latest.run_id}: {explain(decision, policy)}" if blocker(decision, policy) else None
 
@@ -111,14 +97,11 @@ def header(name: str, group: Group, ledger: LedgerView, policy: Policy) -> list[
     def side(run: ScoredRun | None) -> str:
         return f"{policy.score(run):.6f}  run {run.run_id}" if run else "none"
 
-    head = ledger.head
-    champion = f"version {head.version}, " if head else ""
-    return [
-        f"{name}: contract {group.contract[:12]}, comparable models: {group.models}",
-        f"  champion        {champion}{side(group.champion)}",
-        f"  best promoted   {side(group.best_promoted)}",
-        f"  best evaluated  {side(group.best_evaluated)}",
-    ]
+    champion = f"version {ledger.head.version}, " if ledger.head else ""
+    return [f"{name}: contract {group.contract[:12]}, comparable models: {group.models}",
+            f"  champion        {champion}{side(group.champion)}",
+            f"  best promoted   {side(group.best_promoted)}",
+            f"  best evaluated  {side(group.best_evaluated)}"]
 
 
 def table(rows: Sequence[RankedRun]) -> str:
@@ -171,55 +154,35 @@ def age(finished_at: int, now: datetime) -> str:
     return next((f"{seconds // size} {unit}" for unit, size in units if seconds >= size), "0 s")
 
 
-@dataclass(frozen=True)
-class _Context:
-    """What every line of the ranking is made from."""
+def _group(members: Sequence[Evaluation], ledger: LedgerView, policy: Policy, decisions: Mapping[str, str],
+           now: datetime) -> Group:
+    """The ranking of evaluations under one contract."""
+    head, blocked = ledger.head, ledger.blocked_digests
+    by_model = latest_by_model(e.run for e in members if e.excluded is None and e.run.model_digest not in blocked)
+    counted = list(by_model.values())
+    champion = by_model.get(head.model_digest) if head else None
+    slots, promoted = {slot.model_digest: slot for slot in ledger.slots}, ledger.promoted_digests
+    aliases = {slot.model_digest: alias for alias, slot in (("previous", ledger.previous), ("champion", head)) if slot}
+    ranked = sorted(map(policy.score, counted))
 
-    ledger: LedgerView
-    policy: Policy
-    decisions: Mapping[str, str]
-    now: datetime
-    blocked: frozenset[str]
-    slots: Mapping[str, Slot]
+    def row(member: Evaluation) -> RankedRun:
+        run, score, slot = member.run, policy.score(member.run), slots.get(member.run.model_digest)
+        counts = by_model.get(run.model_digest) is run
+        return RankedRun(
+            contract=run.contract, rank=1 + len(ranked) - bisect.bisect_right(ranked, score) if counts else None,
+            score=score, delta=score - policy.score(champion) if champion else None,
+            decision=decisions.get(member.key, ""), version=slot.version if slot else None,
+            alias=aliases.get(run.model_digest, ""), age=age(run.finished_at, now),
+            mark="" if counts else _mark(member, blocked), run_id=run.run_id, model_digest=run.model_digest,
+            finished=datetime.fromtimestamp(run.finished_at / 1000, UTC).isoformat(timespec="seconds"),
+        )
 
-
-def _group(contract: str, members: Sequence[Evaluation], context: _Context) -> Group:
-    policy, ledger = context.policy, context.ledger
-    counted = counting(members, ledger)
-    champion = next((run for run in counted if ledger.head and run.model_digest == ledger.head.model_digest), None)
-    promoted = ledger.promoted_digests
-    ranked, ids = sorted(map(policy.score, counted)), {run.run_id for run in counted}
-    rows = [_row(member, ranked if member.run.run_id in ids else None, champion, context) for member in members]
-    rows.sort(key=lambda row: (row.rank is None, -row.score))
-    return Group(contract, rows, len(counted), champion,
-                 _best((run for run in counted if run.model_digest in promoted), policy), _best(counted, policy))
-
-
-def _row(member: Evaluation, ranked: Sequence[Decimal] | None, champion: ScoredRun | None, context: _Context
-         ) -> RankedRun:
-    run, score, slot = member.run, context.policy.score(member.run), context.slots.get(member.run.model_digest)
-    return RankedRun(
-        contract=run.contract, score=score, decision=context.decisions.get(member.key, ""),
-        rank=None if ranked is None else 1 + len(ranked) - bisect.bisect_right(ranked, score),
-        delta=score - context.policy.score(champion) if champion else None,
-        version=slot.version if slot else None, alias=_alias(run, context.ledger),
-        age=age(run.finished_at, context.now),
-        mark="" if ranked is not None else _mark(member, context.blocked), run_id=run.run_id,
-        model_digest=run.model_digest,
-        finished=datetime.fromtimestamp(run.finished_at / 1000, UTC).isoformat(timespec="seconds"),
-    )
+    rows = sorted(map(row, members), key=lambda row: (row.rank is None, -row.score))
+    best_promoted = best_of((run for run in counted if run.model_digest in promoted), policy)
+    return Group(members[0].run.contract, rows, len(counted), champion, best_promoted, best_of(counted, policy))
 
 
 def _mark(member: Evaluation, blocked: frozenset[str]) -> str:
     if member.excluded is not None:
         return f"excluded: {exclusion_words(member.excluded)}"
     return "blocked" if member.run.model_digest in blocked else "superseded"
-
-
-def _alias(run: ScoredRun, ledger: LedgerView) -> str:
-    held = {"champion": ledger.head, "previous": ledger.previous}
-    return next((alias for alias, slot in held.items() if slot and slot.model_digest == run.model_digest), "")
-
-
-def _best(runs: Iterable[ScoredRun], policy: Policy) -> ScoredRun | None:
-    return max(runs, key=lambda run: (policy.score(run), -run.finished_at), default=None)

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import InvalidParams
-from src.core.params import METRICS, DeploymentParams
+from src.core.params import METRICS, DeploymentParams, load_params
 from src.core.records import Metrics, digest_of
 from src.decisions.backtest import BacktestStep, backtest, changed, comparison
 from src.ledger.slots import LedgerView
 from src.model_selection import GainEvidence, Policy, ScoredRun, Verdict, challengers_since_head, decide
 from tests.fakes.factories import CONTRACT, POLICY, question, run, slot
-from utils.yaml_utils import load_params
 
 REQUIRED = replace(POLICY, require_significance=True)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from scripts import rollback_script
-from src.core.params import MlflowParams, Params
+from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
 from src.model_selection import Decision, Reason, Verdict
 from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
 ANSWERS = answers(3, rows=8)
@@ -23,7 +23,7 @@ class Shop:
 
     def __init__(self, config: Path) -> None:
         self.config = config
-        self.params: Params = yaml_utils.load_params(config)
+        self.params: Params = load_params(config)
         self.reports: dict[str, EvaluationReport] = {}
 
     def deploy(self, mark: str, score: float, *flags: str, tomorrow: bool = False) -> Decision:
