@@ -27,13 +27,13 @@ import torch
 from transformers import AutoTokenizer, pipeline
 
 from benchmarks import measure, tinyllama
+from src.core.params import load_params
 from src.core.records import CONFIG
 from src.data import prepare
 from src.evaluation import generation
 from src.evaluation.predictions import spread
 from src.models import merging
 from src.models.merging import Model, Tokenizer
-from utils import yaml_utils
 
 NEW_TOKENS, PADDED = 512, 512
 SIZES = (4, 8, 16, 32, 64)
@@ -62,7 +62,7 @@ def make(folder: Path, layers: int) -> None:
 
 def read(tokenizer: Tokenizer, rows: int) -> tuple[list[Prompt], Lengths]:
     """Prompts, each with the count that its last message brings, and these counts."""
-    params = yaml_utils.load_params(CONFIG).data
+    params = load_params(CONFIG).data
     chats = [row.conversation() for row in spread(prepare.read(Path(params.path), params).rows, rows)]
     counts = [1 + len(tokenizer(chat[-1]["content"], add_special_tokens=False)["input_ids"]) for chat in chats]
     prompts = [[*chat[:-2], {**chat[-2], "count": str(count)}] for chat, count in zip(chats, counts, strict=True)]
@@ -71,7 +71,7 @@ def read(tokenizer: Tokenizer, rows: int) -> tuple[list[Prompt], Lengths]:
 
 def ours(model: Model, tokenizer: Tokenizer, prompts: list[Prompt], _size: int) -> Lengths:
     """As the evaluation stage does it, under the profile's token budget."""
-    params = yaml_utils.load_params(CONFIG, profile="tinyllama").evaluation
+    params = load_params(CONFIG, profile="tinyllama").evaluation
     answers = generation.answer(model, tokenizer, prompts, tokens_per_batch=params.tokens_per_batch)
     return [len(answer.tokens) for answer in answers]
 

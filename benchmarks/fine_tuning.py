@@ -43,11 +43,11 @@ class Speed:
 
 def conversations(count: int) -> list[Chat]:
     """So many of the shipped ones, the same ones each time."""
+    from src.core.params import load_params
     from src.core.records import CONFIG
     from src.data import prepare
-    from utils import yaml_utils
 
-    params = yaml_utils.load_params(CONFIG).data
+    params = load_params(CONFIG).data
     rows = [row.conversation() for row in prepare.read(Path(params.path), params).rows]
     return random.Random(3).sample(rows, count)
 
@@ -82,10 +82,10 @@ def _pipeline(side: str, chats: list[Chat], base: Path, folder: Path, _steps: in
     """One epoch of the fine-tuning stage, its rows padded to 512 for the side of that name."""
     from transformers import DataCollatorForSeq2Seq
 
+    from src.core.params import load_params
     from src.training import fine_tuning
-    from utils import yaml_utils
 
-    params = yaml_utils.load_params(measure.ROOT / "params.yaml", {"fine_tuning": {
+    params = load_params(measure.ROOT / "params.yaml", {"fine_tuning": {
         "epochs": 1, "batch_size": ROWS if side == "padded" else CONVERSATIONS, "max_length": LENGTH,
         "precision": "bfloat16", "batches": "padded" if side == "padded" else "end_to_end"}}).fine_tuning
     padded = partial(DataCollatorForSeq2Seq, padding="max_length", max_length=PADDED)
@@ -100,10 +100,10 @@ def _trl(chats: list[Chat], base: Path, folder: Path, steps: int) -> None:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    from src.core.params import load_params
     from src.models import merging
-    from utils import yaml_utils
 
-    params = yaml_utils.load_params(measure.ROOT / "params.yaml").fine_tuning
+    params = load_params(measure.ROOT / "params.yaml").fine_tuning
     model, tokenizer = merging.load(base, "bfloat16")
     lora = LoraConfig(task_type="CAUSAL_LM", r=params.lora.r, lora_alpha=params.lora.alpha,
                       lora_dropout=params.lora.dropout, target_modules=params.lora.target_modules)

@@ -29,13 +29,13 @@ from typing import Any
 import sqlalchemy
 
 from benchmarks import measure as shared
-from src.core.params import Params
+from src.core.params import Params, load_params
 from src.core.records import read_object
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy, Question, ScoredRun, ScoresToBeat, scores_to_beat
 from tests.fakes import history_store
 from tests.fakes.long_history import Made, fill
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 from utils.tracking.history import HistoryReader
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ STORES = {"sqlite": sqlite, "postgresql": postgresql}
 def make_store(root: Path, uri: str, runs: int) -> Filled:
     """Fill the store that MLFLOW_TRACKING_URI names; results/ in `root` hold a challenger of a middling score."""
     config = history_store.write_params(root, ROOT / "params.yaml")
-    params = yaml_utils.load_params(config)
+    params = load_params(config)
     client = mlflow_utils.connect(params.mlflow)
     answers = history_store.answers(20)
     made, view = fill(client, params, history_store.challenger(params, "template", answers, 0.5), runs)

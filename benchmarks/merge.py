@@ -2,10 +2,11 @@
 
     python -m benchmarks.merge [--layers 22] [--rounds 3] [--base FOLDER]
 
-The base has TinyLlama's shape in bfloat16 with random weights, the adapter the profile's settings in float32. Each side
-is a process of its own: `champion` is src.models.merging (which checks both, merges safely, looks for infinities and saves in
-shards), `peft` the usual lines, `from_pretrained`, `merge_and_unload` and `save_pretrained`, `peft_safe` the same with
-safe_merge=True, which alone computes what Champion does: their files must have the same bytes. Seconds are by the
+The base has TinyLlama's shape in bfloat16 with random weights, the adapter the profile's settings in float32. Each
+side is a process of its own: `champion` is src.models.merging (which checks both, merges safely, looks for infinities
+and saves in shards), `peft` the usual lines, `from_pretrained`, `merge_and_unload` and `save_pretrained`, `peft_safe`
+the same with safe_merge=True, which alone computes what Champion does: their files must have the same bytes.
+Seconds are by the
 clock, from the first file read to the last one written, without imports; files are in the page cache. `verified` is
 what a promotion does: merge, assemble, free, load, answer eight rows again, compare the logits with base and adapter
 unmerged. Peaks are of whole processes: libraries, and pages of mapped files, count. The last line is the ratio of the
@@ -25,8 +26,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure, tinyllama
+from src.core.params import load_params
 from src.core.records import CONFIG
-from utils import json_utils, yaml_utils
+from utils import json_utils
 
 DTYPE, ROWS, NEW_TOKENS = "bfloat16", 8, 48
 FACTOR, BESIDE_MB = 1.3, 500
@@ -45,7 +47,7 @@ def make_adapter(base: Path, folder: Path) -> None:
 
     from src.models import merging
 
-    lora = yaml_utils.load_params(CONFIG).fine_tuning.lora
+    lora = load_params(CONFIG).fine_tuning.lora
     torch.manual_seed(1)
     wrapped = get_peft_model(merging.load(base, DTYPE)[0], LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"))
@@ -89,7 +91,7 @@ def answers(base: Path, folder: Path) -> None:
     from src.evaluation.predictions import score_contract
     from src.models import merging
 
-    params = yaml_utils.load_params(CONFIG)
+    params = load_params(CONFIG)
     params = params.model_copy(update={"evaluation": params.evaluation.model_copy(
         update={"max_new_tokens": NEW_TOKENS})})
     raw = prepare.read(Path(params.data.path), params.data).rows[:ROWS]
@@ -104,15 +106,15 @@ def answers(base: Path, folder: Path) -> None:
 
 def verified(base: Path, folder: Path) -> None:
     """What scripts.commands.assemble does in a promotion, from the two folders to a release that proved itself."""
+    from src.evaluation.predictions import Prediction
     from src.models import merging
     from src.promotion import release
-    from utils.answers import read_predictions
 
     model, tokenizer = merging.merge(base, folder / "adapter", DTYPE)
     release.assemble_release(model, tokenizer, folder / "release", max_new_tokens=NEW_TOKENS, texts={})
     del model
     found = release.verify_release(folder / "release", base=base, adapter=folder / "adapter", dtype=DTYPE,
-                                   predictions=read_predictions(folder / "predictions.jsonl"))
+                                   predictions=Prediction.load_lines(folder / "predictions.jsonl"))
     print(f"{found.equal} of {found.rows} answers equal, logits within {found.logits_difference:.1e}", file=sys.stderr)
 
 

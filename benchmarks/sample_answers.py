@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from scripts.commands import evaluate
+from src.core.params import load_params
 from src.core.records import CONFIG
 from src.evaluation import generation
 from src.models.merging import Model, Tokenizer
-from utils import json_utils, process, yaml_utils
+from utils import json_utils, process
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 PARSER.add_argument("output", type=Path, metavar="OUT.jsonl")
@@ -34,7 +35,7 @@ PARSER.add_argument("--seed", type=int, default=20)
 def main() -> int:
     """Write the sampled answers; returns the exit code."""
     flags = PARSER.parse_args()
-    params = yaml_utils.load_params(flags.config)
+    params = load_params(flags.config)
     split, rows = evaluate.read_split(params.evaluation)
     rows = rows[: flags.rows]
     candidate = evaluate.challenger(params.model)

@@ -25,9 +25,9 @@ from pathlib import Path
 import httpx2
 
 from benchmarks import measure
+from src.core.params import load_params
 from src.core.records import CONFIG
 from src.data import prepare as data_prep
-from utils import yaml_utils
 
 SPACE = measure.ROOT / "space"
 SERVING, BUILDER = SPACE / ".venv/bin/python", SPACE / ".venv-builder/bin/python"
@@ -156,7 +156,7 @@ def prepare(folder: Path, layers: int) -> tuple[Path, Path]:
 
 def write_prompts(file: Path) -> Path:
     """Questions of the shipped conversations, evenly spaced."""
-    params = yaml_utils.load_params(CONFIG).data
+    params = load_params(CONFIG).data
     rows = data_prep.read(Path(params.path), params).rows
     chats = [rows[place * len(rows) // PROMPTS].conversation()[:-1] for place in range(PROMPTS)]
     file.write_text("".join(json.dumps({"id": str(n), "messages": chat}) + "\n" for n, chat in enumerate(chats)))

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from src.core.params import load_params
 from src.core.records import CONFIG
 from src.data import prepare
 from src.models import base_model
-from utils import process, yaml_utils
+from utils import process
 
 _VOCABULARY = 32_000
 CONTEXT = 2048
@@ -38,7 +39,7 @@ def config(layers: int) -> LlamaConfig:
 
 def make(folder: Path, *, layers: int = 22, dtype: str = "bfloat16", seed: int = 0) -> LlamaForCausalLM:
     """Write a random model of this shape and a tokenizer to a folder; returns the model."""
-    params = yaml_utils.load_params(CONFIG).data
+    params = load_params(CONFIG).data
     conversations = [row.conversation() for row in prepare.read(Path(params.path), params).rows]
     tokenizer = base_model.train_tokenizer(conversations, vocabulary=_VOCABULARY, context=CONTEXT)
     torch.manual_seed(seed)

@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from src.core.records import BASE_MODEL, CONFIG
+from src.core.params import load_params
+from src.core.records import BASE_MODEL, CONFIG, read_lines
 from utils import process
 
 FOLDER = Path("results/base_model")
@@ -17,16 +18,15 @@ def main() -> int:
     """Write results/base_model and its record; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.core.params import ModelParams
     from src.data.rows import parse_rows
     from src.models import base_model
-    from utils import huggingface_utils, json_utils, yaml_utils
+    from utils import huggingface_utils, json_utils
 
-    params: ModelParams = yaml_utils.load_params(flags.config or CONFIG).model
+    params = load_params(flags.config or CONFIG).model
     shutil.rmtree(FOLDER, ignore_errors=True)
     name, revision = params.base_model, base_model.NO_REVISION
     if name == base_model.POCKET:
-        rows = parse_rows(json_utils.read_lines(TRAIN), where=TRAIN, max_rows=0)
+        rows = parse_rows(read_lines(TRAIN), where=TRAIN, max_rows=0)
         base_model.build_pocket([row.conversation() for row in rows], params.pocket, FOLDER)
     elif Path(name).is_dir():
         base_model.take_over(Path(name), FOLDER)

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from src.core.params import load_params
 from src.core.records import CONFIG
 from utils import process
 
@@ -20,9 +21,9 @@ def main() -> int:
 
     from src.core.records import DatasetRef, Datasets, file_sha256
     from src.data import prepare
-    from utils import environment, json_utils, yaml_utils
+    from utils import environment, json_utils
 
-    params = yaml_utils.load_params(flags.config or CONFIG)
+    params = load_params(flags.config or CONFIG)
     environment.will_push(params.deployment, skip_hf_push=False)  # a missing token is better known now than at the end
     source = Path(params.data.path)
     raw = prepare.read(source, params.data)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
-from utils import process
+from utils import process, results
 
 PARSER = process.Arguments(description=__doc__, epilog="What is not given comes from the environment (DEPLOY_FORCE, "
                            "DEPLOY_REASON, DEPLOY_SKIP_HF_PUSH), then from params.yaml. Exit codes: docs/exit-codes.md")
@@ -31,10 +31,9 @@ class Deployment:
     def run(self) -> int:
         """Decide and promote; returns the exit code."""
         flags = PARSER.parse_args()
-        from utils.results import LogBuffer, check_output_dir
 
-        output = check_output_dir(flags.output_dir or OUTPUT_DIR)
-        self._output, log = output, LogBuffer()
+        output = results.check_output_dir(flags.output_dir or OUTPUT_DIR)
+        self._output, log = output, results.LogBuffer()
         logging.getLogger().addHandler(log)
 
         from scripts.commands.deploy import Deployer, challenger_setting
@@ -49,8 +48,7 @@ class Deployment:
             deployer.record(decision, view)
         else:
             journal = Journal(setting.request.key)
-            ended = promote(deployer.ports(), journal.note, Progress(Step.PREFLIGHT))
-            decision = ended.decided()
+            decision = promote(deployer.ports(), journal.note, Progress(Step.PREFLIGHT)).decided()
             self._output = None  # what was decided is recorded and stands, whatever becomes of old weights
             deployer.prune()
         result, code, reason = deployer.result(decision)
@@ -60,10 +58,8 @@ class Deployment:
     def failed(self, result: str, code: int, reason: str) -> None:
         """Record how the run failed, for DVC hides the exit code."""
         if self._output:
-            from utils.results import write_failure
-
             with contextlib.suppress(OSError):  # a full disk; the line below says how it ended all the same
-                write_failure(self._output, result, code, reason)
+                results.write_failure(self._output, result, code, reason)
         process.promote_line(result, code, reason)
 
 

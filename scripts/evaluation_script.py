@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from src.core.params import load_params
 from src.core.records import CONFIG
 from utils import process
 from utils import process as ranks
@@ -27,10 +28,10 @@ def main() -> int:
     from scripts.commands import evaluate
     from src.evaluation.predictions import numbers, score_contract, summary
     from src.models import placement
-    from utils import mlflow_utils, yaml_utils
+    from utils import mlflow_utils
     from utils.tracking import runs
 
-    params = yaml_utils.load_params(flags.config or CONFIG)
+    params = load_params(flags.config or CONFIG)
     split, rows = evaluate.read_split(params.evaluation)
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
     placement.start()

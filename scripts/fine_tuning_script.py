@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION
+from src.core.params import load_params
+from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION, read_lines
 from utils import process
 from utils import process as ranks
 
@@ -32,14 +33,14 @@ def main() -> int:
     from src.core.records import BaseModelRef, Datasets, FineTunedModel, LoraSettings, manifest, tree_digest
     from src.data.rows import parse_rows
     from src.training import fine_tuning
-    from utils import git_utils, json_utils, mlflow_utils, yaml_utils
+    from utils import environment, json_utils, mlflow_utils
     from utils.tracking import runs
 
-    params = yaml_utils.load_params(flags.config or CONFIG)
+    params = load_params(flags.config or CONFIG)
     data = Datasets.load(DATASETS)
     base = BaseModelRef.load(BASE_MODEL)
     train, validation = (
-        [row.conversation() for row in parse_rows(json_utils.read_lines(Path(part.path)), where=Path(part.path),
+        [row.conversation() for row in parse_rows(read_lines(Path(part.path)), where=Path(part.path),
                                                   max_rows=0)]
         for part in (data.train, data.validation)
     )
@@ -52,7 +53,7 @@ def main() -> int:
     if not ranks.is_first():
         train_it()
         return 0
-    git = git_utils.identity()
+    git = environment.git_identity()
     tags = runs.fine_tuning_tags(params.deployment.model_registry_name, git, base, data)
     with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags) as run_id:
         shutil.rmtree(ADAPTER, ignore_errors=True)

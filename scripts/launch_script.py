@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.core.errors import InvalidParams
+from src.core.params import load_params
 from src.core.records import CONFIG
-from utils import process, yaml_utils
+from utils import process
 
 PARSER = process.Arguments(description=__doc__)
 PARSER.add_argument("stage", nargs="+", metavar="STAGE", help="a script, for example scripts/fine_tuning_script.py, "
@@ -41,7 +42,7 @@ def _launcher(stage: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, nargs="?")
     config = parser.parse_known_args(stage)[0].config or CONFIG
-    text = yaml_utils.load_params(config).launcher
+    text = load_params(config).launcher
     try:
         words = shlex.split(text)
     except ValueError:

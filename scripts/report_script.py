@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.core.params import load_params
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR, read_object
 from utils import process
 
@@ -34,13 +35,14 @@ def main() -> int:
 
     from src.core.errors import PipelineError
     from src.core.records import EvaluationReport, FineTunedModel
+    from src.evaluation.predictions import Prediction
     from src.report.page import Records, losses_of, no_past, render
-    from utils import json_utils, mlflow_utils, results, yaml_utils
-    from utils.answers import PREDICTIONS, read_predictions
+    from utils import json_utils, mlflow_utils, results
+    from utils.answers import PREDICTIONS
     from utils.tracking.runs import log_page
 
     output = flags.output or OUTPUT
-    params = yaml_utils.load_params(flags.config or CONFIG)
+    params = load_params(flags.config or CONFIG)
     report_path = EVALUATION_RESULTS.with_name("report.json")
     report = EvaluationReport.load(report_path)
     model = FineTunedModel.load(MODEL_LOCATION)
@@ -54,7 +56,7 @@ def main() -> int:
         client, past = None, no_past(str(error))
     losses = losses_of(LOSSES.read_text(encoding="utf-8"), where=LOSSES) if LOSSES.is_file() else None
     records = Records(
-        report=report, model=model, predictions=read_predictions(report_path.with_name(PREDICTIONS)),
+        report=report, model=model, predictions=Prediction.load_lines(report_path.with_name(PREDICTIONS)),
         info=results.last_info(OUTPUT_DIR), comparison=_optional(OUTPUT_DIR / results.COMPARISON), losses=losses,
         past=past, policy=params.deployment, versions=_versions(),
     )

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from src.core.records import CONFIG
+from src.core.records import CONFIG, read_lines
 from utils import process
 
 PARSER = process.Arguments(description=__doc__)
@@ -16,13 +16,13 @@ def main() -> int:
     flags = PARSER.parse_args()
 
     from src.core.errors import InvalidInput
+    from src.core.params import load_params
     from src.core.records import weighted_score
     from src.evaluation.metrics import corpus_scores, row_statistics
-    from utils import json_utils, yaml_utils
 
-    params = yaml_utils.load_params(flags.config or CONFIG)
+    params = load_params(flags.config or CONFIG)
     texts: dict[str, list[str]] = {"prediction": [], "reference": []}
-    for number, row in enumerate(json_utils.read_lines(flags.predictions), start=1):
+    for number, row in enumerate(read_lines(flags.predictions), start=1):
         for name, found in texts.items():
             if not isinstance(row.get(name), str):
                 raise InvalidInput(f"{flags.predictions}:{number}: {name} is missing or no text")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.core.errors import IntegrityError, InvalidParams
+from src.core.params import load_params
 from src.core.records import (
     CHAMPION_FILE,
     CONFIG,
@@ -43,9 +44,9 @@ def main() -> int:
     """Write space.json, and bundle/ if there is a champion's release; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from utils import json_utils, yaml_utils
+    from utils import json_utils
 
-    params = yaml_utils.load_params(flags.config or CONFIG).space
+    params = load_params(flags.config or CONFIG).space
     output = flags.output_dir or OUTPUT
     record = SpaceRecord(state="off", why="space.enabled is false in params.yaml", key=None, version=None, serves=[],
                          made_from=None)

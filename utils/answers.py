@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from src.core.records import sync
 from src.evaluation.predictions import AnsweredBatch, Prediction
-from utils import json_utils, mlflow_utils
+from utils import mlflow_utils
 
 logger = logging.getLogger("champion")
 PREDICTIONS = "predictions.jsonl"
@@ -51,15 +51,10 @@ def _whole(line: bytes) -> Iterator[AnsweredBatch]:
         return
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The rows of a predictions.jsonl."""
-    return [Prediction.parse(row, where=path) for row in json_utils.read_lines(path)]
-
-
 def logged_predictions(client: MlflowClient, run_id: str) -> list[Prediction] | None:
     """The answers that an evaluation run keeps, None if it keeps none; raises Undecided if the server fails."""
     if PREDICTIONS not in {entry.path for entry in mlflow_utils.list_files(client, run_id, None)}:
         logger.warning("MLflow run %s: keeps no %s", run_id, PREDICTIONS)
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return read_predictions(mlflow_utils.fetch_files(client, run_id, PREDICTIONS, Path(folder)))
+        return Prediction.load_lines(mlflow_utils.fetch_files(client, run_id, PREDICTIONS, Path(folder)))

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from src.core.errors import InvalidParams, RunAgain, Undecided
-from utils.redaction import redacted
+from utils.process import redacted
 
 logger = logging.getLogger(__name__)
 _NOBODY = ("Champion", "champion@localhost")

@@ -1,4 +1,4 @@
-"""What the environment says: switches of the deployment stage, the actor, and the CI run."""
+"""What the environment says: switches of the deployment stage, the actor, the CI run, and the git commit."""
 
 import fnmatch
 import getpass
@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from src.core.errors import InvalidParams
 from src.core.params import DeploymentParams
-from utils.redaction import redacted
+from utils.process import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,9 @@ MAX_REASON = 500  # characters; a ledger slot has room for it in any script
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _MAX_NAME = 120
+NO_COMMIT = "none"
+# What the pipeline itself writes does not make a tree dirty.
+_SOURCES = (".", ":(exclude)results", ":(exclude)dvc.lock")
 _BASIC_PLANE = 6  # characters of JSON for one outside ASCII
 
 
@@ -31,6 +36,15 @@ class Asked:
     force: bool
     reason: str
     push: bool
+
+
+@dataclass(frozen=True)
+class GitIdentity:
+    """The commit (`none` where there is none), whether sources differ from it, and the branch (None if detached)."""
+
+    commit: str
+    dirty: bool
+    branch: str | None
 
 
 def asked(params: DeploymentParams, *, force: bool, reason: str | None, skip_hf_push: bool) -> Asked:
@@ -101,6 +115,25 @@ def ci_url() -> str | None:
     """The address of the GitHub Actions run, None elsewhere."""
     parts = [os.environ.get(name) for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
     return _one_line("{}/{}/actions/runs/{}".format(*parts), MAX_REASON) if all(parts) else None
+
+
+def git_identity(folder: Path = Path()) -> GitIdentity:
+    """The state of the repository that a folder is in; in a DVC experiment, the commit that it was started from."""
+    # `dvc exp run` commits its changed parameters while it runs: a commit that nobody finds afterwards.
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _read_git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
+    changes = _read_git(folder, "status", "--porcelain", "--", *_SOURCES)
+    branch = _read_git(folder, "branch", "--show-current")
+    return GitIdentity(commit=commit or NO_COMMIT, dirty=bool(changes), branch=branch or None)
+
+
+def _read_git(folder: Path, *arguments: str) -> str:
+    """What git prints; empty where it fails or is not installed, which is how being outside git looks."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def may_promote(branches: Sequence[str], local: str | None) -> bool:

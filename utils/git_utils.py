@@ -1,4 +1,4 @@
-"""What git says about the working tree; a folder outside git, or without commits, has an identity too."""
+"""Commit dvc.lock and the records to the branch at origin."""
 
 import base64
 import logging
@@ -6,46 +6,14 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from src.core.errors import RunAgain
 
-UNKNOWN = "none"
-# What the pipeline itself writes does not make a tree dirty.
-_SOURCES = (".", ":(exclude)results", ":(exclude)dvc.lock")
 logger = logging.getLogger(__name__)
 PATHS = ("dvc.lock", "results")
 BOT = ("github-actions[bot]", "41898282+github-actions[bot]@users.noreply.github.com")
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class GitIdentity:
-    """The commit (`none` where there is none), whether sources differ from it, and the branch (None if detached)."""
-
-    commit: str
-    dirty: bool
-    branch: str | None
-
-
-def identity(folder: Path = Path()) -> GitIdentity:
-    """The state of the repository that a folder is in; in a DVC experiment, the commit that it was started from."""
-    # `dvc exp run` commits its changed parameters while it runs: a commit that nobody finds afterwards.
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _read_git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
-    changes = _read_git(folder, "status", "--porcelain", "--", *_SOURCES)
-    branch = _read_git(folder, "branch", "--show-current")
-    return GitIdentity(commit=commit or UNKNOWN, dirty=bool(changes), branch=branch or None)
-
-
-def _read_git(folder: Path, *arguments: str) -> str:
-    """What git prints; empty where it fails or is not installed, which is how being outside git looks."""
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, check=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def commit_records(branch: str, message: str) -> str | None:

@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 
 from src.core.errors import InvalidParams, Refused
-from src.core.params import Params
-from utils import environment, yaml_utils
-from utils.redaction import redacted
+from src.core.params import Params, load_params, read_values
+from utils import environment
+from utils.process import redacted
 
 logger = logging.getLogger(__name__)
 PROFILE, THRESHOLD = "PIPELINE_PROFILE", "PIPELINE_MIN_IMPROVEMENT_THRESHOLD"
@@ -45,7 +45,7 @@ class Overrides:
         """What `dvc exp run -S` takes; none: `dvc repro`. The threshold is set where the profile sets its own too."""
         given = {"profile": self.profile, _THRESHOLD_KEY: self.threshold}
         if self.threshold:
-            values = yaml_utils.read_values(config)
+            values = read_values(config)
             name = self.profile or values["profile"]
             own = (values["profiles"].get(name) or {}).get("deployment") or {}
             if _THRESHOLD_KEY.rpartition(".")[2] in own:
@@ -67,7 +67,7 @@ def checked_params(config: Path) -> Params:
     _check_event()
     asked = overrides()
     deployment = {"min_improvement_threshold": _threshold(asked.threshold)} if asked.threshold else {}
-    params = yaml_utils.load_params(config, {"deployment": deployment} if deployment else {}, profile=asked.profile)
+    params = load_params(config, {"deployment": deployment} if deployment else {}, profile=asked.profile)
     _check_promotion(params)
     return params
 

@@ -1,30 +1,12 @@
-"""JSON files written atomically, and JSON Lines; src.core.records reads objects."""
+"""JSON files written atomically; src.core.records reads them."""
 
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from src.core.errors import InvalidInput
-from src.core.records import parse_json, sync
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file; raises InvalidInput with the line number for anything else."""
-    if not path.is_file():
-        raise InvalidInput(f"{path}: missing; run `dvc repro` to write it afresh")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = parse_json(text)
-            except (ValueError, RecursionError) as error:
-                raise InvalidInput(f"{path}:{number}: not a JSON object: {error}") from None
-            if not isinstance(row, dict):
-                raise InvalidInput(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            yield row
+from src.core.records import sync
 
 
 def write_object(path: Path, value: object) -> None:

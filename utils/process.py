@@ -1,23 +1,26 @@
-"""The process around a stage: logs on stderr, signals, exit codes. Holds the one broad catch."""
+"""The process around a stage: signals, exit codes, logs without secrets. Holds the one broad catch."""
 
 import argparse
+import base64
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
+from urllib.parse import quote
 
 import dotenv
 
 from src.core.errors import IntegrityError, InvalidParams, PipelineError, Undecided
-from utils.redaction import Formatter, redacted, show_exception
 
 logger = logging.getLogger("champion")
 INTERRUPTED = 130
@@ -26,6 +29,11 @@ _FIRST_SPEAKS = 5  # seconds
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 Announce = Callable[[str, int, str], None]
 _FSDP = "ACCELERATE_USE_FSDP"
+_SECRET_WORDS = {"TOKEN", "PASSWORD", "PGPASSWORD", "PASSWD", "SECRET", "SECRETS", "KEY"}
+_NO_SECRETS = {"PATH", "FILE", "DIR", "ID", "URL"}  # the last word of HF_TOKEN_PATH and the like
+_LEAST = 6  # characters; replacing less would garble any text
+_HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
 
 class _Terminated(BaseException):
@@ -174,3 +182,39 @@ def launched() -> bool:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def redacted(text: str) -> str:
+    """Text with *** for the Hub's tokens, user names and passwords in addresses, and what the environment hides.
+
+    Hidden are the values of variables that are named a token, password, secret or key, also as a URL or HTTP's basic
+    authentication writes them.
+    """
+    for secret in sorted(set(_secrets()), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _USERINFO.sub("***@", _HUB_TOKEN.sub("***", text))
+
+
+class Formatter(logging.Formatter):
+    """Formats a record, traceback included, and redacts it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one redacted text."""
+        return redacted(super().format(record))
+
+
+def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A sys.excepthook that redacts the traceback."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        words = name.upper().split("_")
+        if not _SECRET_WORDS.isdisjoint(words) and words[-1] not in _NO_SECRETS:
+            for part in (value.strip(), *value.split()):
+                if len(part) >= _LEAST:
+                    yield from (part, quote(part, safe=""))
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    if password:
+        yield base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -10,7 +10,7 @@ from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import METRICS
 from src.core.records import EvaluationReport, FineTunedModel, Metrics, manifest, read_object, tree_digest
 from utils import json_utils
-from utils.redaction import Formatter
+from utils.process import Formatter
 
 INFO = "deployment_info.json"
 COMPARISON = "model_comparison.json"

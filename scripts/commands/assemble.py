@@ -18,7 +18,7 @@ from src.models.files import check_sources
 from src.promotion.card import CardFacts, Intervals, body, metadata
 from src.promotion.release import CARD, EVAL_RESULTS, assemble_release, verify_release
 from utils import results
-from utils.answers import PREDICTIONS, read_predictions
+from utils.answers import PREDICTIONS
 from utils.hub import card
 from utils.tracking import registry
 
@@ -33,7 +33,7 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
     here = BaseModelRef.load(BASE_MODEL)
     base, adapter = check_sources(inputs.model, here, root=Path.cwd())
     model, tokenizer = merging.merge(base, adapter, report.model.dtype)
-    predictions = read_predictions(inputs.evaluations / PREDICTIONS)
+    predictions = Prediction.load_lines(inputs.evaluations / PREDICTIONS)
     texts = {CHAMPION_FILE: _champion_file(request).text()}
     if params.deployment.huggingface.create_model_card:
         facts = _facts(params, request, decision, predictions)

@@ -12,12 +12,13 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from scripts.commands.services import prune, registry_of
+from scripts.commands.services import prune
 from src.core.errors import Undecided
-from src.core.params import DeploymentParams, HuggingFaceParams, Params
+from src.core.params import DeploymentParams, HuggingFaceParams, Params, load_params
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, RELEASE_DIR, canonical_json, contributions
 from src.decisions.record import Request, comparison, evidence_of, info
 from src.decisions.words import RESULTS, terminal_summary
+from src.evaluation.predictions import Prediction
 from src.evaluation.significance import gain_evidence
 from src.ledger.ports import Hub
 from src.ledger.slots import HubRef, LedgerView, Slot
@@ -36,12 +37,14 @@ from src.model_selection import (
     scores_to_beat,
 )
 from src.promotion.protocol import Ports
-from utils import environment, git_utils, json_utils, mlflow_utils, process, results, yaml_utils
-from utils.answers import PREDICTIONS, logged_predictions, read_predictions
+from src.promotion.rollback import prunable
+from utils import environment, json_utils, mlflow_utils, process, results
+from utils.answers import PREDICTIONS, logged_predictions
 from utils.tracking import deployments, store
 from utils.tracking.deployments import DeploymentRun
 from utils.tracking.history import HistoryReader
 from utils.tracking.ledger import MlflowLedger
+from utils.tracking.registry import MlflowRegistry
 
 logger = logging.getLogger("champion")
 _EVALUATE_CHAMPION = (sys.executable, "scripts/evaluation_script.py", "--model", "champion")
@@ -68,8 +71,8 @@ class Setting:
 def challenger_setting(flags: argparse.Namespace, output: Path, log: results.LogBuffer) -> Setting:
     """The setting for deploying the challenger in results/, from the command's flags."""
     config = flags.config or CONFIG
-    params = yaml_utils.load_params(config, _overrides(flags))
-    _tell_overruled(params.deployment, yaml_utils.load_params(config).deployment, config)
+    params = load_params(config, _overrides(flags))
+    _tell_overruled(params.deployment, load_params(config).deployment, config)
     asked = environment.asked(params.deployment, force=flags.force_deploy, reason=flags.reason,
                               skip_hf_push=flags.skip_hf_push)
     inputs = results.read_inputs(flags.evaluation_results or EVALUATION_RESULTS,
@@ -80,7 +83,7 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     client = mlflow_utils.connect(params.mlflow)
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
-    git = git_utils.identity()
+    git = environment.git_identity()
     policy = Policy.from_params(params.deployment)
     request = Request(
         report=inputs.report, model=inputs.model, policy=policy, model_name=params.deployment.model_registry_name,
@@ -125,9 +128,11 @@ class Deployer:
         self._setting, params, key = setting, setting.params, setting.request.key
         name, experiment = params.deployment.model_registry_name, params.mlflow.experiment_name
         self.ledger = MlflowLedger(setting.client, name, experiment)
+        self._keep = params.deployment.keep_versions
         self._run = DeploymentRun(setting.client, experiment, name, key)
-        self.registry = registry_of(params, setting.client, self.ledger, save=_save, run_id=self._run.id,
-                                    tags=self._tags)
+        self.registry = MlflowRegistry(
+            setting.client, name, save=_save, run_id=self._run.id, tags=self._tags,
+            spent=(lambda: prunable(self.ledger.view(), self._keep)) if self._keep else frozenset)
         self._decision: Decision | None = None
         self._evidence_of_decision: Mapping[str, Any] = {}
 
@@ -167,7 +172,8 @@ class Deployer:
 
     def prune(self) -> None:
         """Delete the weights of old versions, as deployment.keep_versions says."""
-        prune(self._setting.params, self.ledger, self.registry)
+        if self._keep:
+            prune(self._setting.params, self.ledger, self.registry)
 
     def code(self, decision: Decision) -> int:
         """The exit code that a decision leads to."""
@@ -205,7 +211,7 @@ class Deployer:
         if theirs is None:
             return None
         return gain_evidence(
-            read_predictions(setting.inputs.evaluations / PREDICTIONS), theirs, policy=question.policy,
+            Prediction.load_lines(setting.inputs.evaluations / PREDICTIONS), theirs, policy=question.policy,
             contract=question.challenger.contract, params=setting.params.deployment,
             challengers=challengers_since_head(question),
         )

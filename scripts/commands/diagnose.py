@@ -18,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from tabulate import tabulate
 
 from src.core.errors import HubError, InvalidParams, PipelineError, Undecided
-from src.core.params import Params
-from utils import dvc_utils, environment, git_utils, github_utils, mlflow_utils, process, yaml_utils
+from src.core.params import Params, load_params
+from utils import dvc_utils, environment, github_utils, mlflow_utils, process
 from utils.hub.client import endpoint, hub_errors, time_limit
 from utils.hub.identity import who
 from utils.hub.repository import HubRepository, Patience
@@ -126,7 +126,7 @@ def accelerator() -> str | None:
 def examine(config: Path) -> list[Check]:
     """Run every check. It takes at most a minute: each service has its own time limit."""
     try:
-        params = yaml_utils.load_params(config, profile=github_utils.overrides().profile)
+        params = load_params(config, profile=github_utils.overrides().profile)
     except InvalidParams as error:
         return [failed_by("config", error), *performed({"git": _git, "dvc": _dvc})]
     text = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
@@ -182,8 +182,8 @@ def _machine(params: Params) -> Check:
 def _git() -> Check:
     if shutil.which("git") is None:
         return failed("git", 2, "not installed", "install git")
-    found = git_utils.identity()
-    if found.commit == git_utils.UNKNOWN:
+    found = environment.git_identity()
+    if found.commit == environment.NO_COMMIT:
         return warning("git", "no commit here, so records name none", "git init, git add, git commit")
     return good("git", f"{found.branch or 'detached'} at {found.commit[:12]}{', with changes' if found.dirty else ''}")
 
@@ -191,7 +191,7 @@ def _git() -> Check:
 def _branch(params: Params) -> Check:
     found = _git()
     branches = params.deployment.promoting_branches
-    if found.state == "ok" and not environment.may_promote(branches, git_utils.identity().branch):
+    if found.state == "ok" and not environment.may_promote(branches, environment.git_identity().branch):
         return warning("git", f"{found.text}: this branch may not promote", "add it to deployment.promoting_branches "
                         "if it should")
     return found

@@ -24,6 +24,7 @@ from src.core.records import (
     Metrics,
     ModelIdentity,
     ScoreContract,
+    read_lines,
 )
 from src.data.prepare import normalise
 from src.data.rows import EvaluationRow, parse_rows
@@ -79,13 +80,13 @@ def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow
     """The evaluation split and the rows of it that are scored."""
     split = Datasets.load(DATASETS).evaluation
     path = Path(split.path)
-    return split, parse_rows(json_utils.read_lines(path), where=path, max_rows=params.max_rows)
+    return split, parse_rows(read_lines(path), where=path, max_rows=params.max_rows)
 
 
 def overlap(rows: Sequence[EvaluationRow]) -> int:
     """How many evaluation rows ask, after normalising, the question of a row of the training split."""
     path = Path(Datasets.load(DATASETS).train.path)
-    trained = {_question(row) for row in parse_rows(json_utils.read_lines(path), where=path, max_rows=0)}
+    trained = {_question(row) for row in parse_rows(read_lines(path), where=path, max_rows=0)}
     return sum(_question(row) in trained for row in rows)
 
 

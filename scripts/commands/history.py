@@ -17,6 +17,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Refused
+from src.core.params import load_params
 from src.core.records import (
     BASE_MODEL,
     MODEL_LOCATION,
@@ -46,7 +47,7 @@ from src.model_selection import (
     decide,
     scores_to_beat,
 )
-from utils import environment, json_utils, mlflow_utils, yaml_utils
+from utils import environment, json_utils, mlflow_utils
 from utils.answers import logged_predictions
 from utils.mlflow_utils import ADAPTER, CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
 from utils.tracking.history import HistoryReader, HistoryRuns
@@ -63,7 +64,7 @@ class HistoryCommands:
     """The actions on the evaluations of the model that a params.yaml names."""
 
     def __init__(self, config: Path) -> None:
-        self._params = yaml_utils.load_params(config)
+        self._params = load_params(config)
         self._name = self._params.deployment.model_registry_name
         self._policy = Policy.from_params(self._params.deployment)
         self._client = mlflow_utils.connect(self._params.mlflow)
@@ -202,7 +203,7 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
     Raises InvalidParams if the run is no evaluation of this model, InvalidInput if a file of it is missing, Refused
     if results/base_model holds another base model.
     """
-    params = yaml_utils.load_params(config)
+    params = load_params(config)
     client = mlflow_utils.connect(params.mlflow)
     runs = HistoryRuns(client, experiment=params.mlflow.experiment_name,
                        model_name=params.deployment.model_registry_name)

@@ -9,14 +9,14 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from src.core.errors import Undecided
-from src.core.params import Params
+from src.core.params import Params, load_params
 from src.core.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
 from src.ledger.ports import Holders
 from src.ledger.slots import LedgerView, Slot
 from src.promotion import rollback
 from src.promotion.protocol import Services
 from src.promotion.status import ObservedHub, ObservedState
-from utils import environment, git_utils, json_utils, mlflow_utils, results, yaml_utils
+from utils import environment, json_utils, mlflow_utils, results
 from utils.hub.repository import HubPort, HubRepository, repository
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
@@ -74,7 +74,7 @@ class ManagedModel:
 
 def managed_model(config: Path | None, *, skip_hf_push: bool) -> ManagedModel:
     """The model of a params.yaml. Raises InvalidParams, and Undecided if MLflow does not answer."""
-    params = yaml_utils.load_params(config or CONFIG)
+    params = load_params(config or CONFIG)
     push = environment.will_push(params.deployment, skip_hf_push=skip_hf_push)
     client = mlflow_utils.connect(params.mlflow)
     ledger = MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name)
@@ -90,7 +90,7 @@ def origin(reason: str | None, otherwise: str) -> rollback.Origin:
     """Who asks, and why; `otherwise` is recorded if no reason was given."""
     return rollback.Origin(
         actor=environment.actor(), reason=environment.clean_reason(reason) or otherwise,
-        git_commit=git_utils.identity().commit, ci_url=environment.ci_url(),
+        git_commit=environment.git_identity().commit, ci_url=environment.ci_url(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

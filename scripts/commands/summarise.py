@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import InvalidInput, InvalidParams
-from src.core.params import DeploymentParams
+from src.core.params import DeploymentParams, load_params
 from src.core.records import CONFIG, EVALUATION_RESULTS, OUTPUT_DIR, EvaluationReport, read_object
 from src.evaluation.metrics import RowStatistics
+from src.evaluation.predictions import Prediction
 from src.evaluation.significance import score_intervals, seed_from
 from src.report.summary import OUTCOMES, RunResults, Summary, summary
-from utils import environment, github_utils, results, yaml_utils
-from utils.answers import PREDICTIONS, read_predictions
+from utils import environment, github_utils, results
+from utils.answers import PREDICTIONS
 from utils.hub.client import endpoint
 
 logger = logging.getLogger("champion")
@@ -44,7 +45,7 @@ def outcome(output: Path | None) -> Summary:
 
 def _policy(problems: list[str]) -> DeploymentParams | None:
     try:
-        return yaml_utils.load_params(CONFIG).deployment
+        return load_params(CONFIG).deployment
     except InvalidParams as error:
         problems.append(str(error))
         return None
@@ -71,7 +72,7 @@ def _intervals(report: EvaluationReport, compared: Mapping[str, Any], policy: De
                ) -> Mapping[str, tuple[float, float]] | None:
     """The same score intervals as in the report, None if the answers cannot be read."""
     try:
-        predictions = read_predictions(EVALUATION_RESULTS.with_name(PREDICTIONS))
+        predictions = Prediction.load_lines(EVALUATION_RESULTS.with_name(PREDICTIONS))
     except InvalidInput as error:
         problems.append(str(error))
         return None

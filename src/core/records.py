@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -100,6 +100,22 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number that JSON or a score can hold")
 
 
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file; raises InvalidInput with the line number for anything else."""
+    if not path.is_file():
+        raise InvalidInput(f"{path}: missing; run `dvc repro` to write it afresh")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = parse_json(text)
+            except (ValueError, RecursionError) as error:
+                raise InvalidInput(f"{path}:{number}: not a JSON object: {error}") from None
+            if not isinstance(row, dict):
+                raise InvalidInput(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            yield row
+
+
 class Record(BaseModel):
     """An immutable record; unknown keys, wrong types and non-finite numbers are refused."""
 
@@ -117,6 +133,11 @@ class Record(BaseModel):
     def load(cls, path: Path) -> Self:
         """The record in a JSON file; raises InvalidInput as `read_object` and `parse` do."""
         return cls.parse(read_object(path), where=path)
+
+    @classmethod
+    def load_lines(cls, path: Path) -> list[Self]:
+        """The records of a JSON Lines file; raises InvalidInput as `read_lines` and `parse` do."""
+        return [cls.parse(row, where=path) for row in read_lines(path)]
 
 
 class DatasetRef(Record):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from scripts.commands import assemble as assembly
+from src.core.params import load_params
 from src.core.records import CHAMPION_FILE, RELEASE_DIR, ChampionFile, Datasets
 from src.decisions.record import Request
 from src.evaluation.metrics import RowStatistics
@@ -17,7 +18,7 @@ from tests.fakes import tiny_model
 from tests.fakes.history_store import write_params
 from tests.promotion.test_model_card import decision, evidence, report_of
 from tests.promotion.test_release import scored
-from utils import json_utils, yaml_utils
+from utils import json_utils
 from utils.results import Inputs
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -46,7 +47,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
 
 def assemble(request: Request, *decided: object, **deployment: object) -> dict[str, str]:
     """The manifest of the release for a decision."""
-    params = yaml_utils.load_params(write_params(Path(), PARAMS, resamples=100, **deployment))
+    params = load_params(write_params(Path(), PARAMS, resamples=100, **deployment))
     made = decided[0] if decided else FIRST
     assembly.assemble(params, Inputs(request.report, request.model, EVALUATIONS), made, request)  # type: ignore[arg-type]
     return release.check_release(RELEASE_DIR)

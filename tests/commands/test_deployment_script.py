@@ -16,10 +16,10 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from src.core.params import MlflowParams, Params
+from src.core.params import MlflowParams, Params, load_params
 from tests.fakes import weightless
 from tests.fakes.history_store import answers, challenger, deploy, write_params
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 
 ROOT = Path(__file__).parents[2]
 NAME = "ecommerce-chatbot"
@@ -32,7 +32,7 @@ OUTPUT = Path("results/deployment")
 def params(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """A shop whose champion answers 20 of 40 rows, and a better challenger in results/ that waits for its decision."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    found = yaml_utils.load_params(write_params(tmp_path, ROOT / "params.yaml"))
+    found = load_params(write_params(tmp_path, ROOT / "params.yaml"))
     challenger(found, "first", answers(20))
     deploy(Path("params.yaml"))
     challenger(found, "second", answers(30))

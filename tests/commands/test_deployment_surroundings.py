@@ -13,14 +13,14 @@ import pytest
 from huggingface_hub import constants
 
 from scripts.commands import deploy as deployer
-from src.core.params import MlflowParams, Params
+from src.core.params import MlflowParams, Params, load_params
 from src.ledger.slots import LedgerView
 from src.model_selection import Reason
 from tests.fakes.history_store import answers, challenger, deploy, write_params
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from tests.fakes.promoted import PUSHING, REPO
 from tests.fakes.weightless import call
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ YEARS = timedelta(days=3652)
 @pytest.fixture
 def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return yaml_utils.load_params(write_params(tmp_path, ROOT / "params.yaml", resamples=100))
+    return load_params(write_params(tmp_path, ROOT / "params.yaml", resamples=100))
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from scripts.commands import diagnose
+from src.core.params import load_params
 from tests.fakes import doctor_world as broken
 from tests.fakes.doctor_world import DVC, LOGIN, NOWHERE, ROOT, SECRETS, World
-from utils import yaml_utils
 
 pytest_plugins = ["tests.fakes.doctor_fixtures"]
 
@@ -91,7 +91,7 @@ def test_a_base_model_of_the_hub_is_looked_for(world: World) -> None:
     values = yaml.safe_load(world.params().read_bytes())
     values["model"]["base_model"] = "acme/base"
     Path("params.yaml").write_text(yaml.safe_dump(values))
-    asked = diagnose.checks(yaml_utils.load_params(Path("params.yaml")))
+    asked = diagnose.checks(load_params(Path("params.yaml")))
     (absent,) = diagnose.performed({"base": asked["base"]})
     assert (absent.code, "acme/base" in absent.text) == (6, True)
     world.hub.put("acme/base", {"config.json": b"{}"})

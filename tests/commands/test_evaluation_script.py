@@ -15,11 +15,10 @@ from mlflow import MlflowClient
 from scripts import evaluation_script
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Undecided
 from src.core.params import METRICS, MlflowParams
-from src.core.records import EvaluationReport, manifest, read_object
+from src.core.records import EvaluationReport, manifest, read_lines, read_object
 from src.evaluation.metrics import RowStatistics, corpus_scores
 from tests.fakes import tiny_model
 from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_shop
-from utils import json_utils
 from utils.answers import PartialAnswers
 
 
@@ -42,7 +41,7 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
     folder = repository / "results/evaluations"
     report = EvaluationReport.load(folder / "report.json")
     numbers = read_object(folder / "metrics.json")
-    lines = list(json_utils.read_lines(folder / "predictions.jsonl"))
+    lines = list(read_lines(folder / "predictions.jsonl"))
     table = list(csv.DictReader((folder / "contributions.csv").open()))
     assert numbers == {**report.metrics.as_dict(), "weighted_score": report.weighted_score, "rows": 6}
     assert corpus_scores(RowStatistics.from_rows([line["stats"] for line in lines])) == report.metrics.as_dict()
@@ -115,7 +114,7 @@ def test_answers_under_other_settings_are_not_gone_on_from(
     with caplog.at_level(logging.INFO):
         evaluate(monkeypatch)
     assert not any("resuming: " in message for message in caplog.messages)
-    lines = json_utils.read_lines(repository / "results/evaluations/predictions.jsonl")
+    lines = read_lines(repository / "results/evaluations/predictions.jsonl")
     assert all(line["new_tokens"] == 11 for line in lines)
 
 

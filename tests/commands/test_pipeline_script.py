@@ -17,7 +17,7 @@ from utils import dvc_utils, github_utils
 __all__ = ["dagshub"]  # a fixture
 SOURCE = Path(__file__).parents[2] / "params.yaml"
 STAGE = f"""import sys; sys.path.append({str(SOURCE.parent)!r})
-from utils import git_utils; open('out', 'w').write(sys.executable + ' ' + git_utils.identity().commit)
+from utils import environment; open('out', 'w').write(sys.executable + ' ' + environment.git_identity().commit)
 """
 
 

@@ -9,14 +9,13 @@ from mlflow import MlflowClient
 
 from scripts import report_script
 from src.core.errors import InvalidInput
-from src.core.params import MlflowParams
+from src.core.params import MlflowParams, load_params
 from src.core.records import canonical_json
 from tests.fakes.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
 from utils import json_utils, mlflow_utils
 from utils.tracking import runs as evaluation_run
 from utils.tracking.history import HistoryReader
 from utils.tracking.ledger import MlflowLedger
-from utils.yaml_utils import load_params
 
 PARAMS = load_params(CONFIG)
 NAME, EXPERIMENT = PARAMS.deployment.model_registry_name, PARAMS.mlflow.experiment_name

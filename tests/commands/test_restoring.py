@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 
 from scripts.commands.history import promote
 from src.core.errors import InvalidInput, InvalidParams, Refused
-from src.core.params import MlflowParams, Params
+from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
 from tests.fakes.history_store import BASE, answers, challenger, deploy, write_params
-from utils import json_utils, mlflow_utils, yaml_utils
+from utils import json_utils, mlflow_utils
 from utils.tracking import runs
 from utils.tracking.deployments import latest
 
@@ -27,7 +27,7 @@ def config(mlflow_params: MlflowParams, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def params(config: Path) -> Params:
-    return yaml_utils.load_params(config)
+    return load_params(config)
 
 
 @pytest.fixture

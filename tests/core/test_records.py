@@ -112,7 +112,8 @@ def test_order_and_spelling_of_keys_change_no_digest() -> None:
 
 
 def test_a_digest_is_the_same_in_every_process() -> None:
-    code = "from tests.fakes.factories import report as r; print(r().model_digest, r().contract_digest, r().weights_digest())"
+    code = ("from tests.fakes.factories import report as r; "
+            "print(r().model_digest, r().contract_digest, r().weights_digest())")
     found = [subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, text=True, capture_output=True,
                             check=True, cwd=Path(__file__).parents[2]).stdout.split() for seed in ("1", "2")]
     assert found[0] == found[1] == [report().model_digest, report().contract_digest, report().weights_digest()]

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import InvalidInput
-from src.core.params import DataParams
-from src.core.records import digest_of
+from src.core.params import DataParams, load_params
+from src.core.records import digest_of, read_lines
 from src.data import prepare
-from utils import json_utils, yaml_utils
+from utils import json_utils
 
 ROOT = Path(__file__).parents[2]
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-PARAMS = yaml_utils.load_params(ROOT / "params.yaml").data
+PARAMS = load_params(ROOT / "params.yaml").data
 
 
 def params(**changes: object) -> DataParams:
@@ -207,6 +207,6 @@ def test_real_data_is_split_without_leaks_and_the_same_way_twice(tmp_path: Path,
     assert not asked["validation"] & asked["evaluation"]
     assert len(parts["evaluation"]) == pytest.approx(PARAMS.evaluation_fraction * len(raw.rows), abs=1)
     assert len(parts["validation"]) == pytest.approx(PARAMS.validation_fraction * len(raw.rows), abs=1)
-    line = next(json_utils.read_lines(tmp_path / "one" / "train"))
+    line = next(read_lines(tmp_path / "one" / "train"))
     assert line["id"] == digest_of(line["messages"])[:16]
     assert [message["role"] for message in line["messages"]] == ["user", "assistant"]

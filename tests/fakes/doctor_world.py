@@ -10,9 +10,9 @@ import yaml
 
 from scripts.commands import diagnose
 from scripts.commands.diagnose import Check
+from src.core.params import load_params
 from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy
-from utils import yaml_utils
 from utils.hub.repository import Patience
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ class World:
 
     def check(self, service: str, **deployment: object) -> Check:
         """One service's line."""
-        params = yaml_utils.load_params(self.params(**deployment))
+        params = load_params(self.params(**deployment))
         (found,) = diagnose.performed({service: diagnose.checks(params)[service]})
         return found
 

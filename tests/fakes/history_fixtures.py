@@ -8,11 +8,11 @@ import pytest
 from mlflow import MlflowClient
 
 from scripts import history_script
-from src.core.params import MlflowParams, Params
+from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
 from tests.fakes import history_store
 from tests.fakes.history_store import answers, challenger, deploy
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
@@ -25,7 +25,7 @@ def config(mlflow_params: MlflowParams, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def params(config: Path) -> Params:
-    return yaml_utils.load_params(config)
+    return load_params(config)
 
 
 @pytest.fixture

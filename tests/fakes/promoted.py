@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from mlflow import MlflowClient
 
 from scripts import status_script
-from src.core.params import Params
+from src.core.params import Params, load_params
 from src.core.records import read_object
 from src.ledger.ports import Holders
 from src.ledger.slots import LedgerView, Slot
@@ -26,7 +26,7 @@ from tests.conftest import TOKENS
 from tests.fakes.history_store import answers, challenger, deploy
 from tests.fakes.loopback.publishing import release_folder
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
@@ -49,7 +49,7 @@ class Shop:
 
     @property
     def params(self) -> Params:
-        return yaml_utils.load_params(self.config)
+        return load_params(self.config)
 
     @property
     def client(self) -> MlflowClient:

@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from src.core.params import DeploymentParams
+from src.core.params import DeploymentParams, load_params
 from src.core.records import (
     BaseModelRef,
     DatasetRef,
@@ -26,7 +26,6 @@ from src.model_selection import Policy, ScoredRun, decide, scores_to_beat
 from src.report.charts import Losses
 from src.report.page import ModelHistory, Records
 from tests.fakes import factories
-from utils.yaml_utils import load_params
 
 CONFIG = Path(__file__).parents[2] / "params.yaml"
 POLICY: DeploymentParams = load_params(CONFIG).deployment.model_copy(update={"resamples": 200})

@@ -11,9 +11,10 @@ from typing import Any
 from mlflow import MlflowClient
 
 from scripts import status_script
+from src.core.params import load_params
 from src.core.records import OUTPUT_DIR, manifest, tree_digest
 from tests.fakes.promoted import NAME
-from utils import mlflow_utils, results, yaml_utils
+from utils import mlflow_utils, results
 from utils.tracking.ledger import MlflowLedger
 
 _TIMES = {"time"}
@@ -22,7 +23,7 @@ _IDS = {"deployment_run", "decision_id"}
 
 def look() -> int:
     """Write it to stdout."""
-    params = yaml_utils.load_params(Path("params.yaml"))
+    params = load_params(Path("params.yaml"))
     client = mlflow_utils.connect(params.mlflow)
     view = MlflowLedger(client, NAME, params.mlflow.experiment_name).view()
     standing = _status()

@@ -72,11 +72,12 @@ def _deploy(*_flags: str) -> NoReturn:
 
 def _evaluate(mark: str, right: str) -> NoReturn:
     """Leave results/ as training and evaluation do, of weights that `mark` stands for."""
+    from src.core.params import load_params
     from tests.fakes.history_store import answers, challenger
-    from utils import process, yaml_utils
+    from utils import process
 
     def stage() -> int:
-        challenger(yaml_utils.load_params(Path("params.yaml")), mark, answers(int(right)))
+        challenger(load_params(Path("params.yaml")), mark, answers(int(right)))
         return 0
 
     process.run(stage)

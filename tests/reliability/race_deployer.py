@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 
 from scripts import status_script
+from src.core.params import load_params
 from tests.fakes import weightless
 from tests.fakes.history_store import answers, challenger
 from tests.fakes.loopback.publishing import release_folder
 from tests.fakes.promoted import PUSHING, SOURCE
 from tests.fakes.promoted import run as run_script
-from utils import json_utils, yaml_utils
+from utils import json_utils
 
 _ROWS = 8  # of the evaluation: the score is given
 
@@ -146,7 +147,7 @@ def _enter(world: World, folder: Path) -> None:
 
 
 def _evaluate(entrant: Entrant) -> None:
-    challenger(yaml_utils.load_params(Path("params.yaml")), entrant.name, answers(_ROWS, _ROWS), entrant.score)
+    challenger(load_params(Path("params.yaml")), entrant.name, answers(_ROWS, _ROWS), entrant.score)
     release = Path("results/release")
     if not release.exists():
         half = release.with_name(f"release.{os.getpid()}")

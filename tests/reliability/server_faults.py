@@ -15,10 +15,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from src.core.params import load_params
 from tests.fakes.history_store import answers, challenger, write_params
 from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy, SqliteServer
 from tests.fakes.promoted import NAME, SOURCE
-from utils import yaml_utils
 from utils.mlflow_utils import DUPLICATE, KEY
 from utils.tracking.ledger import MlflowLedger
 
@@ -87,7 +87,7 @@ class Place:
         os.chdir(self.folder)
         write_params(self.folder, SOURCE, resamples=100)
         os.environ["MLFLOW_TRACKING_URI"] = self._server
-        params = yaml_utils.load_params(Path("params.yaml"))
+        params = load_params(Path("params.yaml"))
         for name, (mark, right) in EVALUATIONS.items():
             challenger(params, mark, answers(right))
             self._set_aside(name)

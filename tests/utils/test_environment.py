@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import InvalidParams
-from src.core.params import DeploymentParams
+from src.core.params import DeploymentParams, load_params
 from utils.environment import Asked, actor, asked, ci_url, clean_reason, in_ci, may_promote, token, will_push
-from utils.yaml_utils import load_params
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 

@@ -143,6 +143,7 @@ def test_a_run_with_parameters_of_its_own_leaves_no_records(
         clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GITHUB_REF_NAME", "main")
     monkeypatch.setenv(github_utils.THRESHOLD, "0.5")
+    write("params.yaml", "profile: pocket\nprofiles: {}\n")
     assert run(pipeline_script, "commit") == 0
     assert capsys.readouterr().out == (
         "records: not committed: run with deployment.min_improvement_threshold=0.5\n")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import scratch_git
-from utils import git_utils
-from utils.git_utils import GitIdentity
+from utils import environment
+from utils.environment import GitIdentity
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -24,27 +24,27 @@ def repository(tmp_path: Path) -> Path:
 
 def test_a_folder_outside_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_utils.identity(tmp_path) == GitIdentity(commit="none", dirty=False, branch=None)
+    assert environment.git_identity(tmp_path) == GitIdentity(commit="none", dirty=False, branch=None)
 
 
 def test_a_machine_without_git_has_no_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(repository))
-    assert git_utils.identity(repository) == GitIdentity(commit="none", dirty=False, branch=None)
+    assert environment.git_identity(repository) == GitIdentity(commit="none", dirty=False, branch=None)
 
 
 def test_a_repository_without_commits_has_a_branch(tmp_path: Path) -> None:
     git(tmp_path, "init", "--initial-branch", "work")
-    assert git_utils.identity(tmp_path) == GitIdentity(commit="none", dirty=False, branch="work")
+    assert environment.git_identity(tmp_path) == GitIdentity(commit="none", dirty=False, branch="work")
 
 
 def test_a_clean_tree_is_its_commit(repository: Path) -> None:
-    assert git_utils.identity(repository) == GitIdentity(git(repository, "rev-parse", "HEAD"), dirty=False,
+    assert environment.git_identity(repository) == GitIdentity(git(repository, "rev-parse", "HEAD"), dirty=False,
                                                          branch="work")
 
 
 def test_a_detached_head_has_no_branch(repository: Path) -> None:
     git(repository, "checkout", "--detach")
-    assert git_utils.identity(repository).branch is None
+    assert environment.git_identity(repository).branch is None
 
 
 @pytest.mark.parametrize(("name", "dirty"), [
@@ -54,4 +54,4 @@ def test_only_sources_make_a_tree_dirty(repository: Path, name: str, dirty: bool
     path = repository / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("changed\n")
-    assert git_utils.identity(repository).dirty is dirty
+    assert environment.git_identity(repository).dirty is dirty

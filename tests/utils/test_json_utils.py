@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import InvalidInput
-from src.core.records import MAX_BYTES, DatasetRef, read_object
+from src.core.records import MAX_BYTES, DatasetRef, read_lines, read_object
 from utils import json_utils
-from utils.json_utils import read_lines, write_lines, write_object, write_text
+from utils.json_utils import write_lines, write_object, write_text
 
 AGAIN = "; run `dvc repro` to write it afresh"
 GOOD = {"bleu1": 0.5, "rows": 12}

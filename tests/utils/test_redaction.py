@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from utils import redaction
-from utils.redaction import redacted
+from utils import process
+from utils.process import redacted
 
 HF = f"hf_{'a' * 34}"
 
@@ -56,12 +56,12 @@ def test_a_log_line_and_its_traceback_are_redacted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "s3cr3t-token")
-    formatter = redaction.Formatter("%(message)s")
+    formatter = process.Formatter("%(message)s")
     try:
         int("s3cr3t-token")
     except ValueError:
         record = logging.LogRecord("x", logging.ERROR, "x", 1, "%s", ("s3cr3t-token",), sys.exc_info())
-        redaction.show_exception(*sys.exc_info())
+        process.show_exception(*sys.exc_info())
     text, shown = formatter.format(record), capsys.readouterr().err
     assert "ValueError: invalid literal for int() with base 10: '***'" in text
     assert "ValueError: invalid literal for int() with base 10: '***'" in shown

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 from src.core.errors import HubError
-from utils.redaction import redacted
+from utils.process import redacted
 
 _TRANSIENT = {408, 409, 412, 425, 429}
 _REMEDIES = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from src.core.errors import HubError
 from utils.hub.client import HubBusy, endpoint, hub_errors, time_limit
-from utils.redaction import show_exception
+from utils.process import show_exception
 
 STALLED = 3
 _THREADS = 2  # files at once by plain LFS: what a kill leaves whole is not sent again

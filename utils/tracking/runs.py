@@ -12,7 +12,7 @@ from mlflow.entities import Metric, Param
 
 from src.core.params import DeploymentParams, Params
 from src.core.records import BaseModelRef, Datasets, ModelIdentity, ScoreContract, canonical_json, digest_of
-from utils.git_utils import GitIdentity
+from utils.environment import GitIdentity
 from utils.mlflow_utils import (
     ADAPTER,
     CONTRACT,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from src.core.params import MlflowParams, Params
+from src.core.params import MlflowParams, Params, load_params
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy, Question, ScoredRun, ScoresToBeat, challengers_since_head, scores_to_beat
 from tests.fakes import history_store, long_history
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 from utils.tracking import history as mlflow_history
 from utils.tracking.history import HistoryReader, ScoreHistory
 
@@ -50,7 +50,7 @@ class Store:
 @pytest.fixture
 def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return yaml_utils.load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml"))
+    return load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml"))
 
 
 def same(found: ScoresToBeat, expected: ScoresToBeat) -> bool:

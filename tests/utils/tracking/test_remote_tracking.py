@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from scripts import history_script, rollback_script, status_script
-from src.core.params import Params
+from src.core.params import Params, load_params
 from src.core.records import read_object
 from tests.fakes.history_store import answers, challenger, write_params
 from tests.fakes.mlflow_proxy import Call, MlflowProxy, SqliteServer
 from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
 from tests.fakes.promoted import NAME, SOURCE, run
 from tests.fakes.weightless import call
-from utils import mlflow_utils, yaml_utils
+from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
 pytest_plugins = ["tests.fakes.server_fixtures"]
@@ -40,7 +40,7 @@ def remote(mlflow_server: SqliteServer, migrated_store: Path, tmp_path: Path, mo
 
 
 def params() -> Params:
-    return yaml_utils.load_params(Path("params.yaml"))
+    return load_params(Path("params.yaml"))
 
 
 def bring(mark: str, right: int) -> int:

@@ -9,8 +9,7 @@ import pytest
 from dvc.utils.serialize import parse_yaml
 
 from src.core.errors import InvalidParams
-from src.core.params import Params
-from utils.yaml_utils import load_params
+from src.core.params import Params, load_params
 
 SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_text()
 
@@ -150,7 +149,7 @@ def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "p\u00e4rams.yaml"
     path.write_text(re.sub(r"intent_column: \S+", "intent_column: \u00e9choppe", SHIPPED), encoding="utf-8")
     code = """
-import sys; from pathlib import Path; from utils.yaml_utils import load_params
+import sys; from pathlib import Path; from src.core.params import load_params
 print(ascii(load_params(next(Path(sys.argv[1]).glob("p*"))).data.intent_column))"""
     done = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)], env={"LC_ALL": "C"}, text=True,
                           capture_output=True, check=True, cwd=Path(__file__).parents[2])
