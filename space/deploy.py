@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
-_STOPPED = 130
-
 logger = logging.getLogger("space")
 
 
@@ -43,7 +41,7 @@ def main() -> int:
         record = DeploymentResult("failed", error.code, clean(str(error)), arguments.space)
         logger.critical("%s", record.reason)
     except KeyboardInterrupt:
-        record = DeploymentResult("failed", _STOPPED, "interrupted; run it again", arguments.space)
+        record = DeploymentResult("failed", 130, "interrupted; run it again", arguments.space)
         logger.critical("%s", record.reason)
     if arguments.record:
         record.write(arguments.record)

@@ -59,10 +59,9 @@ def _recommend(log: str | None) -> None:
         text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
         found, otherwise = diagnose(text), "no known error; see docs/dependencies.md"
     else:
-        said = "\n".join(checks.environment_problems())
+        said = "\n".join([*checks.requirements(), *checks.imports()])
         found, otherwise = diagnose(said), said or "nothing is wrong here"
-    logger.info("%s\nstrategy: %s", _explained(found) if found else otherwise,
-                found.error.strategy if found else "none")
+    logger.info("%s\nstrategy: %s", *((_explained(found), found.error.strategy) if found else (otherwise, "none")))
 
 
 def _explained(found: Diagnosis) -> str:
@@ -77,13 +76,12 @@ def _take(strategy: strategies.Strategy, *, test: bool, apply: bool) -> int:
     if test:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                built = build(strategy, Path(folder) / "venv")
+                megabytes, seconds = build(strategy, Path(folder) / "venv")
         except ScratchError as error:
             found = diagnose(str(error))
             logger.critical("%s\n%s\n%s: failed", error, _explained(found) if found else "", strategy.name)
             return 1
-        logger.info("%s: ok, %d packages, %.0f MB, %.0f s", strategy.name, built.packages, built.megabytes,
-                    built.seconds)
+        logger.info("%s: ok, %d packages, %.0f MB, %.0f s", strategy.name, len(strategy.complete), megabytes, seconds)
     if apply:
         changed = strategies.apply(strategy)
         logger.info("%s: %s%s", strategies.APPLIED, strategy.name, "" if changed else ", as before")

@@ -33,7 +33,8 @@ def main() -> int:
         parser.error("--push needs --space OWNER/NAME")
     key = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     try:
-        _change(HERE / "Dockerfile", key)
+        dockerfile = HERE / "Dockerfile"
+        write_text(dockerfile, changed(dockerfile.read_text(encoding="utf-8"), key))
         if arguments.commit:
             _commit(f"Build the Space's image anew: {key}")
         if arguments.push:
@@ -58,10 +59,6 @@ def changed(text: str, key: str) -> str:
     if not _KEY.search(text):
         raise BuildKeyError("Dockerfile: has no line ARG BUILD_KEY=; put one before the first FROM")
     return _KEY.sub(f"ARG BUILD_KEY={key}", text, count=1)
-
-
-def _change(path: Path, key: str) -> None:
-    write_text(path, changed(path.read_text(encoding="utf-8"), key))
 
 
 def _commit(title: str) -> None:

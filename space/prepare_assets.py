@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, copy_weights, find, lacking
+from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, find, lacking
 from files import read_lines
 from serving.identity import BundleIdentity, ServedModel
 
@@ -82,7 +82,8 @@ def _write_weights(release: Path, folder: Path, wanted: list[str]) -> list[str]:
                 shutil.rmtree(folder / precision, ignore_errors=True)
         logger.warning("not compressed: %s. The bundle holds the released weights; serving them needs torch and "
                        "transformers, more memory and more time", reason)
-    copy_weights(release, folder)
+    for path in release.glob("model*.safetensors*"):
+        shutil.copyfile(path, folder / path.name)
     return ["safetensors"]
 
 

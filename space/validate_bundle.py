@@ -14,18 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundling.comparison import (
-    STREAMS,
-    Answerer,
-    BundleVerdict,
-    MeasuringError,
-    ScoredAnswers,
-    evaluated,
-    identity_problems,
-    judge,
-    scored,
-)
-from bundling.source import Source, SourceError, find
+from bundling import comparison
+from bundling.comparison import STREAMS, Answerer
+from bundling.source import SourceError, find
 from files import JsonLine, read_lines, sha256, write_object
 from serving.identity import VALIDATION, BundleIdentity
 
@@ -60,17 +51,15 @@ PARSER.add_argument("--output", type=Path, help=f"default: {VALIDATION} in the b
 class Measured:
     """One side of the comparison."""
 
-    answers: ScoredAnswers
+    answers: comparison.ScoredAnswers
     figures: dict[str, Any]
     source: str  # of the answers: generated, or the evaluation stage
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is compared, and with what."""
+    """The rows that each side answers, how many of them for the times, and what scores the answers."""
 
-    release: Source
-    bundle: Path
     rows: Sequence[JsonLine]
     timed: int
     scorer: Sequence[str]
@@ -80,7 +69,7 @@ class Task:
         """Answer all rows, unless the answers are known, score them, and time some of them one by one."""
         answers = known if known is not None else side.ask(self.rows, self.scratch, streams=STREAMS)[0]
         _, figures = side.ask(self.rows[:self.timed], self.scratch, streams=1)
-        found, told = scored(self.rows, answers, self.scorer, self.scratch / "predictions.jsonl")
+        found, told = comparison.scored(self.rows, answers, self.scorer, self.scratch / "predictions.jsonl")
         return Measured(found, figures, "generated" if known is None else "evaluation"), told
 
 
@@ -94,7 +83,7 @@ def main() -> int:
         write_object(flags.output or flags.bundle / VALIDATION, record)
         if not record["identity_problems"]:
             serve_only(flags.bundle, record["serves"], record["weights"])
-    except (MeasuringError, SourceError, OSError, ValueError, KeyError) as error:
+    except (comparison.MeasuringError, SourceError, OSError, ValueError, KeyError) as error:
         logger.critical("%s: %s", type(error).__name__, error)
         return 2
     sys.stdout.write(table(record))
@@ -106,11 +95,11 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     release = find(flags.model, None)
     rows = read_lines(flags.evaluation_rows)[:flags.rows or None]
     kinds = kinds_in(flags.bundle)
-    problems = identity_problems(flags.bundle, release)
+    problems = comparison.identity_problems(flags.bundle, release)
     scorer = shlex.split(flags.scorer) if flags.scorer else _project_scorer()
-    task = Task(release, flags.bundle, rows, flags.timed_rows, scorer, scratch)
+    task = Task(rows, flags.timed_rows, scorer, scratch)
     with_torch = flags.released_python or _with_torch()
-    known = evaluated(flags.evaluation, release, rows)
+    known = comparison.evaluated(flags.evaluation, release, rows)
     logger.info("released: %s", "answers of the evaluation" if known else f"answering {len(rows)} rows")
     released, told = task.measure(Answerer(with_torch, release.folder, ""), known)
     largest = told["max_score_drop"] if flags.max_score_drop is None else flags.max_score_drop
@@ -120,15 +109,15 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         side = (Answerer(with_torch, flags.bundle, "") if kind == "safetensors" else
                 Answerer(flags.serving_python, flags.bundle, kind))
         measured, _ = task.measure(side)
-        verdict = judge(released.answers, measured.answers, largest)
-        found[kind] = _as_record(measured, released, BundleVerdict((*problems, *verdict.reasons)))
+        reasons = [*problems, *comparison.judge(released.answers, measured.answers, largest)]
+        found[kind] = {"verdict": "UNSAFE" if reasons else "SAFE", "reasons": reasons, **_as_record(measured, released)}
     serves = [kind for kind in kinds if found[kind]["verdict"] == "SAFE"]
     return {
         "verdict": "SAFE" if serves else "UNSAFE", "serves": serves, "model": release.model,
         "model_digest": release.model_digest, "identity_problems": problems, "max_score_drop": largest,
         "rows": len(rows), "rows_sha256": sha256(flags.evaluation_rows),
         "timed_rows": min(flags.timed_rows, len(rows)), "streams": STREAMS,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released, None),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released),
         "weights": found,
     }
 
@@ -138,11 +127,10 @@ def kinds_in(bundle: Path) -> list[str]:
     return [kind for kind in _PRECEDENCE if (bundle / kind).is_dir()] or ["safetensors"]
 
 
-def _as_record(measured: Measured, released: Measured, verdict: BundleVerdict | None) -> dict[str, Any]:
+def _as_record(measured: Measured, released: Measured) -> dict[str, Any]:
     answers = asdict(measured.answers)
     pairs = zip(answers.pop("predictions"), released.answers.predictions, strict=True)
-    judged = {"verdict": verdict.word, "reasons": list(verdict.reasons)} if verdict else {}
-    return {**judged, **answers, "same_answers": sum(a == b for a, b in pairs), "source": measured.source,
+    return {**answers, "same_answers": sum(a == b for a, b in pairs), "source": measured.source,
             "figures": measured.figures}
 
 

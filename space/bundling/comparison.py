@@ -61,11 +61,10 @@ def scored(
     write_lines(file, [{**answer, "reference": row["messages"][-1]["content"].strip()}
                        for row, answer in zip(rows, answers, strict=True)])
     told = score(scorer, file)
-    return ScoredAnswers(
-        predictions=tuple(answer["prediction"] for answer in answers), metrics=told["metrics"],
-        weighted_score=told["weighted_score"], empty=_share([not answer["prediction"] for answer in answers]),
-        looping=_share([loops(answer["tokens"]) for answer in answers]),
-    ), told
+    predictions = tuple(answer["prediction"] for answer in answers)
+    looping = sum(loops(answer["tokens"]) for answer in answers) / len(answers)
+    return ScoredAnswers(predictions, told["metrics"], told["weighted_score"],
+                         empty=predictions.count("") / len(answers), looping=looping), told
 
 
 def evaluated(folder: Path, release: Source, rows: Sequence[JsonLine]) -> list[JsonLine] | None:
@@ -79,24 +78,17 @@ def evaluated(folder: Path, release: Source, rows: Sequence[JsonLine]) -> list[J
     limit = report["contract"]["generation"]["max_new_tokens"]
     if report["model_digest"] != release.model_digest or limit != settings.get("max_new_tokens"):
         return None
-    if any(row["id"] not in known or not _same(row, known[row["id"]]) for row in rows):
+    ours = [known[row["id"]] for row in rows if row["id"] in known and _same(row, known[row["id"]])]
+    if len(ours) < len(rows):
         return None
-    return [_as_answer(known[row["id"]]) for row in rows]
-
-
-def _as_answer(line: JsonLine) -> JsonLine:
-    """As the probe writes it: without the token that ended it."""
-    tokens = line["tokens"] if line["truncated"] else line["tokens"][:-1]
-    return {"id": line["id"], "prediction": line["prediction"], "tokens": tokens, "truncated": line["truncated"]}
+    # As the probe writes them: without the token that ended the answer.
+    return [{"id": line["id"], "prediction": line["prediction"], "truncated": line["truncated"],
+             "tokens": line["tokens"] if line["truncated"] else line["tokens"][:-1]} for line in ours]
 
 
 def _same(row: JsonLine, line: JsonLine) -> bool:
     *prompt, answer = row["messages"]
     return [line["messages"], line["reference"]] == [prompt, answer["content"].strip()]
-
-
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags)
 
 
 def run(command: Sequence[str], *, cwd: Path) -> str:
@@ -122,30 +114,15 @@ class ScoredAnswers:
     looping: float
 
 
-@dataclass(frozen=True)
-class BundleVerdict:
-    """SAFE when there is no reason against it."""
-
-    reasons: tuple[str, ...]
-
-    @property
-    def word(self) -> str:
-        """SAFE or UNSAFE."""
-        return "UNSAFE" if self.reasons else "SAFE"
-
-
 def loops(tokens: Sequence[int]) -> bool:
     """Whether an answer ends in a run of up to 40 tokens, repeated three times or more over at least 24 tokens."""
-    return any(_repeats(tokens[-max(_TAIL, 3 * period):], period) for period in _PERIODS
-               if len(tokens) >= max(_TAIL, 3 * period))
+    sizes = {period: max(_TAIL, 3 * period) for period in _PERIODS}
+    return any(len(tokens) >= size and tokens[-size:-period] == tokens[period - size:]
+               for period, size in sizes.items())
 
 
-def _repeats(tail: Sequence[int], period: int) -> bool:
-    return tail[period:] == tail[:-period]
-
-
-def judge(released: ScoredAnswers, bundled: ScoredAnswers, largest_drop: float) -> BundleVerdict:
-    """The score may fall by the largest drop and no further; no share of unusable answers may rise."""
+def judge(released: ScoredAnswers, bundled: ScoredAnswers, largest_drop: float) -> list[str]:
+    """Reasons why the bundle is UNSAFE: a score that falls by more than the largest drop, more unusable answers."""
     reasons = []
     drop = Decimal(repr(released.weighted_score)) - Decimal(repr(bundled.weighted_score))
     if drop > Decimal(repr(largest_drop)):
@@ -154,7 +131,7 @@ def judge(released: ScoredAnswers, bundled: ScoredAnswers, largest_drop: float) 
         before, after = getattr(released, what), getattr(bundled, what)
         if after > before:
             reasons.append(f"{after:.1%} of the answers are {what}, {before:.1%} of the released model's")
-    return BundleVerdict(tuple(reasons))
+    return reasons
 
 
 def identity_problems(bundle: Path, release: Source) -> list[str]:

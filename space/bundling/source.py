@@ -6,8 +6,7 @@ import importlib.util
 import json
 import logging
 import re
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +43,7 @@ def find(model: str, version: int | None) -> Source:
     """A folder is taken as it is, NAME[@REVISION] is fetched from the Hub; raises SourceError."""
     source = _local(Path(model)) if Path(model).is_dir() else _from_hub(model)
     _check(source.folder)
-    known = source.version if version is None else version
-    return Source(source.folder, source.model, known, source.commit, source.model_digest)
+    return source if version is None else replace(source, version=version)
 
 
 def _local(folder: Path) -> Source:
@@ -65,19 +63,15 @@ def _from_hub(model: str) -> Source:
 
     name, _, revision = model.partition("@")
     api = HfApi()
+    http = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")  # the builder's
     try:
         commit = api.model_info(name, revision=revision or None).sha
         tags = [tag.name for tag in api.list_repo_refs(name).tags if tag.target_commit == commit]
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=_PATTERNS))
-    except (OSError, HfHubHTTPError, HFValidationError, _http_client().HTTPError) as error:
+    except (OSError, HfHubHTTPError, HFValidationError, http.HTTPError) as error:
         raise SourceError(f"{model}: is no folder here and cannot be fetched from the Hub: {error}") from error
     versions = sorted(int(found[1]) for tag in tags if (found := _VERSION_TAG.fullmatch(tag)))
     return Source(folder, name, versions[-1] if versions else None, commit, _model_digest(folder))
-
-
-def _http_client() -> Any:
-    """What huggingface_hub speaks with: httpx2, and httpx in the builder's environment."""
-    return importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
 
 
 def _model_digest(folder: Path) -> str | None:
@@ -135,21 +129,13 @@ def compress(release: Path, bundle: Path, precisions: list[str]) -> None:
         logger.info("compressing to %s", precision)
         bits = {"bits": 8} if precision == "int8" else {"bits": 4, "group_size": _GROUP}
         try:
-            model = OVModelForCausalLM.from_pretrained(
+            OVModelForCausalLM.from_pretrained(
                 str(release), export=True, compile=False, local_files_only=True,
-                quantization_config=OVWeightQuantizationConfig(**bits),
-            )
-            model.save_pretrained(bundle / precision)
+                quantization_config=OVWeightQuantizationConfig(**bits)).save_pretrained(bundle / precision)
         # What exporters raise for what they lack, and nncf for a model narrower than a group.
         except (RuntimeError, ValueError, KeyError, ImportError, InvalidGroupSizeError) as error:
             first = str(error).strip().partition("\n")[0]
             raise ExportError(f"{release}: cannot be compressed to {precision}: {first}") from error
-
-
-def copy_weights(release: Path, bundle: Path) -> None:
-    """The weights as they were released, for transformers."""
-    for path in sorted(release.glob("model*.safetensors*")):
-        shutil.copyfile(path, bundle / path.name)
 
 
 def _is_there(name: str) -> bool:

@@ -26,18 +26,12 @@ def requirements() -> Iterator[str]:
     strategy = applied()
     if strategy.complete:
         asked = [f"{name}=={version}" for name, version in strategy.direct.items()]
-        yield from dict.fromkeys(environment.sentence(broken) for each in asked for broken in environment.unmet(each))
+        yield from dict.fromkeys(line for each in asked for line in environment.unmet(each))
 
 
 def imports() -> Iterator[str]:
     """Modules of the direct requirements that do not import here."""
     yield from environment.import_problems(applied())
-
-
-def environment_problems() -> Iterator[str]:
-    """What is wrong in this environment, in the words of pip and Python."""
-    yield from requirements()
-    yield from imports()
 
 
 def assets() -> Iterator[str]:

@@ -118,15 +118,6 @@ class Installed:
     requires: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Unmet:
-    """A chain of requirements, each asked for by the one before it; the last is not met."""
-
-    chain: tuple[str, ...]
-    by: str  # name and version of what asks for the last
-    found: str | None  # the version that is installed
-
-
 @cache
 def find_installed(name: str) -> Installed | None:
     """In this environment."""
@@ -138,21 +129,22 @@ def find_installed(name: str) -> Installed | None:
 
 
 def unmet(asked: str, find: Callable[[str], Installed | None] = find_installed, *, by: str = "the strategy",
-          above: tuple[str, ...] = ()) -> Iterator[Unmet]:
-    """The chains below a requirement that end in one which is not met; a circle is followed once."""
+          above: tuple[str, ...] = ()) -> Iterator[str]:
+    """A line for each requirement below this one that is not met, with the chain to it; a circle is followed once."""
     wanted = _parsed(asked)
     if str(wanted) in above:
         return
-    chain = (*above, str(wanted))
-    found = find(canonical(wanted.name))
+    name, chain = canonical(wanted.name), (*above, str(wanted))
+    through = f" ({' -> '.join(chain)})" if above else ""
+    found = find(name)
     if found is None:
-        yield Unmet(chain, by, None)
+        yield f"{by} requires {name}, which is not installed.{through}"
     elif not wanted.specifier.contains(found.version, prereleases=True):
-        yield Unmet(chain, by, found.version)
+        yield f"{by} has requirement {name}{wanted.specifier}, but you have {name} {found.version}.{through}"
     else:
         for below in found.requires:
             if _applies(_parsed(below), wanted.extras):
-                yield from unmet(below, find, by=f"{canonical(wanted.name)} {found.version}", above=chain)
+                yield from unmet(below, find, by=f"{name} {found.version}", above=chain)
 
 
 def _parsed(requirement: str) -> Requirement:
@@ -166,31 +158,15 @@ def _applies(requirement: Requirement, extras: set[str]) -> bool:
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
 
 
-def sentence(broken: Unmet) -> str:
-    """One line, with the chain if it is longer than one step."""
-    last = _parsed(broken.chain[-1])
-    name = canonical(last.name)
-    through = f" ({' -> '.join(broken.chain)})" if len(broken.chain) > 1 else ""
-    if broken.found is None:
-        return f"{broken.by} requires {name}, which is not installed.{through}"
-    return f"{broken.by} has requirement {name}{last.specifier}, but you have {name} {broken.found}.{through}"
-
-
 class ScratchError(Exception):
     """The strategy cannot be installed, or the result is not sound; the text is the tools' output."""
 
 
-@dataclass(frozen=True)
-class Built:
-    """An environment that is sound."""
+def build(strategy: Strategy, folder: Path) -> tuple[float, float]:
+    """Make the environment with pip, and assert it as the image's build does; raises ScratchError.
 
-    packages: int
-    megabytes: float  # of 1,000,000 bytes
-    seconds: float
-
-
-def build(strategy: Strategy, folder: Path) -> Built:
-    """Make the environment with pip, and assert it as the image's build does; raises ScratchError."""
+    Returns its size in MB (1,000,000 bytes) and the seconds that the installation took.
+    """
     begun = time.monotonic()
     _run_command(sys.executable, "-m", "venv", str(folder))
     python = str(folder / "bin/python")
@@ -202,7 +178,7 @@ def build(strategy: Strategy, folder: Path) -> Built:
         _run_command(python, "-m", "pip", "check", "--disable-pip-version-check")
         size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
         _run_command(python, str(SPACE / "verify_deployment.py"), "--build", "--requirements", requirements.name)
-    return Built(len(strategy.complete), size / 1e6, seconds)
+    return size / 1e6, seconds
 
 
 def _run_command(*command: str) -> None:

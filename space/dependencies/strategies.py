@@ -12,7 +12,7 @@ from files import write_text
 SPACE = Path(__file__).parents[1]
 REQUIREMENTS = SPACE / "requirements"
 APPLIED = SPACE / "requirements.txt"  # what the Dockerfile installs
-_BEFORE = ".requirements.txt.before"
+_BEFORE = SPACE / ".requirements.txt.before"
 _TABLE = Path(__file__).parent / "strategies.toml"
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 _OTHER = re.compile(r"^-r (\S+)", re.MULTILINE)
@@ -31,9 +31,9 @@ class Strategy:
     name: str
     summary: str
     program: str  # what becomes app.py
-    locks: tuple[str, ...]  # files in requirements/ that are installed together
-    works: tuple[str, ...]  # of features()
-    python: tuple[str, ...]  # where it was tried
+    locks: list[str]  # files in requirements/ that are installed together
+    works: list[str]  # features, which the table explains
+    python: list[str]  # where it was tried
     megabytes: int  # of the environment, measured
 
     @property
@@ -57,15 +57,7 @@ def load() -> dict[str, Strategy]:
     """The strategies by name, in the order in which to try them."""
     with _TABLE.open("rb") as file:
         rows = tomllib.load(file)["strategies"]
-    return {name: Strategy(name, row["summary"], row["program"], tuple(row["locks"]), tuple(row["works"]),
-                           tuple(row["python"]), row["megabytes"]) for name, row in rows.items()}
-
-
-def features() -> dict[str, str]:
-    """What a strategy may work with, each with its meaning."""
-    with _TABLE.open("rb") as file:
-        found: dict[str, str] = tomllib.load(file)["features"]
-    return found
+    return {name: Strategy(name, **row) for name, row in rows.items()}
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -85,30 +77,29 @@ def canonical(name: str) -> str:
 
 def applied(path: Path = APPLIED) -> Strategy:
     """The strategy whose name stands in requirements.txt; raises StrategyError."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = _NAME.search(text)
-    if not found or found[1] not in load():
+    found, known = _NAME.search(path.read_text(encoding="utf-8") if path.is_file() else ""), load()
+    if not found or found[1] not in known:
         raise StrategyError(f"{path}: names no strategy; run fix_dependencies.py --strategy modern --apply")
-    return load()[found[1]]
+    return known[found[1]]
 
 
-def apply(strategy: Strategy, path: Path = APPLIED) -> bool:
+def apply(strategy: Strategy) -> bool:
     """Write requirements.txt and keep the one before; returns whether that changed anything."""
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    before = APPLIED.read_text(encoding="utf-8") if APPLIED.is_file() else None
     if before == strategy.text:
         return False
     if before is not None:
-        write_text(path.with_name(_BEFORE), before)
-    write_text(path, strategy.text)
+        write_text(_BEFORE, before)
+    write_text(APPLIED, strategy.text)
     return True
 
 
-def undo(path: Path = APPLIED) -> None:
+def undo() -> None:
     """Put the requirements.txt before the last apply back; raises StrategyError if there was none."""
     try:
-        path.with_name(_BEFORE).replace(path)
+        _BEFORE.replace(APPLIED)
     except FileNotFoundError as error:
-        raise StrategyError(f"{path}: there is nothing to undo") from error
+        raise StrategyError(f"{APPLIED}: there is nothing to undo") from error
 
 
 @dataclass(frozen=True)
@@ -120,8 +111,8 @@ class KnownError:
     pattern: str
     strategy: str
     why: str
-    package: str | None
-    wanted: str | None
+    package: str | None = None
+    wanted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,9 +129,7 @@ class Diagnosis:
 def errors() -> list[KnownError]:
     """The table, in the order that decides."""
     with _ERRORS.open("rb") as file:
-        branches = tomllib.load(file)
-    return [KnownError(branch, row["says"], row["pattern"], row["strategy"], row["why"], row.get("package"),
-                  row.get("wanted")) for branch, rows in branches.items() for row in rows]
+        return [KnownError(branch, **row) for branch, rows in tomllib.load(file).items() for row in rows]
 
 
 def diagnose(text: str) -> Diagnosis | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from bundling.source import SourceError, stated_digest
-from dependencies import strategies
+from dependencies.strategies import applied
 from deploying.hub import BadInput, Unsound, fetched, persist
 from serving.identity import VALIDATION, parse_object
 
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
     from serving.identity import BundleIdentity, ServedModel
 
 logger = logging.getLogger("space")
-_STRATEGY = re.compile(r"^# strategy: (\S+)", re.MULTILINE)
 _SECONDS = 1800.0  # one program; that which installs takes longest
 _ADVICE = 60.0  # a Space that is down waits for it
-_STOPPED = 124  # as timeout(1) has it
 
 
 def folder(root: Path, bundle: Path) -> None:
@@ -47,7 +44,7 @@ def advice(root: Path, log: str | None = None) -> str:
 
 def resolve(root: Path, strategy: str, ask: Callable[[str], None]) -> None:
     """Try a strategy's requirements and write them to requirements.txt; raises BadInput when they do not work."""
-    if strategy == chosen(root):
+    if strategy == applied(root / "requirements.txt").name:
         logger.info("strategy %s is in place", strategy)
         return
     for flag, doing in (("--test", f"install strategy {strategy} into a scratch environment"),
@@ -57,19 +54,6 @@ def resolve(root: Path, strategy: str, ask: Callable[[str], None]) -> None:
         logger.info("%s", said.strip())
         if code:
             raise BadInput(f"fix_dependencies.py --strategy {strategy} {flag} exits {code}; take another strategy")
-
-
-def chosen(root: Path) -> str:
-    """The strategy whose requirements the image installs."""
-    found = _STRATEGY.search((root / "requirements.txt").read_text(encoding="utf-8"))
-    if not found:
-        raise BadInput(f"{root / 'requirements.txt'}: names no strategy; run fix_dependencies.py --apply")
-    return found[1]
-
-
-def serves_fallback(strategy: str) -> bool:
-    """Whether the strategy's program is the fallback."""
-    return strategies.load()[strategy].program != "app.py"
 
 
 def champion(api: HfApi, name: str, model: ServedModel) -> None:
@@ -91,10 +75,9 @@ def run(root: Path, program: str, *flags: str, said: str | None = None, seconds:
     environment = {name: value for name, value in os.environ.items() if "TOKEN" not in name} | more
     try:
         done = subprocess.run([sys.executable, str(root / program), *flags], stdout=subprocess.PIPE, text=True,
-                              stderr=subprocess.STDOUT, env=environment, input=said or "", check=False,
-                              timeout=seconds)
+                              stderr=subprocess.STDOUT, env=environment, input=said or "", check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return _STOPPED, f"nothing: {program} did not end within {seconds:.0f} s"
+        return 124, f"nothing: {program} did not end within {seconds:.0f} s"  # the code of timeout(1)
     return done.returncode, done.stdout
 
 

@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 if TYPE_CHECKING:
@@ -26,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("space")
 T = TypeVar("T")
 _SECONDS = 60.0  # one wait for the network; the client itself sets no limit
-_ATTEMPTS = 5
+_PAUSES = (1, 2, 4, 8)  # seconds between attempts
 _TRANSIENT = {408, 409, 412, 425, 429}
 _UNPAID = ("Docker Spaces on free hardware need a paid plan (PRO, Team or Enterprise). Instead: --space of an "
            "organisation that has one; `docker build space` and any host of containers; Procfile and "
@@ -67,16 +62,15 @@ def persist(action: Callable[[], T], subject: str) -> T:
 
     The action has to look first and do only what is missing, so that a lost reply does no harm.
     """
-    for attempt in range(_ATTEMPTS):
+    for pause in _PAUSES:
         try:
             with hub_errors(subject):
                 return action()
         except HubUnavailable as error:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            logger.warning("%s; again in %d s", error, 2**attempt)
-            time.sleep(2**attempt)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+            logger.warning("%s; again in %d s", error, pause)
+            time.sleep(pause)
+    with hub_errors(subject):
+        return action()
 
 
 @contextmanager

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfApi
 
-    _Committer = Callable[["Head", list[Any]], str]
-
 logger = logging.getLogger("space")
 
 TITLE = "Champion: "  # our commits' titles begin with it
@@ -85,18 +83,37 @@ class Space:
 
     def push(self, files: Mapping[str, Path], title: str, on: str | None = None) -> str:
         """Make main exactly these files, by one commit on top of `on` (none if they are there); returns its id."""
-        wanted, commit = tree.contents(files), self._committer(title, on)
-        return persist(lambda: self._push(files, wanted, commit), self.name)
+        wanted = {name: tree.digests(path) for name, path in files.items()}
+
+        def operations(head: Head) -> list[Any]:
+            changed = [name for name, digests in wanted.items() if head.files.get(name) not in digests]
+            stale = sorted(head.files.keys() - wanted.keys())
+            return [*(CommitOperationAdd(name, files[name]) for name in changed), *map(CommitOperationDelete, stale)]
+
+        return self._commit(operations, title, on)
 
     def amend(self, path: str, change: Callable[[str], str], title: str) -> str:
         """Change one text file by one commit; returns its id. Raises HubFailed if there is no such file."""
-        commit = self._committer(title)
-        return persist(lambda: self._amend(path, change, commit), self.name)
+        def operations(head: Head) -> list[Any]:
+            text = fetched(self.api, self.name, path, head.oid, _KIND)
+            if text is None:
+                raise HubFailed(f"{self.name}: there is no {path}; deploy it first")
+            return [CommitOperationAdd(path, change(text).encode())]
+
+        return self._commit(operations, title)
 
     def restore(self, oid: str, title: str, on: str) -> str:
         """Give main the tree of an earlier commit by one more, on top of `on` alone; returns its id."""
-        commit = self._committer(title, on)
-        return persist(lambda: self._restore(oid, commit), self.name)
+        def operations(head: Head) -> list[Any]:
+            target = self._head(oid)
+            if target is None:
+                raise HubFailed(f"{self.name}: commit {oid} is gone; push a tree that works")
+            changed = [name for name, content in target.files.items() if head.files.get(name) != content]
+            stale = sorted(head.files.keys() - target.files.keys())
+            return [*(CommitOperationCopy(name, name, src_revision=oid) for name in changed),
+                    *map(CommitOperationDelete, stale)]
+
+        return self._commit(operations, title, on)
 
     def read(self, path: str, revision: str) -> str | None:
         """A text file of a commit; None if it has no such file."""
@@ -188,51 +205,26 @@ class Space:
         host = re.sub(r"[^a-z0-9]+", "-", self.name.lower())
         return Head(str(info.sha), files, (info.host or f"https://{host}.hf.space").rstrip("/"), bool(info.private))
 
-    def _now(self) -> Head:
-        if head := self._head("main"):
-            return head
-        raise HubUnavailable(f"{self.name}: was made and does not show yet")
-
-    def _push(self, files: Mapping[str, Path], wanted: Mapping[str, tree.Content], commit: _Committer) -> str:
-        head = self._now()
-        changed = [name for name, content in wanted.items()
-                   if head.files.get(name) not in (content.git, content.sha256)]
-        stale = sorted(head.files.keys() - wanted.keys())
-        return commit(head, [*(CommitOperationAdd(name, files[name]) for name in changed),
-                             *map(CommitOperationDelete, stale)])
-
-    def _amend(self, path: str, change: Callable[[str], str], commit: _Committer) -> str:
-        head = self._now()
-        text = fetched(self.api, self.name, path, head.oid, _KIND)
-        if text is None:
-            raise HubFailed(f"{self.name}: there is no {path}; deploy it first")
-        return commit(head, [CommitOperationAdd(path, change(text).encode())])
-
-    def _restore(self, oid: str, commit: _Committer) -> str:
-        head, target = self._now(), self._head(oid)
-        if target is None:
-            raise HubFailed(f"{self.name}: commit {oid} is gone; push a tree that works")
-        changed = [name for name, content in target.files.items() if head.files.get(name) != content]
-        stale = sorted(head.files.keys() - target.files.keys())
-        return commit(head, [*(CommitOperationCopy(name, name, src_revision=oid) for name in changed),
-                             *map(CommitOperationDelete, stale)])
-
-    def _committer(self, title: str, on: str | None = None) -> _Committer:
-        """Commits on top of one head alone, `on` or the first attempt's: one that has moved holds somebody else's."""
+    def _commit(self, operations: Callable[[Head], list[Any]], title: str, on: str | None = None) -> str:
+        """Commit on top of one head alone, `on` or the first attempt's: one that has moved holds somebody else's."""
         bases = {on} if on else set()
 
-        def commit(head: Head, operations: list[Any]) -> str:
-            if not operations:
+        def attempt() -> str:
+            head = self._head("main")
+            if head is None:
+                raise HubUnavailable(f"{self.name}: was made and does not show yet")
+            changes = operations(head)
+            if not changes:
                 return head.oid
             bases.add(head.oid)
             if len(bases) > 1:
                 raise Later(_OVERTAKEN.format(self.name, head.oid[:12]))
-            self.ask(f"commit to {self.name}: {title} ({len(operations)} files)")
-            made = self.api.create_commit(self.name, operations, commit_message=TITLE + title, repo_type=_KIND,
+            self.ask(f"commit to {self.name}: {title} ({len(changes)} files)")
+            made = self.api.create_commit(self.name, changes, commit_message=TITLE + title, repo_type=_KIND,
                                           parent_commit=head.oid)
             return str(made.oid)
 
-        return commit
+        return persist(attempt, self.name)
 
     def _take(self, key: str) -> None:
         if key in self.api.get_space_variables(self.name):  # else a reply was lost

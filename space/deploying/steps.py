@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dependencies.strategies import applied
 from deploying import checks, live, tree
 from deploying.hub import BadUsage, DeployError, HubFailed, Unsound, clean, connect
 from deploying.live import Expected
@@ -73,7 +74,9 @@ class SpaceDeployment:
         """Check, push, wait for the right answer; if it does not come, roll back or push the fallback."""
         wanted = self._prepared()
         if not self.plan.push or not self.plan.space:
-            return self._planned(wanted)
+            size = sum(path.stat().st_size for path in wanted.files.values())
+            would = f"would push {len(wanted.files)} files, {size / 1e6:.1f} MB, for {wanted.title}; --push does it"
+            return DeploymentResult("planned", 0, would, self.plan.space)
         space = Space(connect(), self.plan.space, self.ask)
         head, again = self._pushed(space, wanted)
         outcome = self._answering(space, head, wanted.expected, again=again)
@@ -92,18 +95,13 @@ class SpaceDeployment:
         checks.folder(plan.root, plan.bundle)
         if plan.strategy:
             checks.resolve(plan.root, plan.strategy, self.ask)
-        if checks.serves_fallback(checks.chosen(plan.root)):
+        if applied(plan.root / "requirements.txt").program != "app.py":
             return self._fallback(identity.model)
         return Tree(tree.of_app(plan.root, plan.bundle), Expected(asdict(identity.model)), _title(identity.model))
 
     def _fallback(self, model: ServedModel) -> Tree:
         return Tree(tree.of_fallback(self.plan.root, self.plan.bundle), Expected(asdict(model), fallback=True),
                     f"fallback for {_title(model)}")
-
-    def _planned(self, wanted: Tree) -> DeploymentResult:
-        size = sum(path.stat().st_size for path in wanted.files.values())
-        would = f"would push {len(wanted.files)} files, {size / 1e6:.1f} MB, for {wanted.title}; --push does it"
-        return DeploymentResult("planned", 0, would, self.plan.space)
 
     def _pushed(self, space: Space, wanted: Tree) -> tuple[Head, bool]:
         """The head with the wanted tree, and whether it failed before and is now built from scratch."""
@@ -186,7 +184,7 @@ class SpaceDeployment:
 
     def _record(self, result: str, space: Space, head: Head, outcome: Outcome) -> DeploymentResult:
         return DeploymentResult(result, HubFailed.code if outcome.wrong else 0, outcome.wrong, space.name,
-                      self.plan.address or head.address, head.oid, dict(outcome.health), self.stages)
+                                self.plan.address or head.address, head.oid, dict(outcome.health), self.stages)
 
     def _restored(self, space: Space, failed: Head, good: str) -> tuple[Head, Expected]:
         space.hold(failed.oid)
@@ -230,7 +228,7 @@ def verify(plan: Plan) -> DeploymentResult:
     if seen.wrong:
         raise (Unsound if seen.reached else HubFailed)(f"{plan.space or ''} {seen.wrong}".strip())
     return DeploymentResult("live", 0, "" if there else "no bundle here to compare with", plan.space, address,
-                  health=dict(seen.health))
+                            health=dict(seen.health))
 
 
 def _token(space: Space, head: Head, plan: Plan) -> str | None:

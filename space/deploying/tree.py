@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
 VARIABLES = "variables.json"
 ASSETS = "assets/"
@@ -18,14 +17,6 @@ _AROUND = ("Dockerfile", ".dockerignore", "README.md", "Procfile", VARIABLES)
 _OF_FALLBACK = (".dockerignore", "README.md", "Procfile", VARIABLES, "questions.json")
 _TOLD = (f"{ASSETS}identity.json", f"{ASSETS}questions.json")
 _SKIPPED = (".venv*", "__pycache__", ".git")  # large, and never let through
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a file holds, as the Hub tells it: git's id for a small file, sha256 for a large one."""
-
-    git: str
-    sha256: str
 
 
 def of_app(root: Path, bundle: Path) -> dict[str, Path]:
@@ -43,18 +34,14 @@ def of_fallback(root: Path, bundle: Path) -> dict[str, Path]:
                                                 "Dockerfile": root / "fallback.Dockerfile"}
 
 
-def contents(files: Mapping[str, Path]) -> dict[str, Content]:
-    """Digests of the files."""
-    return {name: _content(path) for name, path in files.items()}
-
-
-def _content(path: Path) -> Content:
+def digests(path: Path) -> tuple[str, str]:
+    """Git's id and the sha256 of a file: the Hub states the first for a small file, the second for a large one."""
     git, plain = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             git.update(block)
             plain.update(block)
-    return Content(git.hexdigest(), plain.hexdigest())
+    return git.hexdigest(), plain.hexdigest()
 
 
 def _there(root: Path, names: Iterable[str]) -> dict[str, Path]:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +21,7 @@ ERRORS = ROOT / "tests/fakes/space_errors"  # what pip and Python really printed
 DOCUMENTED = ("dependencies.md", "compatibility.md")
 SHOWN = ("openvino", "openvino-genai", "torch", "transformers", "peft", "numpy", "tokenizers", "huggingface-hub",
          "fastapi", "starlette", "pydantic", "uvicorn", "jinja2", "prometheus-client", "httpx2")
+FEATURES: dict[str, str] = tomllib.loads((SPACE / "dependencies/strategies.toml").read_text())["features"]
 NAMES = ("modern", "conservative", "no-lora", "cpu-only", "minimal")
 
 
@@ -153,7 +155,7 @@ def test_every_strategy_that_an_error_leads_to_exists_and_every_feature_is_expla
 
     known = strategies.load()
     assert {error.strategy for error in strategies.errors()} <= {*known}
-    assert {feature for each in known.values() for feature in each.works} == {*strategies.features()}
+    assert {feature for each in known.values() for feature in each.works} == {*FEATURES}
 
 
 def test_the_pages_are_what_the_tables_say() -> None:
@@ -188,7 +190,7 @@ def compatibility_table() -> list[str]:
 
     known = strategies.load().values()
     rows = [(meaning, ["yes" if name in each.works else "no" for each in known])
-            for name, meaning in strategies.features().items()]
+            for name, meaning in FEATURES.items()]
     rows += [("Python", [", ".join(each.python) for each in known]),
              ("NumPy's ABI", [each.complete.get("numpy", "-").partition(".")[0] for each in known]),
              ("torch's build", ["CPU" if "torch" in each.complete else "-" for each in known]),

@@ -18,8 +18,7 @@ def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
     from bundling.comparison import ScoredAnswers, judge
 
     released = ScoredAnswers((), {}, 0.3, 0.0, 0.1)
-    verdict = judge(released, ScoredAnswers((), {}, score, empty, looping), 0.01)
-    assert (list(verdict.reasons), verdict.word) == (said, "UNSAFE" if said else "SAFE")
+    assert judge(released, ScoredAnswers((), {}, score, empty, looping), 0.01) == said
 
 
 @pytest.mark.parametrize(("tokens", "looping"), [
