@@ -10,13 +10,8 @@ from src.model_selection import Decision, GainEvidence, Policy, Question, Reason
 
 Tone = Literal["good", "neutral", "warning", "bad"]
 
-RESULTS = {
-    Verdict.PROMOTE: "promoted",
-    Verdict.KEEP: "kept",
-    Verdict.ALREADY: "already",
-    Verdict.REFUSED: "refused",
-    Verdict.UNDECIDED: "undecided",
-}
+RESULTS = {Verdict.PROMOTE: "promoted", Verdict.KEEP: "kept", Verdict.ALREADY: "already",
+           Verdict.REFUSED: "refused", Verdict.UNDECIDED: "undecided"}
 INCLUDES_ZERO = "includes 0, so the two may be equally good"
 NO_ANSWERS = "the answers of the best promoted model were not at hand"
 _REASONS = {
@@ -55,6 +50,10 @@ class Headline:
     notes: tuple[str, ...] = ()
 
 
+NOTHING_FOUND = Headline("bad", "Nothing to summarise", "results/ holds no evaluation and no decision; run `dvc "
+                         "repro`, or look at the log for the stage that failed.")
+
+
 def explain(decision: Decision, policy: Policy) -> str:
     """The reason of a decision in one line, as the records store it."""
     best, alone = decision.to_beat.best_evaluated, blocker(decision, policy)
@@ -71,9 +70,8 @@ def explain(decision: Decision, policy: Policy) -> str:
 def blocker(decision: Decision, policy: Policy) -> ScoredRun | None:
     """The best evaluated run, if it was never promoted and is all that keeps the challenger out; else None."""
     gain = decision.gain
-    if decision.reason is not Reason.NOT_BEST or gain is None or gain <= 0 or gain < policy.threshold:
-        return None
-    return decision.to_beat.best_evaluated
+    is_alone = decision.reason is Reason.NOT_BEST and gain is not None and gain > 0 and gain >= policy.threshold
+    return decision.to_beat.best_evaluated if is_alone else None
 
 
 def signed(gain: Decimal | None) -> str:
@@ -101,8 +99,9 @@ def policy_words(policy: Policy) -> str:
 def explain_lines(question: Question, decision: Decision, challengers: int) -> list[str]:
     """Everything that a decision rests on, one line each: what history_script.py --explain prints."""
     policy, to_beat, evidence = question.policy, decision.to_beat, question.evidence
-    head = question.ledger.head
+    head, gain = question.ledger.head, decision.gain
     champion = f"champion is version {head.version}" if head else "nothing was promoted before"
+    reached = "reached" if gain is not None and gain >= policy.threshold else "not reached"
     rows = {
         "situation": f"{_models(to_beat.runs, to_beat.complete)} under contract {question.challenger.contract[:12]}; "
                      f"{champion}; challenger {challengers} since the last promotion",
@@ -110,9 +109,9 @@ def explain_lines(question: Question, decision: Decision, challengers: int) -> l
         "challenger": _run(question.challenger, question),
         "best evaluated": _run(to_beat.best_evaluated, question),
         "best promoted": _run(to_beat.best_promoted, question),
-        "gain": f"{signed(decision.gain)} over the best promoted",
+        "gain": f"{signed(gain)} over the best promoted",
         "interval": interval(evidence) if evidence or not to_beat.best_promoted else f"none: {NO_ANSWERS}",
-        "threshold": _threshold(decision, policy),
+        "threshold": f"{policy.threshold}: {reached if gain is not None else 'a first model has no gain to measure'}",
         "guard": question.failed_guard or "none fails",
         "force": _force(question, decision),
     }
@@ -127,7 +126,7 @@ def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], reco
     """
     champion, hub = facts["champion"], facts["hub"]
     parts = ", ".join(f"{name} {value:.4f}" for name, value in compared["contributions"].items())
-    lines = [
+    return "\n".join((
         f"{facts['result'].upper()}: {facts['explanation']}.",
         f"  challenger  {facts['weighted_score']:.6f}  ({parts})",
         f"  best so far {_compared_score(compared['best_evaluated'])}",
@@ -136,8 +135,7 @@ def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], reco
         f"  Hub         {hub_commit(hub) if hub else 'not pushed'}",
         f"  records     {records}/{{deployment_info.json,model_comparison.json,deployment_logs.txt}}",
         f"  MLflow      {facts['tracking_uri']}, run {facts['deployment_run']}",
-    ]
-    return "\n".join(lines)
+    ))
 
 
 def comparisons(compared: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -164,7 +162,7 @@ def headline(report: EvaluationReport | None, info: Mapping[str, Any], compared:
     info and compared are the content of deployment_info.json and model_comparison.json, empty if there is none;
     is_judged is False if info does not record a decision on the evaluated model.
     """
-    rows = tuple(_notes_on_rows(report)) if report else ()
+    rows = _notes_on_rows(report) if report else ()
     if not info:
         return Headline("warning", "No decision yet", "This model was evaluated, and no deployment has judged it.",
                         rows)
@@ -184,12 +182,6 @@ def headline(report: EvaluationReport | None, info: Mapping[str, Any], compared:
     return _judged(info, (*_notes_on_force(info), *_notes_on_evidence(info, compared), *rows, *_notes_on_hub(info)))
 
 
-def nothing_found() -> Headline:
-    """The headline when results/ is empty."""
-    return Headline("bad", "Nothing to summarise", "results/ holds no evaluation and no decision; run `dvc repro`, or "
-                    "look at the log for the stage that failed.")
-
-
 def never_decided(info: Mapping[str, Any], ended: str) -> Headline:
     """The headline of a pipeline that ended (`failed`, ...) before its deployment; info is an earlier run's."""
     note = f"What results/deployment says ({info.get('result')}: {info.get('explanation')}) is an earlier run's."
@@ -204,7 +196,7 @@ def promoted_earlier(info: Mapping[str, Any]) -> Headline:
 
 
 def _range(evidence: GainEvidence) -> str:
-    return (f"{evidence.low:+.6f} to {evidence.high:+.6f} at {100 * evidence.confidence:g} % on {evidence.rows} rows")
+    return f"{evidence.low:+.6f} to {evidence.high:+.6f} at {100 * evidence.confidence:g} % on {evidence.rows} rows"
 
 
 def _chance(evidence: GainEvidence) -> str:
@@ -223,16 +215,10 @@ def _run(run: ScoredRun | None, question: Question) -> str:
     return f"{question.policy.score(run):.6f}  run {run.run_id}, {status}"
 
 
-def _threshold(decision: Decision, policy: Policy) -> str:
-    if decision.gain is None:
-        return f"{policy.threshold}: a first model has no gain to measure"
-    return f"{policy.threshold}: {'reached' if decision.gain >= policy.threshold else 'not reached'}"
-
-
 def _force(question: Question, decision: Decision) -> str:
     if not question.force:
         return "not asked for"
-    return f"asked for; set aside: {decision.overrode}" if decision.reason is Reason.FORCED else "asked for, not needed"
+    return f"asked for; set aside: {decision.overrode}" if decision.overrode else "asked for, not needed"
 
 
 def _compared_score(side: Mapping[str, Any] | None) -> str:
@@ -274,12 +260,11 @@ def _notes_on_evidence(info: Mapping[str, Any], compared: Mapping[str, Any]) -> 
         yield f"The history is long: the best was taken over {_models(compared['runs_compared'], complete=False)}."
 
 
-def _notes_on_rows(report: EvaluationReport) -> Iterator[str]:
+def _notes_on_rows(report: EvaluationReport) -> tuple[str, ...]:
     found = [(report.truncated_rows, "ran into the token limit"), (report.empty_rows, "were empty"),
              (report.overlap_rows, "have a question that stands in the training split too")]
     parts = [f"{count} {what}" for count, what in found if count]
-    if parts:
-        yield f"Of {report.rows} answers, {'; '.join(parts)}."
+    return (f"Of {report.rows} answers, {'; '.join(parts)}.",) if parts else ()
 
 
 def _notes_on_hub(info: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import jinja2
 
 from src.core.errors import InvalidInput
 from src.core.params import METRICS, DeploymentParams
-from src.core.records import DatasetRef, EvaluationReport, FineTunedModel, contributions, weighted_score
+from src.core.records import EvaluationReport, FineTunedModel, contributions, weighted_score
 from src.decisions.record import is_about
 from src.decisions.words import Headline, headline
 from src.evaluation.metrics import RowStatistics, row_scores
@@ -129,29 +129,23 @@ class AnsweredRow:
     other: ShownAnswer | None
 
 
-@dataclass(frozen=True)
-class AnswerGroup:
-    """Answered rows under one heading."""
-
-    title: str
-    rows: Sequence[AnsweredRow]
-
-
 def ranked_answers(predictions: Sequence[Prediction], rival: Sequence[Prediction], weights: Mapping[str, float]
-                   ) -> list[AnswerGroup]:
-    """The ten best rows, best first, and the ten worst, worst first. No row is in both; row ids break ties."""
+                   ) -> dict[str, list[AnsweredRow]]:
+    """The ten best rows, best first, and the ten worst, worst first, by heading. No row is in both; ids break ties."""
     scores = _row_scores(predictions, weights)
-    others = dict(zip((row.id for row in rival), zip(rival, _row_scores(rival, weights), strict=True), strict=True))
+    others = {row.id: (row, score) for row, score in zip(rival, _row_scores(rival, weights), strict=True)}
     order = sorted(range(len(predictions)), key=lambda place: (-scores[place], predictions[place].id))
     best = order[:ANSWERS]
     worst = order[len(best):][-ANSWERS:][::-1]
 
     def answered(place: int) -> AnsweredRow:
-        other = others.get(predictions[place].id)
-        return _row(predictions[place], scores[place], _answer(*other) if other else None)
+        row = predictions[place]
+        asked, other = [message.content for message in row.messages if message.role == "user"], others.get(row.id)
+        return AnsweredRow(row.id, row.intent, shortened(asked[-1] if asked else ""), max(0, len(asked) - 1),
+                           shortened(row.reference), _answer(row, scores[place]), _answer(*other) if other else None)
 
-    return [AnswerGroup(title, [answered(place) for place in places])
-            for title, places in (("Best answers", best), ("Worst answers", worst)) if places]
+    return {title: [answered(place) for place in places]
+            for title, places in (("Best answers", best), ("Worst answers", worst)) if places}
 
 
 def shortened(text: str) -> str:
@@ -159,41 +153,32 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
 
 
-def _row(row: Prediction, score: float, other: ShownAnswer | None) -> AnsweredRow:
-    asked = [message.content for message in row.messages if message.role == "user"]
-    return AnsweredRow(row.id, row.intent, shortened(asked[-1] if asked else ""), max(0, len(asked) - 1),
-                       shortened(row.reference), _answer(row, score), other)
-
-
 def _answer(row: Prediction, score: float) -> ShownAnswer:
     return ShownAnswer(shortened(row.prediction), score, row.truncated)
 
 
 def _row_scores(rows: Sequence[Prediction], weights: Mapping[str, float]) -> list[float]:
-    if not rows:
-        return []
-    scores: list[float] = row_scores(RowStatistics.from_rows([row.stats for row in rows]), weights).tolist()
-    return scores
+    return row_scores(RowStatistics.from_rows([row.stats for row in rows]), weights).tolist() if rows else []
 
 
 def identities(report: EvaluationReport, model: FineTunedModel, info: Mapping[str, Any], versions: Mapping[str, str]
                ) -> dict[str, Facts]:
     """Digests, versions and addresses by group and name; None if the deployment recorded no such value."""
-    base, contract, hub = report.model, report.contract, info.get("hub")
-    champion = info.get("champion")
+    base, contract, hub, champion = report.model, report.contract, info.get("hub"), info.get("champion")
     return {
         "Model": {
             "Registered name": info.get("model_name"),
             "Champion's version": champion["version"] if champion else None,
             "Model digest": report.model_digest,
             "Promotion key": info.get("key"),
-            "Adapter": report.model.adapter_sha256,
+            "Adapter": base.adapter_sha256,
             "Base model": f"{base.base_name} at revision {base.base_revision}",
             "Base model's weights": base.base_sha256,
             "Precision": base.dtype,
             "On the Hub": f"{hub['repo']} at {hub['commit']}" if hub else None,
         },
-        "Data": {"Training": _data(model.train), "Evaluation": _data(report.evaluation)},
+        "Data": {name: f"{data.path}, {data.rows} rows, sha256 {data.sha256}"
+                 for name, data in (("Training", model.train), ("Evaluation", report.evaluation))},
         "Score contract": {
             "Contract": report.contract_digest,
             "Evaluated rows": contract.rows_sha256,
@@ -218,36 +203,26 @@ def identities(report: EvaluationReport, model: FineTunedModel, info: Mapping[st
     }
 
 
-def _data(data: DatasetRef) -> str:
-    return f"{data.path}, {data.rows} rows, sha256 {data.sha256}"
-
-
 @dataclass(frozen=True)
 class Page:
     """What report.html.j2 shows, in this order."""
 
-    model_name: str
     verdict: Headline
-    confidence: float
     scores: Sequence[Score]
     sides: Sequence[ComparedModel]
     compared: Mapping[str, Any]
-    significance: Mapping[str, Any] | None
     charts: Mapping[str, Chart]
-    past: ModelHistory
     promotions: int
     rival: str
-    answers: Sequence[AnswerGroup]
+    answers: Mapping[str, Sequence[AnsweredRow]]
     identities: Mapping[str, Facts]
     records: Records
 
 
 def render(records: Records) -> str:
     """The page as HTML; every text from data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html.j2").render(page=build(records), names=NAMES, metrics=METRICS) + "\n"
 
 
@@ -256,31 +231,27 @@ def build(records: Records) -> Page:
     info, compared = (records.info, records.comparison) if records.are_judged else ({}, {})
     weights = compared.get("weights") or records.policy.weighted_scoring.weights
     scores, sides = _scores(records, weights), _sides(records, compared, weights)
-    slot = rival_slot(records.past.ledger, records.report.model_digest)
     points = _points(records, weights)
     return Page(
-        model_name=records.policy.model_registry_name,
         verdict=headline(records.report, records.info, compared, is_judged=records.are_judged),
-        confidence=records.policy.confidence,
         scores=scores,
         sides=sides,
         compared=compared,
-        significance=compared.get("significance"),
         charts=draw(scores, sides, compared.get("significance"), points, records.losses),
-        past=records.past,
         promotions=sum(point.promoted is not None for point in points),
-        rival=_rival_name(slot, records),
+        rival=_rival_name(records),
         answers=ranked_answers(records.predictions, records.past.rival or (), weights),
         identities=identities(records.report, records.model, info, records.versions),
         records=records,
     )
 
 
-def _rival_name(slot: Slot | None, records: Records) -> str:
+def _rival_name(records: Records) -> str:
+    ledger = records.past.ledger
+    slot = rival_slot(ledger, records.report.model_digest)
     if slot is None or records.past.rival is None:
         return ""
-    role = "champion" if slot is records.past.ledger.head else "previous champion"
-    return f"{role}, version {slot.version}"
+    return f"{'champion' if slot is ledger.head else 'previous champion'}, version {slot.version}"
 
 
 def _scores(records: Records, weights: Mapping[str, float]) -> list[Score]:
@@ -297,7 +268,7 @@ def _scores(records: Records, weights: Mapping[str, float]) -> list[Score]:
 def _sides(records: Records, compared: Mapping[str, Any], weights: Mapping[str, float]) -> list[ComparedModel]:
     values = records.report.metrics.as_dict()
     own = ComparedModel("challenger", records.report.run_id, float(weighted_score(values, weights)), None, values,
-               contributions(values, weights))
+                        contributions(values, weights))
     parts = ("run_id", "score", "delta", "metrics", "contributions")
     others = [ComparedModel(name, *(compared[key][part] for part in parts))
               for key, name in SIDES.items() if compared.get(key)]
@@ -309,8 +280,5 @@ def _points(records: Records, weights: Mapping[str, float]) -> list[Point]:
     versions = {slot.model_digest: slot.version for slot in records.past.ledger.slots}
     runs, digest = records.past.runs, records.report.model_digest
     own = max((place for place, run in enumerate(runs) if run.model_digest == digest), default=None)
-    return [
-        Point(float(weighted_score(run.metrics.as_dict(), weights)), versions.pop(run.model_digest, None),
-                     is_challenger=place == own)
-        for place, run in enumerate(runs)
-    ]
+    return [Point(float(weighted_score(run.metrics.as_dict(), weights)), versions.pop(run.model_digest, None),
+                  is_challenger=place == own) for place, run in enumerate(runs)]

@@ -13,16 +13,8 @@ from tabulate import tabulate
 
 from src.core.params import METRICS
 from src.core.records import EvaluationReport
+from src.decisions import words
 from src.decisions.record import is_about
-from src.decisions.words import (
-    Headline,
-    comparisons,
-    headline,
-    hub_commit,
-    never_decided,
-    nothing_found,
-    promoted_earlier,
-)
 from src.report.charts import NAMES, SIDES, WEIGHTED
 
 Outcome = Literal["success", "failure", "cancelled", "skipped"]
@@ -88,26 +80,16 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of the score table; interval, weight and other (the best promoted model's value) may be empty."""
-
-    name: str
-    value: str
-    interval: str
-    weight: str
-    contribution: str
-    other: str
-
-
-@dataclass(frozen=True)
 class Summary:
-    """The content of a summary, in the order in which it is shown; every text must be escaped where it is shown."""
+    """The content of a summary, in the order in which it is shown; every text must be escaped where it is shown.
+
+    scores: the rows of the score table, its header first; empty without an evaluation.
+    """
 
     title: str
     sentence: str
     notes: Sequence[str]
-    level: str
-    scores: Sequence[Line]
+    scores: Sequence[tuple[str, ...]]
     comparisons: Sequence[tuple[str, str]]
     facts: Sequence[tuple[str, Link]]
     problems: Sequence[str]
@@ -117,15 +99,13 @@ def summary(found: RunResults) -> Summary:
     """Summarise the records of a run."""
     top = _headline(found)
     name = found.info.get("model_name")
-    current = found.report if not found.is_stale else None
     compared = found.comparison if found.is_judged else {}
     return Summary(
         title=f"{top.heading}: {name}" if name else top.heading,
         sentence=top.sentence,
         notes=top.notes,
-        level=f"{100 * found.confidence:g} % interval" if found.confidence else "interval",
-        scores=list(_lines(current, compared, found.intervals or {})) if current else [],
-        comparisons=list(comparisons(compared, SIDES)),
+        scores=list(_scores(found, found.report, compared)) if found.report and not found.is_stale else [],
+        comparisons=list(words.comparisons(compared, SIDES)),
         facts=list(_facts(found)),
         problems=found.problems,
     )
@@ -135,10 +115,10 @@ def markdown(told: Summary) -> str:
     """The summary as Markdown, for the page of a job or a pull request."""
     parts = [f"## {escaped(told.title)}", escaped(told.sentence)]
     parts += ["\n".join(f"- {escaped(note)}" for note in told.notes)] if told.notes else []
-    parts += [_score_table(told.scores, told.level)] if told.scores else []
-    rows = [[name, escaped(text)] for name, text in told.comparisons]
-    rows += [[name, _link(link)] for name, link in told.facts]
-    parts += [_table(["", ""], rows, "|---|---|")] if rows else []
+    parts += [_table("|---|--:|---|--:|--:|--:|", told.scores)] if told.scores else []
+    rows = [(name, escaped(text)) for name, text in told.comparisons]
+    rows += [(name, _link(link)) for name, link in told.facts]
+    parts += [_table("|---|---|", [("", ""), *rows])] if rows else []
     parts += ["Missing:\n\n" + "\n".join(f"- {escaped(each)}" for each in told.problems)] if told.problems else []
     return "\n\n".join(parts) + "\n"
 
@@ -152,8 +132,9 @@ def text(told: Summary) -> str:
     """The summary as plain text, for a terminal."""
     lines = [plain(told.title), plain(told.sentence), *(f"- {plain(note)}" for note in told.notes)]
     if told.scores:
-        lines += ["", _aligned([_header(told.level), *map(_cells, told.scores)])]
-    facts = [*told.comparisons, *((name, _spelt(link)) for name, link in told.facts)]
+        lines += ["", _aligned(told.scores)]
+    facts = [*told.comparisons,
+             *((name, f"{link.text}  {link.url}" if link.url else link.text) for name, link in told.facts)]
     lines += ["", _aligned([(name, plain(value)) for name, value in facts])] if facts else []
     lines += ["", *(f"missing: {plain(each)}" for each in told.problems)] if told.problems else []
     return "\n".join(lines)
@@ -170,15 +151,15 @@ def plain(value: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())
 
 
-def _headline(found: RunResults) -> Headline:
+def _headline(found: RunResults) -> words.Headline:
     if found.is_stale:
-        return never_decided(found.info, _ENDED[found.outcome])
+        return words.never_decided(found.info, _ENDED[found.outcome])
     if found.report is None and not found.info:
-        return nothing_found()
+        return words.NOTHING_FOUND
     if found.is_repeated:
-        top = promoted_earlier(found.info)
+        top = words.promoted_earlier(found.info)
     else:
-        top = headline(found.report, found.info, found.comparison if found.is_judged else {},
+        top = words.headline(found.report, found.info, found.comparison if found.is_judged else {},
                        is_judged=found.is_judged)
     if found.outcome == "success" or not found.is_judged:
         return top
@@ -186,22 +167,18 @@ def _headline(found: RunResults) -> Headline:
     return replace(top, notes=(after, *top.notes))
 
 
-def _lines(report: EvaluationReport, compared: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]]
-           ) -> Iterator[Line]:
-    weights = compared.get("weights") or report.weights
+def _scores(found: RunResults, report: EvaluationReport, compared: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    level = f"{100 * found.confidence:g} % interval" if found.confidence else "interval"
+    yield "", "value", level, "weight", "contribution", "best promoted"
+    weights, promoted = compared.get("weights") or report.weights, compared.get("best_promoted")
     parts = compared.get("contributions") or {}
-    promoted = compared.get("best_promoted") or {}
     values = {WEIGHTED: sum(parts.values()) if parts else report.weighted_score, **report.metrics.as_dict()}
     others = {WEIGHTED: promoted["score"], **promoted["metrics"]} if promoted else {}
     for name in (WEIGHTED, *METRICS):
-        low, high = intervals.get(name, (None, None))
+        interval = (found.intervals or {}).get(name)
         part = values[WEIGHTED] if name == WEIGHTED else parts.get(name, weights.get(name, 0) * values[name])
-        yield Line(
-            name=NAMES[name], value=f"{values[name]:.4f}",
-            interval="" if low is None else f"{low:.4f} to {high:.4f}",
-            weight="" if name == WEIGHTED else f"{weights[name]:g}", contribution=f"{part:.4f}",
-            other=f"{others[name]:.4f}" if others else "",
-        )
+        yield (NAMES[name], f"{values[name]:.4f}", "{:.4f} to {:.4f}".format(*interval) if interval else "",
+               "" if name == WEIGHTED else f"{weights[name]:g}", f"{part:.4f}", f"{others[name]:.4f}" if others else "")
 
 
 def _facts(found: RunResults) -> Iterator[tuple[str, Link]]:
@@ -212,8 +189,7 @@ def _facts(found: RunResults) -> Iterator[tuple[str, Link]]:
         before = f", before it version {info['previous_version']}" if info.get("previous_version") else ""
         yield "Champion", Link(f"{info.get('model_name')} version {champion['version']}{before}", _version_url(info))
     if hub:
-        url = f"{found.hub}/{hub['repo']}/commit/{hub['commit']}"
-        yield "Hub", Link(hub_commit(hub), url)
+        yield "Hub", Link(words.hub_commit(hub), f"{found.hub}/{hub['repo']}/commit/{hub['commit']}")
     elif champion:
         yield "Hub", Link("not pushed", None)
     if uri:
@@ -238,31 +214,16 @@ def _version_url(info: Mapping[str, Any]) -> str | None:
     return f"{uri.rstrip('/')}/#/models/{name}/versions/{info['champion']['version']}"
 
 
-def _score_table(scores: Sequence[Line], level: str) -> str:
-    return _table(_header(level), [_cells(line) for line in scores], "|---|--:|---|--:|--:|--:|")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: str) -> str:
-    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)])
+def _table(rule: str, rows: Sequence[Sequence[str]]) -> str:
+    header, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join((header, rule, *lines))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def _header(level: str) -> tuple[str, ...]:
-    return "", "value", level, "weight", "contribution", "best promoted"
-
-
-def _cells(line: Line) -> tuple[str, ...]:
-    return line.name, line.value, line.interval, line.weight, line.contribution, line.other
-
-
 def _link(link: Link) -> str:
     if link.url and _URL.fullmatch(link.url):
         return f"[{escaped(link.text)}]({link.url})"
     return escaped(link.text)
-
-
-def _spelt(link: Link) -> str:
-    return f"{link.text}  {link.url}" if link.url else link.text

@@ -214,19 +214,19 @@ def test_a_history_of_500_runs_and_answers_of_any_length_stay_below_a_megabyte()
 
 
 def test_answers_stand_beside_the_champions_and_no_row_is_both_best_and_worst() -> None:
-    best, worst = ranked_answers(evaluated(3).predictions, evaluated(2).predictions, WEIGHTS)
-    assert len(best.rows) == len(worst.rows) == ANSWERS
-    assert not {row.row_id for row in best.rows} & {row.row_id for row in worst.rows}
-    scores = [row.own.score for row in (*best.rows, *reversed(worst.rows))]
+    best, worst = ranked_answers(evaluated(3).predictions, evaluated(2).predictions, WEIGHTS).values()
+    assert len(best) == len(worst) == ANSWERS
+    assert not {row.row_id for row in best} & {row.row_id for row in worst}
+    scores = [row.own.score for row in (*best, *reversed(worst))]
     assert scores == sorted(scores, reverse=True)
     theirs = {row.id: row.prediction for row in evaluated(2).predictions}
-    assert all(row.other and row.other.text == theirs[row.row_id] for row in (*best.rows, *worst.rows))
+    assert all(row.other and row.other.text == theirs[row.row_id] for row in (*best, *worst))
 
 
 def test_three_rows_are_three_best_answers() -> None:
-    answers = ranked_answers(evaluated(3).predictions[:3], [], WEIGHTS)
-    assert [len(group.rows) for group in answers] == [3]
-    assert answers[0].rows[0].other is None
+    (heading, rows), = ranked_answers(evaluated(3).predictions[:3], [], WEIGHTS).items()
+    assert (heading, len(rows)) == ("Best answers", 3)
+    assert rows[0].other is None
 
 
 def test_the_rival_is_the_champion_or_the_one_before_where_the_challenger_is_champion() -> None:

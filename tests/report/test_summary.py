@@ -67,7 +67,7 @@ def test_a_deployment_that_failed_says_how() -> None:
     told = summary(found(info=info, comparison={}, outcome="failure"))
     assert told.title == "The deployment did not finish"
     assert "undecided with exit code 4: MLflow at http://x: no answer" in told.sentence
-    assert len(told.scores) == 6
+    assert len(told.scores) == 7
     without = summary(found(report=None, info=info, comparison={}, outcome="failure"))
     assert without.sentence == told.sentence
 
@@ -103,9 +103,10 @@ def test_a_promotion_comes_with_scores_intervals_parts_versions_and_links() -> N
     info |= {"tracking_uri": "https://mlflow.example.com/", "hub": {"repo": "acme/shop", "commit": "c" * 40}}
     told = summary(found(info=info))
     assert told.title == "Promoted to champion: ecommerce-chatbot"
-    first, *metrics = told.scores
-    assert (first.name, first.interval, first.other != "") == ("Weighted score", "0.1000 to 0.9000", True)
-    assert sum(float(line.contribution) for line in metrics) == pytest.approx(float(first.value), abs=3e-4)
+    header, (name, value, interval, _, _, other), *metrics = told.scores
+    assert header == ("", "value", "95 % interval", "weight", "contribution", "best promoted")
+    assert (name, interval, other != "") == ("Weighted score", "0.1000 to 0.9000", True)
+    assert sum(float(line[4]) for line in metrics) == pytest.approx(float(value), abs=3e-4)
     assert [name for name, _ in told.comparisons][-2:] == ["gain", "interval of the gain"]
     links = dict(told.facts)
     assert links["Champion"] == Link("ecommerce-chatbot version 2, before it version 1",
@@ -143,7 +144,7 @@ def test_a_forced_promotion_names_who_and_why() -> None:
 @pytest.mark.parametrize("reason", HOSTILE)
 def test_a_reason_stays_text_wherever_it_stands(reason: str) -> None:
     told = Summary(
-        title=reason, sentence=reason, notes=[reason], level="x", scores=[], comparisons=[("gain", reason)],
+        title=reason, sentence=reason, notes=[reason], scores=[], comparisons=[("gain", reason)],
         facts=[("Asked by", Link(reason, None)), ("Run", Link(reason, CI))], problems=[reason])
     page, line = rendered(markdown(told)), plain(reason)
     assert page.text.replace("\u200b", "") == (
