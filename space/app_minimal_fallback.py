@@ -3,8 +3,6 @@
 `cp app_minimal_fallback.py app.py` is a working deployment. It generates nothing, and says so in every answer.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import logging

@@ -4,14 +4,12 @@ Exit codes: 0 done, 2 flag or setting, 3 folder unfit, 5 bundle or answering ver
 Space did not come up (the result says what serves now), 75 run it again, 130 stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # read at import; a Xet upload can hang for good, plain LFS cannot
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -22,9 +20,6 @@ if not sys.stderr.isatty():
 from deploying.hub import BadUsage, DeployError, clean
 from deploying.steps import DeploymentResult, Plan, SpaceDeployment, verify
 from serving.identity import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 logger = logging.getLogger("space")

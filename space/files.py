@@ -1,16 +1,12 @@
 """Hash, read and write files. What others read is written whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from typing import Any
 
 JsonLine = dict[str, Any]
 

@@ -1,7 +1,5 @@
 """List the strategies (sets of requirements), recommend one for an error, test one, apply one, undo that."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

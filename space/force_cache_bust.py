@@ -3,8 +3,6 @@
     python space/force_cache_bust.py [--commit] [--push --space OWNER/NAME]
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re

@@ -1,7 +1,5 @@
 """Make the bundle that the app serves: `python space/prepare_assets.py --model results/release`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

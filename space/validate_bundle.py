@@ -1,7 +1,5 @@
 """Check that a bundle answers as well as the release it was made of: `python space/validate_bundle.py`."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import logging
@@ -9,19 +7,17 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bundling import comparison
 from bundling.comparison import STREAMS, Answerer
 from bundling.source import SourceError, find
 from files import JsonLine, read_lines, sha256, write_object
 from serving.identity import VALIDATION, BundleIdentity
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 logger = logging.getLogger("space")
 

@@ -5,8 +5,6 @@ names each package that has another version than the lock, is missing, is not in
 with CUDA, and a NumPy of the other ABI.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

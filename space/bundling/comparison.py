@@ -1,21 +1,16 @@
 """Compare a bundle with its release: run both, score their answers with the project's scorer, judge the difference."""
 
-from __future__ import annotations
-
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bundling.source import Source
 from files import JsonLine, read_lines, sha256, write_lines
 from serving.identity import BundleError, BundleIdentity
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from bundling.source import Source
 
 HERE = Path(__file__).parents[1]
 STREAMS = 4  # answers at once, as in the app
@@ -56,7 +51,7 @@ def score(scorer: Sequence[str], predictions: Path) -> dict[str, Any]:
 
 def scored(
     rows: Sequence[JsonLine], answers: Sequence[JsonLine], scorer: Sequence[str], file: Path
-) -> tuple[ScoredAnswers, dict[str, Any]]:
+) -> "tuple[ScoredAnswers, dict[str, Any]]":
     """Write the predictions, score them; the scorer's own words come second."""
     write_lines(file, [{**answer, "reference": row["messages"][-1]["content"].strip()}
                        for row, answer in zip(rows, answers, strict=True)])

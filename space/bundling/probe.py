@@ -6,8 +6,6 @@ A prompt is a JSON line with `id` and `messages`. Each answer becomes a line of 
 the evaluation strips it), tokens and truncated. The figures are printed as one JSON object.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

@@ -1,19 +1,15 @@
 """The release that a bundle is made of, from a folder or from the Hub, and the export of its weights."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from files import sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CHAMPION = "champion.json"
 _CARD_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")

@@ -3,19 +3,14 @@
 Each check yields one line for each thing that is wrong.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dependencies import environment
 from dependencies.strategies import SPACE, StrategyError, applied
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 _LARGEST_PORT = 65535
 _JOINERS = "\u200d\ufe0f"  # make one emoji of several signs

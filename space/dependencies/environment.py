@@ -1,7 +1,5 @@
 """Compare an environment with a strategy: versions, imports, torch's build, NumPy's ABI; and make a scratch one."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import subprocess
@@ -9,19 +7,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dependencies.strategies import SPACE, canonical
+from dependencies.strategies import SPACE, Strategy, canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from packaging.requirements import Requirement
-
-    from dependencies.strategies import Strategy
 
 _GIVEN = {"pip", "setuptools", "wheel"}  # a fresh environment may have them
 _NUMPY_WARNS = "compiled using NumPy 1.x cannot be run"  # on stderr, and the import goes on
@@ -147,13 +142,13 @@ def unmet(asked: str, find: Callable[[str], Installed | None] = find_installed, 
                 yield from unmet(below, find, by=f"{name} {found.version}", above=chain)
 
 
-def _parsed(requirement: str) -> Requirement:
+def _parsed(requirement: str) -> "Requirement":
     from packaging.requirements import Requirement  # not in an environment of the strategy minimal
 
     return Requirement(requirement)
 
 
-def _applies(requirement: Requirement, extras: set[str]) -> bool:
+def _applies(requirement: "Requirement", extras: set[str]) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
 

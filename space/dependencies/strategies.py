@@ -1,7 +1,5 @@
 """The strategies, which are sets of requirements: their table, the applied one, and the one that an error calls for."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from dataclasses import dataclass

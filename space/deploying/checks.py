@@ -1,25 +1,18 @@
 """Check what is about to be pushed: folder, requirements, the bundle's validation, and the champion's digest."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi
 
 from bundling.source import SourceError, stated_digest
 from dependencies.strategies import applied
 from deploying.hub import BadInput, Unsound, fetched, persist
-from serving.identity import VALIDATION, parse_object
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from huggingface_hub import HfApi
-
-    from serving.identity import BundleIdentity, ServedModel
+from serving.identity import VALIDATION, BundleIdentity, ServedModel, parse_object
 
 logger = logging.getLogger("space")
 _SECONDS = 1800.0  # one program; that which installs takes longest

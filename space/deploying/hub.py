@@ -1,22 +1,18 @@
 """The Hub's client: time limits, retries, and every error as one line with what to do next."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("space")
 T = TypeVar("T")
@@ -90,7 +86,7 @@ def hub_errors(subject: str) -> Iterator[None]:
         raise HubFailed(f"{subject}: {clean(str(error))}") from error
 
 
-def _explained(error: HfHubHTTPError, subject: str) -> DeployError:
+def _explained(error: HfHubHTTPError, subject: str) -> "DeployError":
     status = error.response.status_code
     line = f"{subject}: {status} {clean(error.server_message or error.response.reason_phrase)[:300].rstrip('.')}"
     if status in _TRANSIENT or status >= httpx2.codes.INTERNAL_SERVER_ERROR:

@@ -1,17 +1,13 @@
 """Check the live Space as its visitors use it: health, version, a chat and the page."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx2
 
 from deploying.hub import clean
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 NOTICE = "This is the fallback"  # what it says in every answer
 _SECONDS = 60.0  # one request; a small machine's first answer takes its time

@@ -1,27 +1,21 @@
 """One Space on the Hub: its files, variables and runtime. Every change looks first and does only what is missing."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
 import re
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from deploying import tree
 from deploying.hub import HubFailed, HubUnavailable, Later, fetched, persist
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from huggingface_hub import HfApi
 
 logger = logging.getLogger("space")
 

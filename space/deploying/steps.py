@@ -1,27 +1,20 @@
 """The steps of a deployment. Each step does only what is missing, so the next run completes an interrupted one."""
 
-from __future__ import annotations
-
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from dependencies.strategies import applied
 from deploying import checks, live, tree
 from deploying.hub import BadUsage, DeployError, HubFailed, Unsound, clean, connect
 from deploying.live import Expected
-from deploying.space import RUNNING, Space
+from deploying.space import RUNNING, Head, Runtime, Space
 from files import write_object
-from serving.identity import BundleIdentity, verified
+from serving.identity import BundleIdentity, ServedModel, verified
 from serving.settings import IDENTITY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from deploying.space import Head, Runtime
-    from serving.identity import ServedModel
 
 logger = logging.getLogger("space")
 _SHOWN = 10  # lines of a log
@@ -61,6 +54,31 @@ class Outcome:
     wrong: str
     stands: bool = False
     health: Mapping[str, Any] = field(default_factory=dict)  # as the Space told it
+
+
+@dataclass(frozen=True)
+class DeploymentResult:
+    """result: planned, deployed, live (--verify-only), rolled_back, fallback or failed; what serves now."""
+
+    result: str
+    code: int
+    reason: str = ""
+    space: str | None = None
+    address: str | None = None
+    commit: str | None = None  # of the Space
+    health: dict[str, Any] = field(default_factory=dict)  # as the Space told it
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        """The result for a person."""
+        who = f"{self.health.get('model')} version {self.health.get('version')}" if self.health else ""
+        return " ".join(filter(None, [f"{self.result}:", self.space, self.commit and f"at {self.commit[:12]}",
+                                      self.address, who, self.reason and f"({self.reason})"]))
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        write_object(path, asdict(self))
 
 
 class SpaceDeployment:
@@ -234,28 +252,3 @@ def verify(plan: Plan) -> DeploymentResult:
 def _token(space: Space, head: Head, plan: Plan) -> str | None:
     """For a private Space, and for the Hub's own address of it alone."""
     return str(space.api.token) if head.private and not plan.address else None
-
-
-@dataclass(frozen=True)
-class DeploymentResult:
-    """result: planned, deployed, live (--verify-only), rolled_back, fallback or failed; what serves now."""
-
-    result: str
-    code: int
-    reason: str = ""
-    space: str | None = None
-    address: str | None = None
-    commit: str | None = None  # of the Space
-    health: dict[str, Any] = field(default_factory=dict)  # as the Space told it
-    stages: list[str] = field(default_factory=list)
-
-    @property
-    def line(self) -> str:
-        """The result for a person."""
-        who = f"{self.health.get('model')} version {self.health.get('version')}" if self.health else ""
-        return " ".join(filter(None, [f"{self.result}:", self.space, self.commit and f"at {self.commit[:12]}",
-                                      self.address, who, self.reason and f"({self.reason})"]))
-
-    def write(self, path: Path) -> None:
-        """As JSON."""
-        write_object(path, asdict(self))

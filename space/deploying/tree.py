@@ -1,15 +1,10 @@
 """The files of a Space: what `.dockerignore` lets into the image, and what the Hub reads beside it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 VARIABLES = "variables.json"
 ASSETS = "assets/"

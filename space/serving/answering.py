@@ -1,22 +1,14 @@
 """Turn a request into the pieces of its answer: prompt, limits, stop texts, counters."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from serving.engine import EngineError, Options
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-
-    from serving.bundle import Bundle
-    from serving.engine import Engine
-    from serving.schema import ChatRequest
-    from serving.settings import Settings
-    from serving.telemetry import Telemetry
-
+from serving.bundle import Bundle
+from serving.engine import Engine, EngineError, Options
+from serving.schema import ChatRequest
+from serving.settings import Settings
+from serving.telemetry import Telemetry
 
 _COLDEST = 0.01  # below that, temperature and top_p mean greedy, and probabilities overflow
 
@@ -43,7 +35,7 @@ class ChatAnswer:
     @classmethod
     def prepare(
         cls, request: ChatRequest, bundle: Bundle, engine: Engine, settings: Settings, telemetry: Telemetry
-    ) -> ChatAnswer:
+    ) -> "ChatAnswer":
         """Check and encode a request; raises TooLong, BadConversation."""
         prompt = bundle.encode([{"role": each.role, "content": each.text} for each in request.messages])
         most = min(settings.max_input_tokens, bundle.context - 1)

@@ -1,14 +1,13 @@
 """The app: chat completions as OpenAI's clients know them, the page, health and metrics."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,32 +15,14 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from serving import schema
 from serving.answering import ChatAnswer, TooLong
 from serving.bundle import BadConversation, Bundle
-from serving.engine import EngineError
+from serving.engine import Engine, EngineError
 from serving.limits import Gate, Rate, RequestMiddleware, TooBusy
-from serving.schema import (
-    AnswerMessage,
-    ChatCompletion,
-    ChatRequest,
-    Choice,
-    ErrorReply,
-    HeldStream,
-    Usage,
-    chunk,
-    event,
-    refusal,
-)
+from serving.schema import ChatCompletion, ChatRequest, ErrorReply, refusal
+from serving.settings import Settings
 from serving.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-
-    from starlette.requests import Request
-
-    from serving.bundle import Bundle
-    from serving.engine import Engine
-    from serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
 _CHAT = "/v1/chat/completions"
@@ -74,7 +55,7 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
     return app
 
 
-def _add_chat(app: FastAPI, service: ChatService) -> None:
+def _add_chat(app: FastAPI, service: "ChatService") -> None:
     @app.post(_CHAT, response_model=ChatCompletion, responses=_REPLIES)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Continue a conversation; with "stream", as server-sent events."""
@@ -88,7 +69,7 @@ def _add_chat(app: FastAPI, service: ChatService) -> None:
                                             "owned_by": "champion", "version": identity.label}]}
 
 
-def _add_pages(app: FastAPI, service: ChatService) -> None:
+def _add_pages(app: FastAPI, service: "ChatService") -> None:
     examples = [each["question"] for each in service.bundle.questions()[:_EXAMPLES]]
 
     @app.get("/", include_in_schema=False)
@@ -169,34 +150,34 @@ class ChatService:
         if asked.model and asked.model != self.bundle.identity.model:
             return refusal(404, f"there is no model {asked.model} here, only {self.bundle.identity.model}",
                            code="model_not_found", param="model")
-        if reason := self.engine.broken():
-            raise EngineError(reason)
+        if self.engine.failure:
+            raise EngineError(self.engine.failure)
         self.rate.take(request.client.host if request.client else "")
         answer = ChatAnswer.prepare(asked, self.bundle, self.engine, self.settings, self.telemetry)
         async with AsyncExitStack() as stack:
             await self._while_there(request, stack.enter_async_context(self.gate.enter()))
             if asked.stream:
-                usage = asked.stream_options is not None and asked.stream_options.include_usage
-                return HeldStream(self._events(answer, usage=usage), stack.pop_all(), self.settings.seconds + _SLOW)
+                events = self._events(answer, usage=bool(asked.stream_options and asked.stream_options.include_usage))
+                return schema.HeldStream(events, stack.pop_all(), self.settings.seconds + _SLOW)
             text = await self._while_there(request, _joined(answer))
             return JSONResponse(self._completion(answer, text).model_dump())
 
     async def _events(self, answer: ChatAnswer, *, usage: bool) -> AsyncGenerator[str]:
         common, done = self._common(), False
         try:
-            yield chunk(common, {"role": "assistant", "content": ""}, None)
+            yield schema.chunk(common, {"role": "assistant", "content": ""}, None)
             async with aclosing(answer.pieces()) as pieces:
                 async for text in pieces:
-                    yield chunk(common, {"content": text}, None)
-            yield chunk(common, {}, answer.finish_reason)
+                    yield schema.chunk(common, {"content": text}, None)
+            yield schema.chunk(common, {}, answer.finish_reason)
             if usage:
-                yield event({**common, "object": "chat.completion.chunk", "choices": [],
+                yield schema.event({**common, "object": "chat.completion.chunk", "choices": [],
                              "usage": _usage(answer).model_dump()})
             yield "data: [DONE]\n\n"
             done = True
         except EngineError as error:  # the status is sent already
             done = True
-            yield event({"error": {"message": str(error), "type": "server_error", "code": "engine_failed"}})
+            yield schema.event({"error": {"message": str(error), "type": "server_error", "code": "engine_failed"}})
         finally:
             if not done:
                 self.telemetry.abandoned.inc()
@@ -217,7 +198,7 @@ class ChatService:
 
     def _completion(self, answer: ChatAnswer, text: str) -> ChatCompletion:
         finish: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
-        choice = Choice(message=AnswerMessage(content=text), finish_reason=finish)
+        choice = schema.Choice(message=schema.AnswerMessage(content=text), finish_reason=finish)
         return ChatCompletion(**self._common(), choices=[choice], usage=_usage(answer))
 
     def _common(self) -> dict[str, Any]:
@@ -227,10 +208,9 @@ class ChatService:
 
     def health(self) -> JSONResponse:
         """Which model answers, and whether it can."""
-        reason = self.engine.broken()
-        identity = asdict(self.bundle.identity)
-        body = {"ok": reason is None, **identity, "engine": self.engine.name}
-        return JSONResponse(body if reason is None else {**body, "reason": reason}, 200 if reason is None else 503)
+        reason = self.engine.failure
+        body = {"ok": reason is None, **asdict(self.bundle.identity), "engine": self.engine.name}
+        return JSONResponse(body, 200) if reason is None else JSONResponse({**body, "reason": reason}, 503)
 
 
 async def _left(request: Request) -> None:
@@ -243,6 +223,6 @@ async def _joined(answer: ChatAnswer) -> str:
         return "".join([text async for text in pieces])
 
 
-def _usage(answer: ChatAnswer) -> Usage:
+def _usage(answer: ChatAnswer) -> schema.Usage:
     asked, written = len(answer.prompt), answer.tokens
-    return Usage(prompt_tokens=asked, completion_tokens=written, total_tokens=asked + written)
+    return schema.Usage(prompt_tokens=asked, completion_tokens=written, total_tokens=asked + written)

@@ -1,13 +1,12 @@
 """Everything around the weights of a folder that is served: identity, tokenizer, chat template, generation settings."""
 
-from __future__ import annotations
-
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -16,9 +15,6 @@ from tokenizers.decoders import DecodeStream
 
 from serving.identity import BundleIdentity, ServedModel, parse_object
 from serving.settings import IDENTITY, SettingError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 _QUESTIONS = Path(__file__).parents[1] / "questions.json"
 
@@ -42,7 +38,7 @@ class Bundle:
     context: int  # tokens, question and answer together
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
+    def open(cls, folder: Path) -> "Bundle":
         """Read a bundle, or a plain release; raises SettingError for one that lacks a file or was changed."""
         folder = folder.resolve()
         recorded = BundleIdentity.load(folder) if (folder / IDENTITY).is_file() else None
@@ -78,9 +74,10 @@ class Bundle:
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
-    def decoder(self) -> TextStream:
-        """A fresh decoder for one answer."""
-        return TextStream(self.tokenizer)
+    def decoder(self) -> Callable[[Sequence[int]], str]:
+        """From an answer's tokens to the text they add; a character of several tokens comes with its last one."""
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda tokens: "".join(stream.step(self.tokenizer, token) or "" for token in tokens)
 
     def questions(self) -> list[dict[str, str]]:
         """Questions with their answers: those of the bundle, else those shipped with the app."""
@@ -109,21 +106,6 @@ class Bundle:
         if self._markers.search(cut):
             raise BadConversation("a message hides the tokens that part the speakers in one another")
         return cut
-
-
-class TextStream:
-    """Tokens to text as they come; a character of several tokens appears when its last one is there."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
-
-    def __call__(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens add."""
-        return "".join(self._pieces(tokens))
-
-    def _pieces(self, tokens: Sequence[int]) -> Iterator[str]:
-        for token in tokens:
-            yield self._stream.step(self._tokenizer, token) or ""
 
 
 def _named_by(folder: Path) -> ServedModel:

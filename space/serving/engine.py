@@ -4,22 +4,17 @@ OpenVINO holds Python's lock during a whole step: milliseconds for one token, se
 the app's process, no other request would be answered meanwhile.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from serving.settings import APP, SettingError
-
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 10  # seconds to end in
@@ -33,12 +28,12 @@ class Engine:
         self.name, self.pid = name, process.pid
         self._process, self._numbers = process, count()
         self._active: dict[int, Generation] = {}
-        self._failure: str | None = None
+        self.failure: str | None = None  # why nothing can be generated any more
         self._closing = False
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def open(cls, folder: Path, *, threads: int, concurrency: int) -> Engine:
+    async def open(cls, folder: Path, *, threads: int, concurrency: int) -> "Engine":
         """Load the weights in a folder, an absolute path; raises SettingError if that fails."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "serving.worker", str(folder), str(threads), str(concurrency), cwd=APP,
@@ -50,18 +45,14 @@ class Engine:
             raise SettingError(f"the engine: {told['error']}")
         return cls(told["name"], process)
 
-    def start(self, prompt: Sequence[int], options: Options) -> Generation:
+    def start(self, prompt: Sequence[int], options: "Options") -> "Generation":
         """Begin an answer."""
         number = next(self._numbers)
         self._active[number] = generation = Generation(options, lambda: self._stop(number))
-        if self._failure:
-            generation.put(Piece(number, error=self._failure))
+        if self.failure:
+            generation.put(Piece(number, error=self.failure))
         self._tell({"start": number, "prompt": prompt, "options": asdict(options)})
         return generation
-
-    def broken(self) -> str | None:
-        """Why nothing can be generated any more."""
-        return self._failure
 
     async def died(self) -> bool:
         """Wait for the end of the process; whether it came unasked."""
@@ -83,20 +74,20 @@ class Engine:
             self._tell({"stop": number})
 
     def _tell(self, message: dict[str, object]) -> None:
-        if self._process.stdin and not self._failure:  # it is written when the process reads, and never waited for
+        if self._process.stdin and not self.failure:  # it is written when the process reads, and never waited for
             self._process.stdin.write(json.dumps(message, default=list).encode() + b"\n")
 
     async def _read(self) -> None:
         while self._process.stdout and (line := await self._process.stdout.readline()):
             for told in json.loads(line):
                 self._pass_on(Piece(**told))
-        self._failure = f"the engine's process ended with {await self._process.wait()}"
+        self.failure = f"the engine's process ended with {await self._process.wait()}"
         if not self._closing:
-            logger.error("%s", self._failure)
+            logger.error("%s", self.failure)
         for number in list(self._active):
-            self._pass_on(Piece(number, error=self._failure))
+            self._pass_on(Piece(number, error=self.failure))
 
-    def _pass_on(self, piece: Piece) -> None:
+    def _pass_on(self, piece: "Piece") -> None:
         over = piece.finish_reason or piece.error
         generation = self._active.pop(piece.number, None) if over else self._active.get(piece.number)
         if generation:  # else nobody waits any more

@@ -5,19 +5,15 @@ Only the standard library is imported: the image checks its bundle before anythi
     python -m serving.identity assets
 """
 
-from __future__ import annotations
-
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from files import sha256, write_object
 from serving.settings import IDENTITY, SettingError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 VALIDATION = "validation.json"
 
@@ -59,7 +55,7 @@ class BundleIdentity:
     sha256: Mapping[str, str]
 
     @classmethod
-    def parse(cls, text: str, where: object) -> BundleIdentity:
+    def parse(cls, text: str, where: object) -> "BundleIdentity":
         """The identity in a text from `where`; raises BundleError."""
         found = parse_object(text, where)
         if not isinstance(found.get("model"), str):
@@ -68,7 +64,7 @@ class BundleIdentity:
         return cls(model, tuple(found.get("weights", ())), found.get("sizes", {}), found.get("sha256", {}))
 
     @classmethod
-    def load(cls, folder: Path) -> BundleIdentity:
+    def load(cls, folder: Path) -> "BundleIdentity":
         """The identity of the bundle in a folder; raises BundleError."""
         path = folder / IDENTITY
         if not path.is_file():
@@ -76,7 +72,7 @@ class BundleIdentity:
         return cls.parse(path.read_text(encoding="utf-8"), path)
 
     @classmethod
-    def of(cls, folder: Path, model: ServedModel, weights: Sequence[str]) -> BundleIdentity:
+    def of(cls, folder: Path, model: ServedModel, weights: Sequence[str]) -> "BundleIdentity":
         """The identity of the files that lie in a folder now."""
         there = _files(folder)
         return cls(model, tuple(weights), {name: path.stat().st_size for name, path in there.items()},

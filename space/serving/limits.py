@@ -1,21 +1,18 @@
 """Limits on requests: the size of the body, the queue, and the rate of each client."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.schema import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
     from serving.telemetry import Telemetry
 
 _BODY = 512 * 1024  # bytes
@@ -30,7 +27,7 @@ _CLIENTS = 10_000  # remembered at most
 class RequestMiddleware:
     """ASGI middleware: bound the body, add security headers, count and time every request."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, telemetry: "Telemetry", paths: frozenset[str]) -> None:
         self._app, self._telemetry, self._paths = app, telemetry, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

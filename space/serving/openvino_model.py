@@ -1,32 +1,21 @@
 """Compressed weights in OpenVINO with continuous batching: one step for the next token of all answers under way."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openvino
-from openvino_genai import (
-    ContinuousBatchingPipeline,
-    GenerationConfig,
-    GenerationFinishReason,
-    GenerationStatus,
-    SchedulerConfig,
-)
+import openvino_genai as genai
 
 from serving.engine import EngineError, Options, Piece
 from serving.settings import SettingError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-_REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
+_REASONS = {genai.GenerationFinishReason.STOP: "stop", genai.GenerationFinishReason.LENGTH: "length"}
 _MAPS = Path("/proc/self/maps")
 _INTERVAL = 0.05  # seconds
 
@@ -36,14 +25,14 @@ class OpenVinoModel:
 
     def __init__(self, folder: Path, *, threads: int, concurrency: int) -> None:
         self.name = f"OpenVINO {openvino.__version__.partition('-')[0]}, {folder.name}"
-        scheduler = SchedulerConfig()
+        scheduler = genai.SchedulerConfig()
         scheduler.max_num_seqs = concurrency
         # With bf16, the default on processors that have it, an answer depends on the others in its batch.
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             properties["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._pipeline = ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+            self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         except RuntimeError as error:
             raise SettingError(f"{folder}: OpenVINO cannot load it: {error}") from error
         self._file = folder / "openvino_model.bin"
@@ -51,7 +40,7 @@ class OpenVinoModel:
 
     def warm_up(self) -> None:
         """Generate one token: OpenVINO repacks the weights at its first answer. Unlike step, this releases the GIL."""
-        once = GenerationConfig()
+        once = genai.GenerationConfig()
         once.max_new_tokens = 1
         with dropping_pages(self._file):
             self._pipeline.generate([openvino.Tensor(np.zeros((1, 1), dtype=np.int64))], [once])
@@ -89,11 +78,11 @@ def _pieces(number: int, handle: Any) -> list[Piece]:
         return [Piece(number, output.generated_ids, _REASONS.get(output.finish_reason))
                 for output in handle.read().values()]
     # no memory was left for it
-    return [] if handle.get_status() == GenerationStatus.RUNNING else [Piece(number, finish_reason="length")]
+    return [] if handle.get_status() == genai.GenerationStatus.RUNNING else [Piece(number, finish_reason="length")]
 
 
-def _config(options: Options) -> GenerationConfig:
-    config = GenerationConfig()
+def _config(options: Options) -> genai.GenerationConfig:
+    config = genai.GenerationConfig()
     config.max_new_tokens = options.max_new_tokens
     config.stop_token_ids = set(options.stop_tokens)
     if options.stop_tokens:

@@ -1,13 +1,8 @@
 """Settings from the environment, and what kind of host this is."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 APP = Path(__file__).parents[1]
 IDENTITY = "identity.json"
@@ -37,10 +32,15 @@ class Settings:
     seconds: int  # MAX_SECONDS, the generation of one answer
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Settings:
+    def read(cls, environment: Mapping[str, str]) -> "Settings":
         """The settings of an environment; raises SettingError for one that is no number, out of range or unknown."""
+        def number(name: str, default: int, least: int, most: int) -> int:
+            text = environment.get(name) or str(default)
+            if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
+                raise SettingError(f"{name}={text}: expected a whole number from {least} to {most}")
+            return int(text)
+
         kind = host_kind(environment, Path.exists)
-        number = _Numbers(environment)
         weights = environment.get("WEIGHTS", "")
         if weights not in ("", "int8", "int4"):
             raise SettingError(f"WEIGHTS={weights}: expected int8 or int4")
@@ -49,7 +49,8 @@ class Settings:
             host_kind=kind,
             host=environment.get("HOST") or ("127.0.0.1" if kind == "laptop" else "0.0.0.0"),  # noqa: S104
             port=number("PORT", 7860 if kind == "Space" else 5000, 1, 65535),
-            offline=any(_is_on(environment.get(name)) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")),
+            offline=any(environment.get(name, "").lower() in ("1", "true", "yes", "on")
+                        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")),
             model_dir=Path(folder) if folder else None,
             hub_model=environment.get("HF_MODEL_ID") or None,
             weights=weights,
@@ -61,21 +62,6 @@ class Settings:
             rate_per_minute=number("RATE_PER_MINUTE", 60, 0, 1_000_000),
             seconds=number("MAX_SECONDS", 60, 1, 3600),
         )
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    environment: Mapping[str, str]
-
-    def __call__(self, name: str, default: int, least: int, most: int) -> int:
-        text = self.environment.get(name) or str(default)
-        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
-            raise SettingError(f"{name}={text}: expected a whole number from {least} to {most}")
-        return int(text)
-
-
-def _is_on(value: str | None) -> bool:
-    return (value or "").lower() in ("1", "true", "yes", "on")
 
 
 def host_kind(environment: Mapping[str, str], exists: Callable[[Path], bool]) -> str:
@@ -98,8 +84,7 @@ def find_model(settings: Settings) -> Path:
         if not settings.model_dir.is_dir():
             raise SettingError(f"MODEL_DIR={settings.model_dir}: is no folder; make one with prepare_assets.py")
         return settings.model_dir
-    places = [APP / "assets", Path("assets"), Path("space/assets")]
-    for place in places:
+    for place in (APP / "assets", Path("assets"), Path("space/assets")):
         if (place / IDENTITY).is_file():
             return place
     if not settings.hub_model:

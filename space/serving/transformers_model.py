@@ -1,16 +1,12 @@
 """Released weights, run by transformers on the CPU: each step is one token of every answer, one after the other."""
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from serving.engine import Options, Piece
 from serving.settings import SettingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass

@@ -5,8 +5,6 @@ stdout: {"name": ...} or {"error": ...} once the weights are loaded, then after 
 stdin.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
