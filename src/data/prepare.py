@@ -72,7 +72,8 @@ def read(path: Path, params: DataParams) -> RawData:
             bad.append(f"{path}:{line}: {problem}")
             continue
         usable += 1
-        rows.setdefault((tuple(map(_turn_key, row.messages[:-1])), row.messages[-1]), row)
+        rows.setdefault((*((role, normalise(content) if role == "user" else content)
+                           for role, content in row.messages[:-1]), row.messages[-1]), row)
     if len(bad) > params.max_bad_rows:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise InvalidInput(f"{'; '.join(bad[:_SHOWN])}{more}. {len(bad)} unusable rows, data.max_bad_rows allows "
@@ -116,8 +117,7 @@ def clean(text: str) -> str:
 
 
 def _records(path: Path, params: DataParams) -> Iterator[tuple[int, object]]:
-    readers = {".csv": _csv_records, ".jsonl": _json_records}
-    reader = readers.get(path.suffix.lower())
+    reader = {".csv": _csv_records, ".jsonl": _json_records}.get(path.suffix.lower())
     if reader is None:
         raise InvalidInput(f"{path}: neither .csv nor .jsonl; rename or convert the file that data.path names")
     try:
@@ -152,12 +152,10 @@ def _csv_records(path: Path, text: str, params: DataParams) -> Iterator[tuple[in
         except csv.Error as error:
             yield line, _BadRow(f"not CSV: {error}")
             continue
-        if not fields:  # an empty line
-            continue
-        if len(fields) != len(header):
+        if fields and len(fields) != len(header):
             yield line, _BadRow(f"{len(fields)} fields, the header names {len(header)}")
-            continue
-        yield line, dict(zip(header, fields, strict=True))
+        elif fields:
+            yield line, dict(zip(header, fields, strict=True))
 
 
 def _json_records(_path: Path, text: str, _params: DataParams) -> Iterator[tuple[int, object]]:
@@ -207,11 +205,6 @@ def _text(record: Mapping[str, Any], column: str) -> str:
     if not (cleaned := clean(value)):
         raise _BadRow(f"{column}: empty")
     return cleaned
-
-
-def _turn_key(message: tuple[str, str]) -> tuple[str, str]:
-    role, content = message
-    return role, normalise(content) if role == "user" else content
 
 
 def _groups(rows: Sequence[Row]) -> list[list[int]]:

@@ -17,6 +17,7 @@ from src.core.errors import InvalidInput, InvalidParams
 from src.core.records import digest_of, file_sha256
 from src.evaluation.predictions import AnsweredBatch, GeneratedAnswer
 from src.models import placement
+from src.models.merging import stop_tokens
 from src.models.placement import fit_threads
 
 logger = logging.getLogger(__name__)
@@ -38,21 +39,8 @@ def set_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, ma
     stops = stop_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=stops,
-        pad_token_id=pad,
-    )
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token id that ends an answer, from the tokenizer and from the model's own generation settings."""
-    stated = model.generation_config.eos_token_id
-    stops = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}
-    if not stops:
-        raise InvalidInput(f"{tokenizer.name_or_path}: no end-of-turn token; set eos_token in tokenizer_config.json")
-    return sorted(stops)
+        do_sample=False, max_new_tokens=max_new_tokens, bos_token_id=tokenizer.bos_token_id, eos_token_id=stops,
+        pad_token_id=pad)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
@@ -99,9 +87,8 @@ def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_
     _place(model)
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
     threads = 0 if model.dtype == torch.float32 else torch.get_num_threads()
-    return digest_of([identity, contract, tokens_per_batch, device, threads,
-                      torch.__version__, transformers.__version__,
-                      file_sha256(Path(__file__))])
+    return digest_of([identity, contract, tokens_per_batch, device, threads, torch.__version__,
+                      transformers.__version__, file_sha256(Path(__file__))])
 
 
 def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[list[int]], *,

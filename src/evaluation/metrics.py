@@ -3,31 +3,24 @@
 Tokenization is that of sacrebleu (13a) and of rouge_score; the scores equal theirs to 1e-9.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from rouge_score.tokenize import tokenize as rouge_tokens
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import METRICS
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
 METRIC_VERSION = "1"
 ORDERS = 4
 COLUMNS = 2 * ORDERS + 3
 # Multiples of 2**-36 add up without rounding, in any order, for up to 2**17 rows: the same bits on every machine.
 _GRID = 2.0**36
-_BLOCK_CELLS = 2**20  # of the resampling matrix, held at once: 8 MB
 
 
 def signature() -> str:
@@ -55,15 +48,10 @@ class RowStatistics:
         """The number of rows."""
         return len(self.sys_len)
 
-    def take(self, positions: NDArray[np.intp]) -> RowStatistics:
+    def take(self, positions: NDArray[np.intp]) -> "RowStatistics":
         """The rows at `positions` (int array), in that order."""
-        return RowStatistics(
-            correct=self.correct[positions],
-            total=self.total[positions],
-            sys_len=self.sys_len[positions],
-            ref_len=self.ref_len[positions],
-            rouge_l=self.rouge_l[positions],
-        )
+        return RowStatistics(self.correct[positions], self.total[positions], self.sys_len[positions],
+                             self.ref_len[positions], self.rouge_l[positions])
 
     def to_rows(self) -> list[list[float]]:
         """One list of 11 plain numbers a row: correct[4], total[4], sys_len, ref_len, rouge_l."""
@@ -71,7 +59,7 @@ class RowStatistics:
         return [[*row, rouge] for row, rouge in zip(counts, self.rouge_l.tolist(), strict=True)]
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[float]]) -> RowStatistics:
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> "RowStatistics":
         """The inverse of `to_rows`. Raises InvalidInput for no rows, and for an impossible row, which it names."""
         try:
             table = np.array(rows, dtype=np.float64).reshape(len(rows), COLUMNS)
@@ -108,18 +96,6 @@ def corpus_scores(statistics: RowStatistics) -> dict[str, float]:
     sums = statistics.table().sum(axis=0, keepdims=True)
     rouge = math.fsum(statistics.rouge_l) / len(statistics)
     return dict(zip(METRICS, [*_cumulative_bleu(sums, effective_order=False)[0].tolist(), rouge], strict=True))
-
-
-def resampled_scores(statistics: RowStatistics, indices: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Corpus scores of each resample: indices int (resamples, drawn rows) -> float (resamples, 5), as METRICS."""
-    step = block_size(max(len(statistics), indices.shape[1]))
-    blocks = [indices[start : start + step] for start in range(0, len(indices), step)]
-    return np.concatenate([scores_of_counts(statistics, row_counts(b, len(statistics))) for b in blocks])
-
-
-def block_size(rows: int) -> int:
-    """The number of resamples of `rows` rows to compute at once, so that memory stays bounded."""
-    return max(1, _BLOCK_CELLS // rows)
 
 
 def row_counts(indices: NDArray[np.integer], rows: int) -> NDArray[np.float64]:
@@ -231,13 +207,8 @@ def _from_table(table: NDArray[np.float64]) -> RowStatistics:
     if not len(table):
         raise InvalidInput("no rows to score; is the evaluation split empty?")
     counts = table[:, :-1].astype(np.int64)
-    return RowStatistics(
-        correct=counts[:, :ORDERS],
-        total=counts[:, ORDERS : 2 * ORDERS],
-        sys_len=counts[:, -2],
-        ref_len=counts[:, -1],
-        rouge_l=table[:, -1],
-    )
+    return RowStatistics(correct=counts[:, :ORDERS], total=counts[:, ORDERS : 2 * ORDERS], sys_len=counts[:, -2],
+                         ref_len=counts[:, -1], rouge_l=table[:, -1])
 
 
 def _impossible(table: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -1,21 +1,12 @@
 """Answers as records: predictions.jsonl, the score contract, metrics.json and contributions.csv. No torch."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from src.core.records import (
-    EvaluationReport,
-    GenerationSettings,
-    Record,
-    ScoreContract,
-    contributions,
-    digest_of,
-)
+from src.core.records import EvaluationReport, GenerationSettings, Record, ScoreContract, contributions, digest_of
 from src.data.rows import EvaluationRow, Text, Turn
 from src.evaluation.metrics import METRIC_VERSION, RowStatistics, signature
 
@@ -73,17 +64,13 @@ def score_contract(rows: Sequence[EvaluationRow], *, max_new_tokens: int) -> Sco
     )
 
 
-def as_predictions(
-    rows: Sequence[EvaluationRow], answers: Sequence[GeneratedAnswer], statistics: RowStatistics
-) -> list[Prediction]:
+def as_predictions(rows: Sequence[EvaluationRow], answers: Sequence[GeneratedAnswer],
+                   statistics: RowStatistics) -> list[Prediction]:
     """Join rows, answers and statistics, all in the same order, to the lines of predictions.jsonl."""
-    return [
-        Prediction(
-            id=row.id, intent=row.intent, messages=row.messages[:-1], reference=row.reference(), prediction=answer.text,
-            new_tokens=len(answer.tokens), truncated=answer.truncated, tokens=answer.tokens, stats=stats,
-        )
-        for row, answer, stats in zip(rows, answers, statistics.to_rows(), strict=True)
-    ]
+    return [Prediction(
+        id=row.id, intent=row.intent, messages=row.messages[:-1], reference=row.reference(), prediction=answer.text,
+        new_tokens=len(answer.tokens), truncated=answer.truncated, tokens=answer.tokens, stats=stats)
+        for row, answer, stats in zip(rows, answers, statistics.to_rows(), strict=True)]
 
 
 def spread(rows: Sequence[T], count: int) -> list[T]:
@@ -101,11 +88,8 @@ def contributions_table(report: EvaluationReport) -> str:
     """The content of contributions.csv, for `dvc plots`: metric, value, weight, contribution."""
     values = report.metrics.as_dict()
     parts = contributions(values, report.weights)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["metric", "value", "weight", "contribution"])
-    writer.writerows([name, values[name], report.weights[name], parts[name]] for name in values)
-    return table.getvalue()
+    rows = (f"{name},{values[name]},{report.weights[name]},{parts[name]}\n" for name in values)
+    return "metric,value,weight,contribution\n" + "".join(rows)
 
 
 def summary(report: EvaluationReport) -> str:

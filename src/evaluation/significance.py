@@ -8,42 +8,26 @@ truth in 94.3 to 96.1 % of trials with 15 to 1,000 rows. Percentile, basic and B
 two or three most extreme of 2,000 resamples. docs/significance.md has its coverage on real answers.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from src.core.errors import InvalidInput
 from src.core.params import METRICS, DeploymentParams
-from src.evaluation.metrics import RowStatistics, block_size, corpus_scores, row_counts, scores_of_counts, weight_vector
+from src.evaluation.metrics import RowStatistics, corpus_scores, row_counts, scores_of_counts, weight_vector
+from src.evaluation.predictions import Prediction
 from src.model_selection import GainEvidence, Policy
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from src.evaluation.predictions import Prediction
-
-# A gain is called detectable when four evaluations in five would show it.
-POWER = 0.8
-# Decimals kept of a score: far above the last bit, which may differ between processors.
-_DECIMALS = 9
+POWER = 0.8  # a gain is called detectable when four evaluations in five would show it
+_DECIMALS = 9  # kept of a score: far above the last bit, which may differ between processors
+_BLOCK_CELLS = 2**20  # of the resampling matrix, held at once: 8 MB
 
 
-def paired_bootstrap(
-    challenger: RowStatistics,
-    baseline: RowStatistics,
-    *,
-    weights: Mapping[str, float],
-    threshold: float,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> GainEvidence:
+def paired_bootstrap(challenger: RowStatistics, baseline: RowStatistics, *, weights: Mapping[str, float],
+                     threshold: float, confidence: float, resamples: int, seed: int) -> GainEvidence:
     """Evidence for the gain of `challenger` over `baseline`; both hold the same rows in the same order.
 
     Equal arguments give equal results, bit for bit. Raises InvalidInput for different numbers of rows.
@@ -52,8 +36,7 @@ def paired_bootstrap(
     rows = len(challenger)
     if rows != len(baseline):
         raise InvalidInput(f"{rows} rows of the challenger against {len(baseline)} of the baseline; pair them first")
-    vector = weight_vector(weights)
-    systems = (challenger, baseline)
+    vector, systems = weight_vector(weights), (challenger, baseline)
     ours, theirs = (scores @ vector for scores in _resample(systems, resamples=resamples, seed=seed))
     observed = [np.array(list(corpus_scores(system).values())) @ vector for system in systems]
     gain = round(float(observed[0] - observed[1]), _DECIMALS)
@@ -63,17 +46,13 @@ def paired_bootstrap(
         gain=gain,
         low=round(max(-1.0, gain - margin), _DECIMALS),
         high=round(min(1.0, gain + margin), _DECIMALS),
-        confidence=confidence,
-        threshold=threshold,
+        confidence=confidence, threshold=threshold,
         p_value=paired_p_value(ours, theirs, difference=gain),
         p_gain_positive=float(np.mean(gains > 0)),
         p_gain_at_least_threshold=float(np.mean(gains >= round(threshold, _DECIMALS))),
         minimum_detectable_gain=round(detectable, _DECIMALS),
         rows_needed=_rows_needed(detectable, threshold=threshold, rows=rows, confidence=confidence),
-        rows=rows,
-        resamples=resamples,
-        seed=seed,
-    )
+        rows=rows, resamples=resamples, seed=seed)
 
 
 def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Prediction], *, policy: Policy, contract: str,
@@ -83,20 +62,17 @@ def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Predictio
     If the policy requires significance, the confidence is raised for the k-th challenger since the last promotion.
     """
     ours, theirs = shared_rows([row.id for row in challenger], [row.id for row in baseline])
-    confidence = params.confidence
-    if policy.require_significance:
-        confidence = adjusted_confidence(params.confidence, challengers)
+    required = policy.require_significance
+    confidence = adjusted_confidence(params.confidence, challengers) if required else params.confidence
     return paired_bootstrap(
         RowStatistics.from_rows([row.stats for row in challenger]).take(ours),
         RowStatistics.from_rows([row.stats for row in baseline]).take(theirs),
         weights=policy.weights, threshold=float(policy.threshold), confidence=confidence,
-        resamples=params.resamples, seed=seed_from(contract),
-    )
+        resamples=params.resamples, seed=seed_from(contract))
 
 
-def score_intervals(
-    statistics: RowStatistics, *, weights: Mapping[str, float], confidence: float, resamples: int, seed: int
-) -> dict[str, tuple[float, float]]:
+def score_intervals(statistics: RowStatistics, *, weights: Mapping[str, float], confidence: float, resamples: int,
+                    seed: int) -> dict[str, tuple[float, float]]:
     """The percentile interval of each of METRICS and of `weighted_score`, each (low, high) in [0, 1]."""
     (scores,) = _resample((statistics,), resamples=resamples, seed=seed)
     columns = dict(zip(METRICS, scores.T, strict=True)) | {"weighted_score": scores @ weight_vector(weights)}
@@ -157,18 +133,12 @@ def least_rows(confidence: float) -> int:
 
 def _resample(systems: Sequence[RowStatistics], *, resamples: int, seed: int) -> list[NDArray[np.float64]]:
     """Corpus scores of each system on the same resampled rows, one float (resamples, 5) each."""
-    rng = np.random.default_rng(seed)
-    blocks = [
-        [scores_of_counts(system, counts) for system in systems]
-        for counts in _blocks_of_counts(rng, rows=len(systems[0]), resamples=resamples)
-    ]
-    return [np.concatenate(scores) for scores in zip(*blocks, strict=True)]
-
-
-def _blocks_of_counts(rng: np.random.Generator, *, rows: int, resamples: int) -> Iterator[NDArray[np.float64]]:
-    step = block_size(rows)
+    rng, rows = np.random.default_rng(seed), len(systems[0])
+    step, blocks = max(1, _BLOCK_CELLS // rows), []
     for start in range(0, resamples, step):
-        yield row_counts(rng.integers(rows, size=(min(step, resamples - start), rows)), rows)
+        counts = row_counts(rng.integers(rows, size=(min(step, resamples - start), rows)), rows)
+        blocks.append([scores_of_counts(system, counts) for system in systems])
+    return [np.concatenate(scores) for scores in zip(*blocks, strict=True)]
 
 
 def _margins(deviation: float, *, rows: int, confidence: float) -> tuple[float, float]:

@@ -31,13 +31,11 @@ class WeightedScore(evaluate.Metric):  # type: ignore[misc] # evaluate has no ty
 
     def _info(self) -> evaluate.MetricInfo:
         texts = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION, citation=_CITATION, inputs_description=_INPUTS, features=texts
-        )
+        return evaluate.MetricInfo(description=_DESCRIPTION, citation=_CITATION, inputs_description=_INPUTS,
+                                   features=texts)
 
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], weights: Mapping[str, float]
-    ) -> dict[str, float]:
+    def _compute(self, predictions: Sequence[str], references: Sequence[str],
+                 weights: Mapping[str, float]) -> dict[str, float]:
         weight_vector(weights)  # InvalidParams for wrong names
         scores = corpus_scores(row_statistics(predictions, references))
         return {**scores, "weighted_score": float(weighted_score(scores, weights))}

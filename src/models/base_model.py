@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 POCKET = "pocket"
 NO_REVISION = "none"
 _PAD, _END = "<|pad|>", "<|end|>"
-_SPECIAL = [_PAD, _END, "<|system|>", "<|user|>", "<|assistant|>"]
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -46,44 +45,38 @@ def build_pocket(conversations: Sequence[Conversation], params: PocketParams, fo
                             f"{params.heads} heads; change one of them")
     tokenizer = train_tokenizer(conversations, vocabulary=params.vocabulary, context=params.context)
     torch.manual_seed(params.seed)
-    model = LlamaForCausalLM(_config(params, tokenizer))
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=params.hidden_size, intermediate_size=4 * params.hidden_size,
+        num_hidden_layers=params.layers, num_attention_heads=params.heads, num_key_value_heads=params.heads,
+        max_position_embeddings=params.context, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False))
     fit_threads(model)
     logger.info("pocket: %.1f million parameters, vocabulary of %d", model.num_parameters() / 1e6, len(tokenizer))
     encoded = tokenizer.apply_chat_template([list(c) for c in conversations], return_dict=True)["input_ids"]
     _train(model, [tokens[: params.context] for tokens in encoded], params, pad=tokenizer.pad_token_id)
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def train_tokenizer(
-    conversations: Iterable[Conversation], *, vocabulary: int, context: int
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(conversations: Iterable[Conversation], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with at most `vocabulary` tokens and a chat template; it can encode any text.
 
     Every turn ends with one token, which is also eos. See https://huggingface.co/docs/tokenizers/pipeline.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=_SPECIAL,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+        vocab_size=vocabulary, special_tokens=[_PAD, _END, "<|system|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
     tokenizer.train_from_iterator((turn["content"] for turns in conversations for turn in turns), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=_END, pad_token=_PAD, model_max_length=context,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = _TEMPLATE
-    return fast
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_END, pad_token=_PAD, model_max_length=context, chat_template=_TEMPLATE,
+        clean_up_tokenization_spaces=False)
 
 
 def take_over(source: Path, folder: Path) -> None:
@@ -129,22 +122,6 @@ def reference(folder: Path, *, name: str, revision: str) -> BaseModelRef:
     return BaseModelRef(name=name, revision=revision, path=folder.as_posix(), sha256=tree_digest(manifest(folder)))
 
 
-def _config(params: PocketParams, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=params.hidden_size,
-        intermediate_size=4 * params.hidden_size,
-        num_hidden_layers=params.layers,
-        num_attention_heads=params.heads,
-        num_key_value_heads=params.heads,
-        max_position_embeddings=params.context,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
-
-
 def _train(model: LlamaForCausalLM, rows: Sequence[list[int]], params: PocketParams, *, pad: int) -> None:
     """Train with next-token prediction on every token, AdamW, and a learning rate with warm-up and cosine decay."""
     generator = torch.Generator().manual_seed(params.seed)
@@ -156,8 +133,10 @@ def _train(model: LlamaForCausalLM, rows: Sequence[list[int]], params: PocketPar
         batches = _batches(rows, params.batch_size, generator)
         total = 0.0
         for batch in tqdm(batches, desc=f"pocket epoch {epoch}", disable=not sys.stderr.isatty(), leave=False):
-            loss = _loss(model, batch, pad)
-            loss.backward()  # type: ignore[no-untyped-call]
+            tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in batch], True, pad)
+            mask, labels = (tokens != pad).long(), tokens.masked_fill(tokens == pad, -100)
+            loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -173,10 +152,3 @@ def _batches(rows: Sequence[list[int]], size: int, generator: torch.Generator) -
     order = sorted(shuffled, key=lambda place: len(rows[place]))  # a stable sort: rows of equal length stay shuffled
     starts = [start * size for start in torch.randperm(-(-len(rows) // size), generator=generator).tolist()]
     return [[rows[place] for place in order[start : start + size]] for start in starts]
-
-
-def _loss(model: LlamaForCausalLM, batch: list[list[int]], pad: int) -> torch.Tensor:
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in batch], True, pad)
-    mask, labels = (tokens != pad).long(), tokens.masked_fill(tokens == pad, -100)
-    loss: torch.Tensor = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
-    return loss

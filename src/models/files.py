@@ -79,8 +79,7 @@ def check_adapter(folder: Path, lora: LoraSettings, *, names: tuple[str, str]) -
     for name in sorted(files):
         if not _ADAPTER_FILES.fullmatch(name):
             logger.warning("%s: not part of an adapter, left out of the release", folder / name)
-    _check_config(folder / CONFIG_FILE, config, names)
-    _check_settings(folder / CONFIG_FILE, config, lora)
+    _check_config(folder / CONFIG_FILE, config, names, lora)
     tensor_shapes(folder / WEIGHTS_FILE)
 
 
@@ -100,16 +99,15 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a model's configuration file. Raises InvalidInput for anything else."""
     try:
         value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}; run `dvc repro` to write it afresh") from None
-    except (ValueError, RecursionError):
-        raise InvalidInput(f"{path}: not JSON; run `dvc repro` to write it afresh") from None
+    except (OSError, ValueError, RecursionError) as error:
+        what = error.strerror if isinstance(error, OSError) else "not JSON"
+        raise InvalidInput(f"{path}: {what}; run `dvc repro` to write it afresh") from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{path}: expected a JSON object; run `dvc repro` to write it afresh")
     return value
 
 
-def _check_config(path: Path, config: Mapping[str, Any], names: tuple[str, str]) -> None:
+def _check_config(path: Path, config: Mapping[str, Any], names: tuple[str, str], lora: LoraSettings) -> None:
     if config.get("auto_mapping") or "auto_map" in config:
         raise Refused(f"{path}: auto_mapping asks for custom code; {_TRAIN_AGAIN}")
     if config.get("peft_type") != "LORA":
@@ -117,9 +115,6 @@ def _check_config(path: Path, config: Mapping[str, Any], names: tuple[str, str])
     stated = config.get("base_model_name_or_path")
     if not isinstance(stated, str) or stated.removesuffix("/") not in names:
         raise Refused(f"{path}: base_model_name_or_path is {stated!r}, expected {' or '.join(names)}; {_TRAIN_AGAIN}")
-
-
-def _check_settings(path: Path, config: Mapping[str, Any], lora: LoraSettings) -> None:
     targets = config.get("target_modules")
     found = (config.get("r"), config.get("lora_alpha"), sorted(targets) if isinstance(targets, list) else targets)
     expected = (lora.r, lora.alpha, sorted(lora.target_modules))

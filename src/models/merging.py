@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from src.core.errors import IntegrityError
+from src.core.errors import IntegrityError, InvalidInput
 from src.models.files import WEIGHTS_FILE, tensor_shapes
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,8 @@ def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
     transformers_logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise IntegrityError(f"{folder}: does not load: {_first_line(error)}; run `dvc repro`") from error
@@ -50,6 +45,15 @@ def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
     _check_tokenizer(folder, model, tokenizer)
     tokenizer.padding_side = "left"  # a decoder continues the last token; saved with the tokenizer
     return model.eval(), tokenizer
+
+
+def stop_tokens(model: Model, tokenizer: Tokenizer) -> list[int]:
+    """Every token id that ends an answer, from the tokenizer and from the model's own generation settings."""
+    stated = model.generation_config.eos_token_id
+    stops = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}
+    if not stops:
+        raise InvalidInput(f"{tokenizer.name_or_path}: no end-of-turn token; set eos_token in tokenizer_config.json")
+    return sorted(stops)
 
 
 def merge(base: Path, adapter: Path, dtype: str) -> tuple[Model, Tokenizer]:
@@ -148,10 +152,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_fit(adapter: Path, shapes: Mapping[str, tuple[int, ...]], wrapped: PeftModel) -> None:
-    expected = {
-        name: tuple(tensor.shape)
-        for name, tensor in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
-    }
+    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     foreign, missing = sorted(shapes.keys() - expected), sorted(expected.keys() - shapes)
     if foreign:
         raise IntegrityError(f"{adapter}: no layer of the base takes {_some(foreign)}; {_TRAIN_AGAIN}")

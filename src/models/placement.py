@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)  # gloo's own ends a wait after half an hour, and a share may take longer
 _SMALL_MODEL = 20_000_000  # parameters
-_LAUNCHER_SPEAKS = 60  # seconds; it ends the processes that are left, and says which one failed
+_LAUNCHER_SPEAKS = 60  # seconds
 
 
 def start() -> None:
@@ -59,8 +59,13 @@ def gather(items: Sequence[T]) -> list[T]:
         return list(gather_object(list(items)))
     except RuntimeError as error:  # gloo has no class for it
         logger.debug("gather: %s", error)
-        time.sleep(_LAUNCHER_SPEAKS)
-        raise RunAgain("another process of the stage is lost; run it again, it goes on from what is saved") from None
+        raise lost("stage", saved="what is saved") from None
+
+
+def lost(what: str, *, saved: str) -> RunAgain:
+    """The error for a lost process, after a minute: a launcher ends this one before, and says which one failed."""
+    time.sleep(_LAUNCHER_SPEAKS)
+    return RunAgain(f"another process of the {what} is lost; run it again, it goes on from {saved}")
 
 
 def fit_threads(model: PreTrainedModel) -> None:

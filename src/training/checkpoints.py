@@ -14,9 +14,6 @@ from src.core.records import manifest, tree_digest
 
 logger = logging.getLogger(__name__)
 
-_STATE = "trainer_state.json"
-_COMPLETE = ".sha256"
-
 
 class CheckpointMarker(TrainerCallback):  # type: ignore[misc]
     """Mark each checkpoint as complete."""
@@ -46,7 +43,7 @@ def resumable(checkpoints: Path) -> str | None:
     for path in set(checkpoints.glob("checkpoint-*")) - complete - {_mark(path) for path in complete}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in sorted(complete, key=lambda path: -int(path.name.rpartition("-")[2])):
-        best = json.loads((path / _STATE).read_bytes())["best_model_checkpoint"]
+        best = json.loads((path / "trainer_state.json").read_bytes())["best_model_checkpoint"]
         if Path(best) in complete:
             logger.info("resuming from %s", path)
             return str(path)
@@ -54,7 +51,7 @@ def resumable(checkpoints: Path) -> str | None:
 
 
 def _mark(checkpoint: Path) -> Path:
-    return checkpoint.with_name(checkpoint.name + _COMPLETE)
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -1,17 +1,14 @@
 """Encode conversations as training examples, with labels on the answers only, and pack them into batches."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from src.core.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 IGNORED = -100  # the label that torch's cross entropy ignores
@@ -20,9 +17,8 @@ Example = dict[str, list[int]]  # input_ids and labels, of equal length
 Batch = dict[str, torch.Tensor | bool]
 
 
-def encode_all(
-    rows: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", *, stops: set[int], limit: int, what: str
-) -> list[Example]:
+def encode_all(rows: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, *, stops: Collection[int], limit: int,
+               what: str) -> list[Example]:
     """Encode every row. Rows whose prompt leaves no room for an answer are left out, and a warning counts them.
 
     `what` names the rows in messages. Raises InvalidInput if no row is left.
@@ -39,9 +35,8 @@ def encode_all(
     return examples
 
 
-def encode(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", *, stops: set[int], limit: int
-) -> Example | None:
+def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, *, stops: Collection[int],
+           limit: int) -> Example | None:
     """Encode a conversation by the chat template, with labels on the last answer and its end-of-turn token.
 
     The prompt is tokenised as in generation. Tokens that the template adds after the end of the turn are left out. The
@@ -57,13 +52,13 @@ def encode(
     return {"input_ids": (prompt + answer)[:limit], "labels": ([IGNORED] * len(prompt) + answer)[:limit]}
 
 
-def _tokens(tokenizer: "PreTrainedTokenizerBase", turns: Conversation) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> list[int]:
     ends_open = turns[-1]["role"] != "assistant"
     encoded = tokenizer.apply_chat_template(list(turns), add_generation_prompt=ends_open, return_dict=True)
     return list(encoded["input_ids"])
 
 
-def _answer_by_text(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
+def _answer_by_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """The answer's tokens, for tokenizers that join the end of the prompt with the start of the answer."""
     prompt = tokenizer.apply_chat_template(list(conversation[:-1]), add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template(list(conversation), tokenize=False)
@@ -93,7 +88,7 @@ class EndToEnd:
         total = sum(map(_length, examples))
         rows: list[list[Example]] = [[] for _ in range(-(-total // self.row_tokens))]
         for example in sorted(examples, key=_length, reverse=True):  # longest first: rows end about even
-            min(rows, key=_width).append(example)
+            min(rows, key=lambda row: sum(map(_length, row))).append(example)
         rows = [row for row in rows if row]
         tokens = _filled([[token for example in row for token in example["input_ids"]] for row in rows], self.pad)
         positions = _filled([[place for example in row for place in range(_length(example))] for row in rows], 0)
@@ -110,7 +105,3 @@ def _filled(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 
 def _length(example: Example) -> int:
     return len(example["labels"])
-
-
-def _width(row: Sequence[Example]) -> int:
-    return sum(map(_length, row))

@@ -6,45 +6,32 @@ import logging
 import math
 import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import peft
 import torch
 import transformers
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from src.core.errors import InvalidParams, RunAgain
+from src.core.errors import InvalidParams
 from src.core.params import FineTuningParams
 from src.core.records import BaseModelRef, DatasetRef, digest_of, file_sha256
+from src.models import placement
 from src.models.files import CONFIG_FILE, WEIGHTS_FILE
+from src.models.merging import Model, Tokenizer, stop_tokens
 from src.training import encoding
 from src.training.checkpoints import CheckpointMarker, resumable_by_all
-from src.training.encoding import Batch, Example
 from src.training.model import add_adapter, load_base, with_batches_that_fit
 
 logger = logging.getLogger(__name__)
-Collator: TypeAlias = Callable[[list[Example]], Batch]
-_LAUNCHER_SPEAKS = 60  # seconds; it ends the processes that are left, and says which one failed
 
 
 @dataclass(frozen=True)
@@ -56,16 +43,8 @@ class Epoch:
     validation_loss: float
 
 
-def fine_tune(
-    train: Sequence[encoding.Conversation],
-    validation: Sequence[encoding.Conversation],
-    params: FineTuningParams,
-    *,
-    base: Path,
-    base_name: str,
-    checkpoints: Path,
-    adapter: Path,
-) -> list[Epoch]:
+def fine_tune(train: Sequence[encoding.Conversation], validation: Sequence[encoding.Conversation],
+              params: FineTuningParams, *, base: Path, base_name: str, checkpoints: Path, adapter: Path) -> list[Epoch]:
     """Train a LoRA adapter on the base in a folder; the epoch of the lowest validation loss goes to `adapter`.
 
     A checkpoint of each epoch is kept in `checkpoints`, a folder of these inputs alone (`fingerprint`), from which a
@@ -127,55 +106,47 @@ def _train(trainer: Trainer, checkpoints: Path) -> None:
     except RuntimeError as error:
         if "by peer" not in str(error):  # gloo has no class for it
             raise
-        time.sleep(_LAUNCHER_SPEAKS)
-        raise RunAgain("another process of the training is lost; run it again, it goes on from its last "
-                       "checkpoint") from None
+        raise placement.lost("training", saved="its last checkpoint") from None
 
 
 def _trainer(splits: Mapping[str, Sequence[encoding.Conversation]], params: FineTuningParams, base: Path,
              checkpoints: Path, batch_size: int) -> Trainer:
     """All that a training needs, with so many conversations at a time; more accumulation keeps the step's size."""
     model, tokenizer = load_base(base, params, precision(params))
-    stops, limit = _stops(model, tokenizer), _limit(model, params)
+    stops, limit = stop_tokens(model, tokenizer), _limit(model, params)
     sets = {what: encoding.encode_all(rows, tokenizer, stops=stops, limit=limit, what=what)
             for what, rows in splits.items()}
     arguments, collator = _arguments(params, checkpoints, batch_size), _collator(model, tokenizer, params)
     trainer = SharedTrainer(
         model=add_adapter(model, params).to(arguments.device), args=arguments, train_dataset=sets["train"],
         eval_dataset=sets["validation"], data_collator=collator, callbacks=[_Reporter(), CheckpointMarker()])
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
     """One log line an epoch, and a progress bar on a terminal."""
 
-    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl,
-                       **_: object) -> None:
+    def on_train_begin(self, _args: object, state: TrainerState, _control: object, **_: object) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step",
                          disable=not (sys.stderr.isatty() and state.is_world_process_zero))
 
-    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl,
-                    **_: object) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         self._bar.update()
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl,
-                    **_: object) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, _control: object, **_: object) -> None:
         done = _curve(state.log_history)[-1]
         with tqdm.external_write_mode(file=sys.stderr):
             logger.info("epoch %d of %d: train loss %.4f, validation loss %.4f", done.epoch, args.num_train_epochs,
                         done.train_loss, done.validation_loss)
 
-    def on_train_end(self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl,
-                     **_: object) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         self._bar.close()
 
 
-def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: FineTuningParams) -> Collator:
+def _collator(model: Model, tokenizer: Tokenizer, params: FineTuningParams) -> object:
     if params.batches == "padded":
-        padded: Collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=encoding.IGNORED)
-        return padded
+        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=encoding.IGNORED)
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InvalidParams(f"fine_tuning.batches: {type(model).__name__} cannot take conversations laid end to end; "
                             "choose padded")
@@ -185,12 +156,7 @@ def _collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params
     return encoding.EndToEnd(row_tokens=_limit(model, params), pad=tokenizer.pad_token_id)
 
 
-def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    stated = model.generation_config.eos_token_id
-    return {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}
-
-
-def _limit(model: PreTrainedModel, params: FineTuningParams) -> int:
+def _limit(model: Model, params: FineTuningParams) -> int:
     """The most tokens of a conversation: as asked, within the model's context."""
     context: int | None = getattr(model.config, "max_position_embeddings", None)
     return min(params.max_length, context or params.max_length)
@@ -254,7 +220,7 @@ class SharedTrainer(Trainer):  # type: ignore[misc]
             sampler.batch_size *= self.args.world_size
         return sampler
 
-    def compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False,
+    def compute_loss(self, model: torch.nn.Module, inputs: encoding.Batch, return_outputs: bool = False,
                      num_items_in_batch: torch.Tensor | None = None) -> object:
         """In validation each process's own mean: the rows that one repeats, to have as many, are then left out."""
         count = num_items_in_batch if model.training or self.args.world_size == 1 else None

@@ -43,8 +43,7 @@ def add_adapter(model: merging.Model, params: FineTuningParams) -> PeftModel:
                             "name linear layers of the base")
     adapted = get_peft_model(model, LoraConfig(
         task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=sorted(lora.target_modules),
-    ))
+        target_modules=sorted(lora.target_modules)))
     trainable, total = adapted.get_nb_trainable_parameters()
     logger.info("LoRA trains %d of %d parameters (%.2f %%)", trainable, total, 100 * trainable / total)
     return adapted
@@ -56,17 +55,11 @@ def _in_4_bits(folder: Path, dtype: str) -> tuple[merging.Model, merging.Tokeniz
         lacking = "bitsandbytes (`pip install bitsandbytes`)" if torch.cuda.is_available() else "a CUDA device"
         raise InvalidParams(f"fine_tuning.quantization: 4bit needs {lacking}; install it or choose none")
     computed = getattr(torch, dtype)
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                   bnb_4bit_compute_dtype=computed)
     model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=computed,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=computed),
-        device_map={"": torch.cuda.current_device()},
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+        folder, dtype=computed, quantization_config=quantized, device_map={"": torch.cuda.current_device()},
+        use_safetensors=True, trust_remote_code=False, local_files_only=True)
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 

@@ -10,7 +10,15 @@ from sacrebleu.metrics.bleu import BLEU
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import METRICS
-from src.evaluation.metrics import RowStatistics, corpus_scores, resampled_scores, row_scores, row_statistics, signature
+from src.evaluation.metrics import (
+    RowStatistics,
+    corpus_scores,
+    row_counts,
+    row_scores,
+    row_statistics,
+    scores_of_counts,
+    signature,
+)
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 ANSWER = "Your order #4521 ships within 2 days. You can follow it under My Orders, page 3."
@@ -135,15 +143,8 @@ def test_resampled_scores_are_the_scores_of_the_drawn_rows() -> None:
     statistics = row_statistics(predictions, references)
     indices = np.random.default_rng(5).integers(len(predictions), size=(50, len(predictions)))
     expected = [list(corpus_scores(statistics.take(drawn)).values()) for drawn in indices]
-    assert resampled_scores(statistics, indices) == pytest.approx(np.array(expected), abs=1e-9)
-
-
-def test_resampling_gives_the_same_bits_however_it_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    statistics = row_statistics(*every_row())
-    indices = np.random.default_rng(6).integers(len(statistics), size=(64, len(statistics)))
-    at_once = resampled_scores(statistics, indices)
-    monkeypatch.setattr("src.evaluation.metrics._BLOCK_CELLS", 3 * len(statistics))
-    assert np.array_equal(resampled_scores(statistics, indices), at_once)
+    found = scores_of_counts(statistics, row_counts(indices, len(statistics)))
+    assert found == pytest.approx(np.array(expected), abs=1e-9)
 
 
 def test_statistics_survive_json(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sacrebleu.significance import PairedTest, Result
 from scipy.stats import ttest_rel
 
 from src.core.errors import InvalidInput
-from src.evaluation.metrics import RowStatistics, corpus_scores, resampled_scores, row_statistics
+from src.evaluation.metrics import RowStatistics, corpus_scores, row_counts, row_statistics, scores_of_counts
 from src.evaluation.significance import (
     adjusted_confidence,
     least_rows,
@@ -151,7 +151,8 @@ def paired_test() -> list[Result]:
 def test_mean_interval_and_p_value_equal_sacrebleus_paired_test(paired_test: list[Result]) -> None:
     indices = np.random.default_rng(SACREBLEU_SEED).choice(ROWS, size=(RESAMPLES, ROWS), replace=True)
     challenger, baseline = systems()
-    resampled = {system: resampled_scores(system, indices)[:, 3] for system in (baseline, challenger)}
+    counts = row_counts(indices, ROWS)
+    resampled = {system: scores_of_counts(system, counts)[:, 3] for system in (baseline, challenger)}
     for theirs, (system, scores) in zip(paired_test, resampled.items(), strict=True):
         low, high = percentile_interval(scores, confidence=0.95)
         assert corpus_scores(system)["bleu4"] == pytest.approx(theirs.score / 100, abs=1e-9)
@@ -246,7 +247,7 @@ def test_equal_arguments_give_equal_bits_and_the_seed_matters() -> None:
 def test_blocks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     challenger, baseline = systems()
     at_once = evidence(challenger, baseline)
-    monkeypatch.setattr("src.evaluation.metrics._BLOCK_CELLS", 7 * ROWS)
+    monkeypatch.setattr("src.evaluation.significance._BLOCK_CELLS", 7 * ROWS)
     assert evidence(challenger, baseline) == at_once
 
 
