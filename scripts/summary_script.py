@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 from src.core.records import OUTPUT_DIR
-from utils import process
+from src.report import summary
+from utils import github_utils, process
 
 logger = logging.getLogger("champion")
 FORMATS = ("github", "markdown", "text")
@@ -25,8 +26,6 @@ def main() -> int:
     flags = PARSER.parse_args()
 
     from scripts.commands.summarise import outcome
-    from src.report import summary
-    from utils import github_utils
 
     told = outcome(flags.output_dir)
     if flags.comment:
@@ -40,13 +39,10 @@ def main() -> int:
 
 
 def _comment(body: str) -> None:
-    from src.report.summary import MARKER
-    from utils import github_utils
-
-    requests = github_utils.PullRequests(github_utils.repository())
+    requests = github_utils.PullRequests()
     try:
         number = requests.number()
-        process.say(f"comment: {requests.comment(number, body, MARKER)}" if number is not None else
+        process.say(f"comment: {requests.comment(number, body, summary.MARKER)}" if number is not None else
                     f"comment: no open pull request of branch {github_utils.branch()}, so nothing to comment on")
     except github_utils.GithubError as error:
         logger.warning("comment: not written: %s", error)

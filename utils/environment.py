@@ -24,9 +24,6 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _MAX_NAME = 120
 NO_COMMIT = "none"
-# What the pipeline itself writes does not make a tree dirty.
-_SOURCES = (".", ":(exclude)results", ":(exclude)dvc.lock")
-_BASIC_PLANE = 6  # characters of JSON for one outside ASCII
 
 
 @dataclass(frozen=True)
@@ -36,15 +33,6 @@ class Asked:
     force: bool
     reason: str
     push: bool
-
-
-@dataclass(frozen=True)
-class GitIdentity:
-    """The commit (`none` where there is none), whether sources differ from it, and the branch (None if detached)."""
-
-    commit: str
-    dirty: bool
-    branch: str | None
 
 
 def asked(params: DeploymentParams, *, force: bool, reason: str | None, skip_hf_push: bool) -> Asked:
@@ -117,23 +105,32 @@ def ci_url() -> str | None:
     return _one_line("{}/{}/actions/runs/{}".format(*parts), MAX_REASON) if all(parts) else None
 
 
+@dataclass(frozen=True)
+class GitIdentity:
+    """The commit (`none` if there is none), whether sources differ from it, and the branch (None if detached)."""
+
+    commit: str
+    dirty: bool
+    branch: str | None
+
+
 def git_identity(folder: Path = Path()) -> GitIdentity:
     """The state of the repository that a folder is in; in a DVC experiment, the commit that it was started from."""
     # `dvc exp run` commits its changed parameters while it runs: a commit that nobody finds afterwards.
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _read_git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
-    changes = _read_git(folder, "status", "--porcelain", "--", *_SOURCES)
+    # What the pipeline itself writes does not make a tree dirty.
+    changes = _read_git(folder, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)dvc.lock")
     branch = _read_git(folder, "branch", "--show-current")
     return GitIdentity(commit=commit or NO_COMMIT, dirty=bool(changes), branch=branch or None)
 
 
 def _read_git(folder: Path, *arguments: str) -> str:
     """What git prints; empty where it fails or is not installed, which is how being outside git looks."""
-    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
 
 
 def may_promote(branches: Sequence[str], local: str | None) -> bool:
@@ -143,9 +140,9 @@ def may_promote(branches: Sequence[str], local: str | None) -> bool:
 
 
 def _one_line(text: str, limit: int) -> str:
-    """Text from outside as data for a ledger slot, which has 6,000 characters: a rare one costs 12 of them in JSON."""
+    """Text from outside as one line for a ledger slot: at most `limit` characters, and 6 times as many in JSON."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:limit]
-    while len(json.dumps(line)[1:-1]) > _BASIC_PLANE * limit:
+    while len(json.dumps(line)[1:-1]) > 6 * limit:
         line = line[:-1]
     return line
 

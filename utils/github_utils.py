@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,10 @@ from utils.process import redacted
 
 logger = logging.getLogger(__name__)
 PROFILE, THRESHOLD = "PIPELINE_PROFILE", "PIPELINE_MIN_IMPROVEMENT_THRESHOLD"
-_THRESHOLD_KEY = "deployment.min_improvement_threshold"
-_EVENTS = ("push", "workflow_dispatch")
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+_THRESHOLD_KEY = "min_improvement_threshold"
 _LEAST = 0.0001  # a smaller one is a typing error rather than a policy
-_API = "https://api.github.com"
-_BOT = "github-actions[bot]"  # whom a workflow's own GITHUB_TOKEN writes as
 _PER_PAGE = 100
 _PAGES = 30
-_SECONDS = 10
 _REMEDIES = {
     401: "the token is wrong or has expired",
     403: "give the job `pull-requests: write`; a pull request from a fork gets a read-only token and no comment",
@@ -43,13 +38,12 @@ class Overrides:
 
     def settings(self, config: Path) -> list[str]:
         """What `dvc exp run -S` takes; none: `dvc repro`. The threshold is set where the profile sets its own too."""
-        given = {"profile": self.profile, _THRESHOLD_KEY: self.threshold}
+        given = {"profile": self.profile, f"deployment.{_THRESHOLD_KEY}": self.threshold}
         if self.threshold:
             values = read_values(config)
             name = self.profile or values["profile"]
-            own = (values["profiles"].get(name) or {}).get("deployment") or {}
-            if _THRESHOLD_KEY.rpartition(".")[2] in own:
-                given[f"profiles.{name}.{_THRESHOLD_KEY}"] = self.threshold
+            if _THRESHOLD_KEY in ((values["profiles"].get(name) or {}).get("deployment") or {}):
+                given[f"profiles.{name}.deployment.{_THRESHOLD_KEY}"] = self.threshold
         return [f"{key}={value}" for key, value in given.items() if value]
 
 
@@ -66,32 +60,28 @@ def checked_params(config: Path) -> Params:
     """
     _check_event()
     asked = overrides()
-    deployment = {"min_improvement_threshold": _threshold(asked.threshold)} if asked.threshold else {}
-    params = load_params(config, {"deployment": deployment} if deployment else {}, profile=asked.profile)
-    _check_promotion(params)
+    given = {"deployment": {_THRESHOLD_KEY: _threshold(asked.threshold)}} if asked.threshold else {}
+    params = load_params(config, given, profile=asked.profile)
+    # As the deployment will ask, but for the Hub's token, which this step is not given.
+    hub = params.deployment.huggingface.model_copy(update={"push_to_hub": False})
+    unpushed = params.deployment.model_copy(update={"huggingface": hub})
+    forced = environment.asked(unpushed, force=False, reason=None, skip_hf_push=False)
+    if forced.force:
+        logger.info("a forced promotion is asked for; reason: %s", forced.reason or "none given")
     return params
 
 
 def _check_event() -> None:
     event, kind = os.environ.get("GITHUB_EVENT_NAME", ""), os.environ.get("GITHUB_REF_TYPE", "")
-    if event and event not in _EVENTS:
+    if event and event not in ("push", "workflow_dispatch"):
         raise Refused(f"GITHUB_EVENT_NAME: a {event} event never promotes; push the branch, or start the workflow by "
                       "hand")
     if kind and kind != "branch":
         raise Refused(f"GITHUB_REF_TYPE: this is a {kind}; start the workflow from a branch, where its records can go")
 
 
-def _check_promotion(params: Params) -> None:
-    """As the deployment will ask, but for the Hub's token, which this step is not given."""
-    hub = params.deployment.huggingface.model_copy(update={"push_to_hub": False})
-    asked = environment.asked(params.deployment.model_copy(update={"huggingface": hub}), force=False, reason=None,
-                              skip_hf_push=False)
-    if asked.force:
-        logger.info("a forced promotion is asked for; reason: %s", asked.reason or "none given")
-
-
 def _threshold(text: str) -> float:
-    if not _DECIMAL.fullmatch(text) or 0 < float(text) < _LEAST:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or 0 < float(text) < _LEAST:
         raise InvalidParams(f"{THRESHOLD}: {text!r} is no usable threshold; give 0, or a decimal number from "
                             f"{_LEAST} to 1 such as 0.002")
     return float(text)
@@ -119,31 +109,19 @@ class GithubError(Exception):
     """GitHub refused or did not answer: a warning and no exit code, so it is none of src.core.errors."""
 
 
-@dataclass(frozen=True)
-class Repository:
-    """Where to comment, and with what."""
-
-    name: str
-    api: str
-    token: str
-
-
-def repository() -> Repository:
-    """GITHUB_REPOSITORY at GITHUB_API_URL, with GITHUB_TOKEN; raises InvalidParams where one is missing."""
-    name, token = (os.environ.get(each, "").strip() for each in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"))
-    if not name or not token:
-        missing = "GITHUB_TOKEN" if name else "GITHUB_REPOSITORY"
-        raise InvalidParams(f"{missing}: not set; in a workflow, pass the step `GITHUB_TOKEN: ${{{{ github.token }}}}`")
-    return Repository(name, os.environ.get("GITHUB_API_URL", "").strip().rstrip("/") or _API, token)
-
-
 class PullRequests:
-    """The pull requests of a repository; raises GithubError."""
+    """The pull requests of GITHUB_REPOSITORY at GITHUB_API_URL; raises GithubError."""
 
-    def __init__(self, where: Repository) -> None:
-        self._name = where.name
-        self._client = httpx2.Client(base_url=where.api, timeout=_SECONDS, headers={
-            "Authorization": f"Bearer {where.token}", "Accept": "application/vnd.github+json",
+    def __init__(self) -> None:
+        """Raises InvalidParams if GITHUB_REPOSITORY or GITHUB_TOKEN is missing."""
+        self._name, token = (os.environ.get(each, "").strip() for each in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"))
+        if not self._name or not token:
+            missing = "GITHUB_TOKEN" if self._name else "GITHUB_REPOSITORY"
+            raise InvalidParams(f"{missing}: not set; in a workflow, pass the step "
+                                "`GITHUB_TOKEN: ${{ github.token }}`")
+        api = os.environ.get("GITHUB_API_URL", "").strip().rstrip("/") or "https://api.github.com"
+        self._client = httpx2.Client(base_url=api, timeout=10, headers={
+            "Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json",
             "X-GitHub-Api-Version": "2022-11-28"})
 
     def number(self) -> int | None:
@@ -154,8 +132,8 @@ class PullRequests:
         head = branch()
         if head is None:
             return None
-        owner = self._name.partition("/")[0]
-        found = self._ask("GET", f"/repos/{self._name}/pulls", params={"head": f"{owner}:{head}", "state": "open"})
+        query = {"head": f"{self._name.partition('/')[0]}:{head}", "state": "open"}
+        found = self._ask("GET", f"/repos/{self._name}/pulls", params=query)
         return int(found[0]["number"]) if found else None
 
     def comment(self, number: int, body: str, marker: str) -> str:
@@ -163,31 +141,29 @@ class PullRequests:
 
         Ours begins with the marker and is by whom the token belongs to: anybody may write a marker.
         """
-        comments, path = self._mine(number, marker), f"/repos/{self._name}/issues"
-        if comments:
-            made = self._ask("PATCH", f"{path}/comments/{comments[0]}", json={"body": body})
+        path, login = f"/repos/{self._name}/issues", self._login()
+        for comment in self._comments(f"{path}/{number}/comments"):
+            if (comment["user"] or {}).get("login") == login and str(comment["body"]).startswith(marker):
+                made = self._ask("PATCH", f"{path}/comments/{comment['id']}", json={"body": body})
+                break
         else:
             made = self._ask("POST", f"{path}/{number}/comments", json={"body": body})
         return str(made["html_url"])
 
-    def _mine(self, number: int, marker: str) -> list[int]:
-        login, found = self._login(), list[int]()
+    def _comments(self, path: str) -> Iterator[dict[str, Any]]:
         for page in range(1, _PAGES + 1):
-            comments = self._ask("GET", f"/repos/{self._name}/issues/{number}/comments",
-                                 params={"per_page": _PER_PAGE, "page": page})
-            found += [int(each["id"]) for each in comments
-                      if (each["user"] or {}).get("login") == login and str(each["body"]).startswith(marker)]
-            if found or len(comments) < _PER_PAGE:
-                break
-        return found
+            comments = self._ask("GET", path, params={"per_page": _PER_PAGE, "page": page})
+            yield from comments
+            if len(comments) < _PER_PAGE:
+                return
 
     def _login(self) -> str:
-        """A workflow's own token may not ask who it is."""
+        """Whom the token writes as; a workflow's own GITHUB_TOKEN may not ask who it is."""
         try:
             return str(self._ask("GET", "/user")["login"])
         except GithubError as error:
             if isinstance(error.__cause__, httpx2.HTTPStatusError):
-                return _BOT
+                return "github-actions[bot]"
             raise
 
     def _ask(self, method: str, path: str, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""MLflow: the names of our tags, connecting, experiments and runs, what its errors mean, what a server can do."""
+"""MLflow: connecting, experiments and runs, what its errors mean, what a server can do."""
 
 import logging
 import os
@@ -20,34 +20,10 @@ from requests import RequestException
 
 from src.core.errors import InvalidParams, Undecided
 from src.core.params import MlflowParams
-from utils.tracking import store
+from utils.tracking import store, tag
 
 logger = logging.getLogger(__name__)
 
-# Tags of runs; MODEL_DIGEST, CONTRACT, KEY and REASON are tags of model versions too.
-KIND = "kind"  # of a run: fine_tuning, evaluation, deployment or ledger
-MODEL_NAME = "champion.model_name"
-MODEL_DIGEST = "champion.model_digest"
-CONTRACT = "champion.contract"
-CONTRACT_JSON = "champion.contract_json"
-WEIGHTS = "champion.weights"
-ADAPTER = "champion.adapter_sha256"
-EXCLUDED = "champion.excluded"
-RESTORED = "restored_from"  # the run, on another server, that this one was logged anew from
-KEY = "champion.key"
-DECISION = "champion.decision"  # the verdict; on versions made before they had a REASON, the reason
-REASON = "champion.reason"
-VERSION = "champion.version"
-# Tags of model versions.
-IDENTITY = "champion.identity"
-SCORE = "champion.score"
-CONTRIBUTIONS = "champion.contributions"
-GAIN = "champion.gain"
-EVALUATION_RUN = "champion.evaluation_run"
-DUPLICATE = "champion.duplicate_of"
-FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
-# A tag of the ledger's experiment: the run that holds the slots.
-LEDGER_RUN = "champion.ledger_run"
 EVIDENCE = "evidence.json"  # an artifact of a deployment run
 
 # MLflow's own defaults wait 246 s on a dead server and 1,208 s on a hung one.
@@ -171,7 +147,7 @@ def stage_run(params: MlflowParams, *, kind: str, name: str, tags: Mapping[str, 
     client = connect(params)
     experiment = ensure_experiment(client, params.experiment_name, {})
     with mlflow_errors():
-        run = mlflow.start_run(experiment_id=experiment.experiment_id, run_name=name, tags={KIND: kind, **tags})
+        run = mlflow.start_run(experiment_id=experiment.experiment_id, run_name=name, tags={tag.KIND: kind, **tags})
     status = "FAILED"
     try:
         yield run.info.run_id

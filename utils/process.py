@@ -28,7 +28,6 @@ TERMINATED = 143
 _FIRST_SPEAKS = 5  # seconds
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 Announce = Callable[[str, int, str], None]
-_FSDP = "ACCELERATE_USE_FSDP"
 _SECRET_WORDS = {"TOKEN", "PASSWORD", "PGPASSWORD", "PASSWD", "SECRET", "SECRETS", "KEY"}
 _NO_SECRETS = {"PATH", "FILE", "DIR", "ID", "URL"}  # the last word of HF_TOKEN_PATH and the like
 _LEAST = 6  # characters; replacing less would garble any text
@@ -40,7 +39,7 @@ class _Terminated(BaseException):
     """SIGTERM, raised where the main thread stands, so that temporary files go."""
 
 
-def run(stage: Callable[[], int], *, announce: Announce | None = None) -> NoReturn:
+def run(stage: Callable[[], int], *, announce: Announce = lambda _result, _code, _reason: None) -> NoReturn:
     """Run a stage and exit with its code; `announce(result, code, reason)` is told how a failed one ended.
 
     A PipelineError costs one line; anything unexpected its traceback and exit code 1.
@@ -48,7 +47,61 @@ def run(stage: Callable[[], int], *, announce: Announce | None = None) -> NoRetu
     dotenv.load_dotenv(Path(".env"))
     _set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_guarded(stage, announce or _no_announcement))
+    sys.exit(_guarded(stage, announce))
+
+
+def _guarded(stage: Callable[[], int], announce: Announce) -> int:
+    try:
+        return stage()
+    except PipelineError as error:
+        _let_the_first_speak()
+        return _failed(error.result, error.code, str(error), announce)
+    except KeyboardInterrupt:
+        return _failed("interrupted", INTERRUPTED, "interrupted from the keyboard; run it again", announce)
+    except _Terminated:  # a launcher that ends a process says why by itself
+        return TERMINATED if launched() else _failed("terminated", TERMINATED, "terminated by a signal; run it again",
+                                                     announce)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _failed("failed", IntegrityError.code, f"{error.filename or 'disk'}: {error.strerror}; make room "
+                           "(`df .`, `df /tmp`) and run it again", announce)
+        _let_the_first_speak()
+        logger.debug("traceback", exc_info=True)
+        sys.excepthook(*sys.exc_info())
+        return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
+
+
+def _failed(result: str, code: int, reason: str, announce: Announce) -> int:
+    reason = redacted(reason)
+    logger.error("%s", " ".join(reason.split()))
+    announce(result, code, reason)
+    return code
+
+
+def _let_the_first_speak() -> None:
+    """Only rank 0 reports an error that all ranks share; the launcher ends the others while they wait."""
+    if not is_first():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_FIRST_SPEAKS)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    sys.excepthook = show_exception
+    for name in ("champion", "src", "utils"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    # Ours to hear when a library is updated; noise to whoever runs a stage.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|mlflow|torch|peft")
+    # MLflow prints "View run ..." lines with the address, credentials included.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 class Arguments(argparse.ArgumentParser):
@@ -93,73 +146,9 @@ def promote_line(result: str, code: int, reason: str) -> None:
     sys.stderr.flush()
 
 
-def _guarded(stage: Callable[[], int], announce: Announce) -> int:
-    try:
-        return stage()
-    except PipelineError as error:
-        _let_the_first_speak()
-        return _failed(error.result, error.code, str(error), announce)
-    except KeyboardInterrupt:
-        return _failed("interrupted", INTERRUPTED, "interrupted from the keyboard; run it again", announce)
-    except _Terminated:
-        return _ended(announce)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return _failed("failed", IntegrityError.code, f"{error.filename or 'disk'}: {error.strerror}; make room "
-                           "(`df .`, `df /tmp`) and run it again", announce)
-        _let_the_first_speak()
-        logger.debug("traceback", exc_info=True)
-        sys.excepthook(*sys.exc_info())
-        return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
-
-
-def _ended(announce: Announce) -> int:
-    """A launcher that ends a process says why by itself."""
-    if launched():
-        return TERMINATED
-    return _failed("terminated", TERMINATED, "terminated by a signal; run it again", announce)
-
-
-def _let_the_first_speak() -> None:
-    """What befalls every process of a stage is said by the first; the launcher ends the others while they wait."""
-    if not is_first():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(_FIRST_SPEAKS)
-
-
-def _failed(result: str, code: int, reason: str, announce: Announce) -> int:
-    reason = redacted(reason)
-    logger.error("%s", " ".join(reason.split()))
-    announce(result, code, reason)
-    return code
-
-
-def _no_announcement(_result: str, _code: int, _reason: str) -> None:
-    """Most stages leave their exit code as the only word."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    sys.excepthook = show_exception
-    for name in ("champion", "src", "utils"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    # Ours to hear when a library is updated; noise to whoever runs a stage.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|mlflow|torch|peft")
-    # MLflow prints "View run ..." lines with the address, credentials included.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
 def is_first() -> bool:
     """Whether this is the process that talks to services and writes results; a stage alone is that."""
-    return _rank() == 0
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def set_up() -> None:
@@ -169,19 +158,15 @@ def set_up() -> None:
     """
     from accelerate.utils import is_cuda_available
 
-    if os.environ.get(_FSDP, "false").lower() in {"1", "true"} and not is_cuda_available():
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in {"1", "true"} and not is_cuda_available():
         raise InvalidParams("launcher: FSDP needs GPUs and this machine has none; take --use_fsdp out of it")
     if not is_first():
         logging.disable(logging.WARNING)
 
 
 def launched() -> bool:
-    """Whether a launcher watches this process: it ends the others where one fails, and says so."""
+    """True under torchrun or accelerate, which report a failed rank themselves."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def redacted(text: str) -> str:
@@ -195,6 +180,18 @@ def redacted(text: str) -> str:
     return _USERINFO.sub("***@", _HUB_TOKEN.sub("***", text))
 
 
+def _secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        words = name.upper().split("_")
+        if not _SECRET_WORDS.isdisjoint(words) and words[-1] not in _NO_SECRETS:
+            for part in (value.strip(), *value.split()):
+                if len(part) >= _LEAST:
+                    yield from (part, quote(part, safe=""))
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    if password:
+        yield base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
 class Formatter(logging.Formatter):
     """Formats a record, traceback included, and redacts it."""
 
@@ -206,15 +203,3 @@ class Formatter(logging.Formatter):
 def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A sys.excepthook that redacts the traceback."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
-
-
-def _secrets() -> Iterator[str]:
-    for name, value in os.environ.items():
-        words = name.upper().split("_")
-        if not _SECRET_WORDS.isdisjoint(words) and words[-1] not in _NO_SECRETS:
-            for part in (value.strip(), *value.split()):
-                if len(part) >= _LEAST:
-                    yield from (part, quote(part, safe=""))
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    if password:
-        yield base64.b64encode(f"{user}:{password}".encode()).decode()

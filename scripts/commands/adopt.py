@@ -15,7 +15,8 @@ from src.promotion.rollback import UnrecordedChampion, adoption
 from src.promotion.status import highest_release, versions
 from utils.hub.repository import HubRepository
 from utils.huggingface_utils import fetch_snapshot
-from utils.mlflow_utils import CONTRACT, DECISION, EVALUATION_RUN, IDENTITY, KEY, MODEL_DIGEST, SCORE, mlflow_errors
+from utils.mlflow_utils import mlflow_errors
+from utils.tracking import tag
 from utils.tracking.deployments import DeploymentRun, Journal
 
 logger = logging.getLogger("champion")
@@ -97,14 +98,15 @@ def _outside(model: ManagedModel, view: LedgerView, save_flavour: Save) -> Unrec
 def _registered(model: ManagedModel, version: int) -> UnrecordedChampion:
     """A version as it is; one that was not made here gets the tags that its evaluation needs."""
     source, tags = model.registry.described(version)
-    if IDENTITY not in tags:
+    if tag.IDENTITY not in tags:
         made = {**_tags(_stand_in(model, [model.model_name, version, source])), **tags}
         model.registry.tag(version, {name: value for name, value in made.items() if name not in tags})
         tags = made
-    identity = ModelIdentity.model_validate_json(tags[IDENTITY])
+    identity = ModelIdentity.model_validate_json(tags[tag.IDENTITY])
     return UnrecordedChampion(
-        version, key=tags.get(KEY, identity.key(_ADOPTED)), model_digest=identity.digest(), score=tags.get(SCORE),
-        contract=tags.get(CONTRACT), evaluation_run=tags.get(EVALUATION_RUN), hub=_tagged(model, version))
+        version, key=tags.get(tag.KEY, identity.key(_ADOPTED)), model_digest=identity.digest(),
+        score=tags.get(tag.SCORE), contract=tags.get(tag.CONTRACT), evaluation_run=tags.get(tag.EVALUATION_RUN),
+        hub=_tagged(model, version))
 
 
 def _tagged(model: ManagedModel, version: int) -> HubRef | None:
@@ -134,7 +136,7 @@ def _released(model: ManagedModel, view: LedgerView, save_flavour: Save) -> Unre
         registry.use_up(used)
     version = registry.register(key)
     with mlflow_errors():
-        model.client.set_tag(run.id(), DECISION, _ADOPTED)
+        model.client.set_tag(run.id(), tag.DECISION, _ADOPTED)
         model.client.set_terminated(run.id())
     return UnrecordedChampion(
         version, key=key, model_digest=identity.digest(), score=None, contract=None, evaluation_run=None,
@@ -161,5 +163,5 @@ def _stand_in(model: ManagedModel, what: list[object]) -> ModelIdentity:
 
 
 def _tags(identity: ModelIdentity) -> dict[str, str]:
-    return {IDENTITY: canonical_json(identity.model_dump(mode="json")), MODEL_DIGEST: identity.digest(),
-            KEY: identity.key(_ADOPTED)}
+    return {tag.IDENTITY: canonical_json(identity.model_dump(mode="json")), tag.MODEL_DIGEST: identity.digest(),
+            tag.KEY: identity.key(_ADOPTED)}

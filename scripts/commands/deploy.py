@@ -40,7 +40,7 @@ from src.promotion.protocol import Ports
 from src.promotion.rollback import prunable
 from utils import environment, json_utils, mlflow_utils, process, results
 from utils.answers import PREDICTIONS, logged_predictions
-from utils.tracking import deployments, store
+from utils.tracking import deployments, store, tag
 from utils.tracking.deployments import DeploymentRun
 from utils.tracking.history import HistoryReader
 from utils.tracking.ledger import MlflowLedger
@@ -259,14 +259,14 @@ class Deployer:
             raise AssertionError("a version is registered after the decision")
         parts = contributions(report.metrics.as_dict(), self._setting.request.policy.weights)
         return {
-            mlflow_utils.IDENTITY: canonical_json(report.model.model_dump(mode="json")),
-            mlflow_utils.MODEL_DIGEST: report.model_digest,
-            mlflow_utils.CONTRACT: report.contract_digest,
-            mlflow_utils.SCORE: str(decision.score),
-            mlflow_utils.CONTRIBUTIONS: canonical_json(parts),
-            mlflow_utils.GAIN: str(decision.gain),
-            mlflow_utils.REASON: decision.reason.value,
-            mlflow_utils.EVALUATION_RUN: report.run_id,
+            tag.IDENTITY: canonical_json(report.model.model_dump(mode="json")),
+            tag.MODEL_DIGEST: report.model_digest,
+            tag.CONTRACT: report.contract_digest,
+            tag.SCORE: str(decision.score),
+            tag.CONTRIBUTIONS: canonical_json(parts),
+            tag.GAIN: str(decision.gain),
+            tag.REASON: decision.reason.value,
+            tag.EVALUATION_RUN: report.run_id,
         }
 
     def _write(self, facts: Mapping[str, Any], compared: Mapping[str, Any]) -> None:

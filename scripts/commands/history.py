@@ -49,9 +49,9 @@ from src.model_selection import (
 )
 from utils import environment, json_utils, mlflow_utils
 from utils.answers import logged_predictions
-from utils.mlflow_utils import ADAPTER, CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
 from utils.tracking.history import HistoryReader, HistoryRuns
 from utils.tracking.ledger import MlflowLedger
+from utils.tracking.tag import ADAPTER, CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
 
 _SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
 logger = logging.getLogger("champion")

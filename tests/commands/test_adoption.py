@@ -10,7 +10,7 @@ from src.core.errors import Refused
 from src.core.records import ModelIdentity
 from src.ledger.ports import Holders
 from tests.fakes.promoted import NAME, REPO, Shop, drift, lose_mirror, lose_mlflow, register, run, status
-from utils.mlflow_utils import IDENTITY
+from utils.tracking.tag import IDENTITY
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
 

@@ -16,6 +16,7 @@ from utils import json_utils, mlflow_utils
 from utils.tracking import runs as evaluation_run
 from utils.tracking.history import HistoryReader
 from utils.tracking.ledger import MlflowLedger
+from utils.tracking.tag import KIND
 
 PARAMS = load_params(CONFIG)
 NAME, EXPERIMENT = PARAMS.deployment.model_registry_name, PARAMS.mlflow.experiment_name
@@ -34,7 +35,7 @@ def log(client: MlflowClient, example: Example, folder: Path) -> Example:
     report = example.report
     home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
     tags = evaluation_run.evaluation_tags(PARAMS.deployment, report.model, report.contract)
-    run = client.create_run(home.experiment_id, tags={mlflow_utils.KIND: "evaluation", **tags})
+    run = client.create_run(home.experiment_id, tags={KIND: "evaluation", **tags})
     json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
     evaluation_run.log_evaluation(client, run.info.run_id, report.metrics.as_dict(), [folder / "predictions.jsonl"])
     client.set_terminated(run.info.run_id)
@@ -59,7 +60,7 @@ def promoted(client: MlflowClient, tmp_path: Path) -> str:
         assert written.claim(slot)
     told, compared = decided(second, ledger(first), [first])
     home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
-    run_id = str(client.create_run(home.experiment_id, tags={mlflow_utils.KIND: "deployment"}).info.run_id)
+    run_id = str(client.create_run(home.experiment_id, tags={KIND: "deployment"}).info.run_id)
     write_results(second, {**told, "deployment_run": run_id}, compared)
     return run_id
 

@@ -12,9 +12,9 @@ from src.ledger.slots import Slot
 from src.models import merging
 from src.promotion import release
 from tests.fakes import tiny_model
-from utils.mlflow_utils import IDENTITY
 from utils.tracking import registry as mlflow_registry
 from utils.tracking.ledger import MlflowLedger
+from utils.tracking.tag import IDENTITY
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -19,8 +19,8 @@ from src.core.params import load_params
 from tests.fakes.history_store import answers, challenger, write_params
 from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy, SqliteServer
 from tests.fakes.promoted import NAME, SOURCE
-from utils.mlflow_utils import DUPLICATE, KEY
 from utils.tracking.ledger import MlflowLedger
+from utils.tracking.tag import DUPLICATE, KEY
 
 SECONDS = 60  # what the issue allows a run whose server fails
 EVALUATIONS = {"first": ("one", 10), "second": ("two", 20)}  # mark of the weights, and how many of 40 answers are right

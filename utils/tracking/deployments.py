@@ -18,21 +18,9 @@ from src.core.params import METRICS, Params
 from src.core.records import EvaluationReport, canonical_json
 from src.promotion.protocol import Step
 from utils import mlflow_utils
-from utils.mlflow_utils import (
-    CONTRACT,
-    DECISION,
-    EVIDENCE,
-    KEY,
-    KIND,
-    MODEL_DIGEST,
-    MODEL_NAME,
-    REASON,
-    RESTORED,
-    VERSION,
-    WEIGHTS,
-    mlflow_errors,
-)
+from utils.mlflow_utils import EVIDENCE, mlflow_errors
 from utils.results import Inputs
+from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
 FOLDER = Path(".promotion")
@@ -44,7 +32,7 @@ class DeploymentRun:
     def __init__(self, client: MlflowClient, experiment: str, model_name: str, key: str) -> None:
         self._client = client
         self._experiment = experiment
-        self._tags = {KIND: "deployment", MODEL_NAME: model_name, KEY: key}
+        self._tags = {tag.KIND: "deployment", tag.MODEL_NAME: model_name, tag.KEY: key}
         self._id: str | None = None
 
     def id(self) -> str:
@@ -69,8 +57,8 @@ class DeploymentRun:
                    "historical_best_score": compared["historical_best_score"]}
         metrics = [Metric(name, float(value), 0, 0) for name, value in numbers.items() if value is not None]
         params = [Param("model_name", facts["model_name"]), Param("weights", canonical_json(compared["weights"]))]
-        tags = [RunTag(DECISION, facts["decision"]), RunTag(REASON, facts["reason"]),
-                RunTag(VERSION, str(facts["version"]))]
+        tags = [RunTag(tag.DECISION, facts["decision"]), RunTag(tag.REASON, facts["reason"]),
+                RunTag(tag.VERSION, str(facts["version"]))]
         with mlflow_errors():
             self._client.log_batch(self.id(), metrics=metrics, params=params, tags=tags)
             self._client.log_artifacts(self.id(), str(output), "deployment")
@@ -81,7 +69,8 @@ class DeploymentRun:
     def _end_abandoned(self) -> None:
         # Runs that a killed deployment of the same model left open.
         experiment = mlflow_utils.ensure_experiment(self._client, self._experiment, {})
-        query = f"attributes.status = 'RUNNING' and tags.`{KEY}` = '{self._tags[KEY]}' and tags.kind = 'deployment'"
+        query = (f"attributes.status = 'RUNNING' and tags.`{tag.KEY}` = '{self._tags[tag.KEY]}' and "
+                 "tags.kind = 'deployment'")
         for run in self._client.search_runs([experiment.experiment_id], query):
             self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
@@ -106,14 +95,14 @@ def latest(
     home = mlflow_utils.find_experiment(client, experiment)
     if home is None:
         return []
-    query = (f"tags.{KIND} = 'deployment' and tags.`{MODEL_NAME}` = '{model_name}' and "
+    query = (f"tags.{tag.KIND} = 'deployment' and tags.`{tag.MODEL_NAME}` = '{model_name}' and "
              f"attributes.status {'=' if running else '!='} 'RUNNING'")
     with mlflow_errors():
         runs = client.search_runs([home.experiment_id], query, max_results=count,
                                   order_by=["attributes.start_time DESC"])
-    return [PastDeployment(run_id=str(run.info.run_id), status=str(run.info.status), key=tags.get(KEY, ""),
+    return [PastDeployment(run_id=str(run.info.run_id), status=str(run.info.status), key=tags.get(tag.KEY, ""),
                            time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
-                           decision=tags.get(DECISION), reason=tags.get(REASON), version=tags.get(VERSION))
+                           decision=tags.get(tag.DECISION), reason=tags.get(tag.REASON), version=tags.get(tag.VERSION))
             for run in runs for tags in [run.data.tags]]
 
 
@@ -137,8 +126,8 @@ def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inpu
     problems = {
         "is deleted": run.info.lifecycle_stage != "active",
         f"is no evaluation of experiment {experiment!r}": run.info.experiment_id != home
-        or tags.get(KIND) != "evaluation",
-        "scored another model": tags.get(MODEL_NAME) != name or tags.get(MODEL_DIGEST) != report.model_digest,
+        or tags.get(tag.KIND) != "evaluation",
+        "scored another model": tags.get(tag.MODEL_NAME) != name or tags.get(tag.MODEL_DIGEST) != report.model_digest,
     }
     if found := [problem for problem, present in problems.items() if present]:
         raise InvalidInput(f"report.json: MLflow run {report.run_id} {found[0]}; run `dvc repro --force evaluation`")
@@ -148,13 +137,13 @@ def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inpu
 def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str, *, model_name: str,
              folder: Path) -> str:
     with mlflow_errors():
-        found = client.search_runs([experiment_id], f"tags.{RESTORED} = '{report.run_id}'"
+        found = client.search_runs([experiment_id], f"tags.{tag.RESTORED} = '{report.run_id}'"
                                    " and attributes.status = 'FINISHED'", max_results=1)
         if found:
             return str(found[0].info.run_id)
         logger.info("MLflow lacks run %s (the address changed?); logging it anew", report.run_id)
-        tags = {KIND: "evaluation", MODEL_NAME: model_name, MODEL_DIGEST: report.model_digest,
-                CONTRACT: report.contract_digest, WEIGHTS: report.weights_digest(), RESTORED: report.run_id}
+        tags = {tag.KIND: "evaluation", tag.MODEL_NAME: model_name, tag.MODEL_DIGEST: report.model_digest,
+                tag.CONTRACT: report.contract_digest, tag.WEIGHTS: report.weights_digest(), tag.RESTORED: report.run_id}
         run = client.create_run(experiment_id, run_name="evaluation", tags=tags)
         values: dict[str, float] = {**{name: getattr(report.metrics, name) for name in METRICS},
                   "weighted_score": report.weighted_score, "rows": report.rows}

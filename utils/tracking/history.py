@@ -24,22 +24,8 @@ from src.core.params import METRICS
 from src.core.records import Metrics, digest_of, read_object
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
-from utils.mlflow_utils import (
-    CONTRACT,
-    DECISION,
-    EVIDENCE,
-    EXCLUDED,
-    KEY,
-    KIND,
-    MODEL_DIGEST,
-    MODEL_NAME,
-    REASON,
-    WEIGHTS,
-    fetch_files,
-    find_experiment,
-    find_run,
-    mlflow_errors,
-)
+from utils.mlflow_utils import EVIDENCE, fetch_files, find_experiment, find_run, mlflow_errors
+from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
 PAGE = 1000
@@ -66,7 +52,8 @@ class HistoryReader:
         self._client = client
         self._experiment = experiment
         # sqlite joins in the order of the clauses, so what leaves fewest runs comes first.
-        self._wanted = ({CONTRACT: contract} if contract else {}) | {MODEL_NAME: model_name, KIND: "evaluation"}
+        self._wanted = {**({tag.CONTRACT: contract} if contract else {}), tag.MODEL_NAME: model_name,
+                        tag.KIND: "evaluation"}
 
     def read(self, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> ScoreHistory:
         """Every run when there are at most 300; otherwise only those that can change the decision.
@@ -98,7 +85,7 @@ class HistoryReader:
         if experiment is None:
             return []
         runs = _all_pages(lambda token: self._page(experiment.experiment_id, "", token))
-        return [(scored, run.data.tags.get(EXCLUDED)) for run in runs
+        return [(scored, run.data.tags.get(tag.EXCLUDED)) for run in runs
                 if (scored := _scored_run(run, self._wanted)) is not None]
 
     def read_latest(self, count: int) -> tuple[list[ScoredRun], bool]:
@@ -118,7 +105,7 @@ class HistoryReader:
     def _scored(self, runs: Iterable[Run]) -> Iterator[ScoredRun]:
         for run in runs:
             scored = _scored_run(run, self._wanted)
-            if scored is not None and EXCLUDED not in run.data.tags:
+            if scored is not None and tag.EXCLUDED not in run.data.tags:
                 yield scored
 
 
@@ -140,7 +127,7 @@ class _Search:
         head, claims = self._ledger.head, self._of_ledger()
         if head and (champions := self._latest_of(head.model_digest)):
             claims.append(champions)
-        claims += self._all(f"tags.`{WEIGHTS}` != '{self._weights}'")
+        claims += self._all(f"tags.`{tag.WEIGHTS}` != '{self._weights}'")
         above, more = self._ask(self._above(self._highest(self._of_promoted(claims))), None)
         claims += above
         if more is not None:  # so many are above the best promoted model that each promoted one is asked for
@@ -175,7 +162,7 @@ class _Search:
 
     def _latest_of(self, digest: str) -> ScoredRun | None:
         if digest not in self._latest:
-            runs = self._all(f"tags.`{MODEL_DIGEST}` = '{digest}'")
+            runs = self._all(f"tags.`{tag.MODEL_DIGEST}` = '{digest}'")
             self._latest[digest] = max(runs, key=lambda run: (run.finished_at, run.run_id), default=None)
         return self._latest[digest]
 
@@ -192,7 +179,7 @@ class _Search:
         return self._all(f"attributes.end_time > {int(datetime.fromisoformat(time).timestamp() * 1000)}")
 
     def _above(self, score: Decimal) -> str:
-        return f"metrics.weighted_score > {score:f} and tags.`{WEIGHTS}` = '{self._weights}'"
+        return f"metrics.weighted_score > {score:f} and tags.`{tag.WEIGHTS}` = '{self._weights}'"
 
     def _all(self, clause: str) -> list[ScoredRun]:
         return list(_all_pages(lambda token: self._ask(clause, token)))
@@ -221,7 +208,7 @@ def _scored_run(run: Run, wanted: Mapping[str, str]) -> ScoredRun | None:
                         "check its version")
     try:
         metrics = Metrics.model_validate({name: run.data.metrics.get(name) for name in METRICS})
-        digest, contract = tags[MODEL_DIGEST], tags[CONTRACT]
+        digest, contract = tags[tag.MODEL_DIGEST], tags[tag.CONTRACT]
     except (ValidationError, KeyError):
         logger.warning("MLflow run %s: a component or a digest is missing or out of range; left out", run.info.run_id)
         return None
@@ -239,23 +226,23 @@ class HistoryRuns:
     def decisions(self) -> dict[str, str]:
         """The latest decision of each promotion key, as `verdict (reason)`."""
         deployments = sorted(self._deployments(""), key=lambda run: int(run.info.end_time or 0))
-        return {run.data.tags[KEY]: f"{run.data.tags[DECISION]} ({run.data.tags.get(REASON, 'no reason')})"
-                for run in deployments if KEY in run.data.tags and DECISION in run.data.tags}
+        return {run.data.tags[tag.KEY]: f"{run.data.tags[tag.DECISION]} ({run.data.tags.get(tag.REASON, 'no reason')})"
+                for run in deployments if tag.KEY in run.data.tags and tag.DECISION in run.data.tags}
 
     def find(self, run_id: str, *kinds: str) -> Run:
         """A run of this model, of one of these kinds and not deleted; raises InvalidParams for any other."""
         run = find_run(self._client, run_id)
-        what = None if run is None else run.data.tags.get(KIND)
+        what = None if run is None else run.data.tags.get(tag.KIND)
         if run is None or run.info.lifecycle_stage != "active":
             raise InvalidParams(f"run {run_id}: MLflow has no such run; `python scripts/history_script.py` lists them")
-        if what not in kinds or run.data.tags.get(MODEL_NAME) != self._model_name:
+        if what not in kinds or run.data.tags.get(tag.MODEL_NAME) != self._model_name:
             raise InvalidParams(f"run {run_id}: is no {' or '.join(kinds)} of {self._model_name}; "
                                 "`python scripts/history_script.py` lists them")
         return run
 
     def deployment_of(self, key: str) -> Run | None:
         """The latest deployment of a promotion key that came to a decision."""
-        found = (run for run in self._deployments(f"tags.`{KEY}` = '{key}' and ") if DECISION in run.data.tags)
+        found = (run for run in self._deployments(f"tags.`{tag.KEY}` = '{key}' and ") if tag.DECISION in run.data.tags)
         return max(found, key=lambda run: int(run.info.end_time or 0), default=None)
 
     def evidence(self, deployment: Run) -> dict[str, Any]:
@@ -275,15 +262,15 @@ class HistoryRuns:
     def exclude(self, run: Run, note: str) -> None:
         """Take an evaluation out of every later comparison."""
         with mlflow_errors():
-            self._client.set_tag(run.info.run_id, EXCLUDED, note)
+            self._client.set_tag(run.info.run_id, tag.EXCLUDED, note)
 
     def _deployments(self, clause: str) -> Iterator[Run]:
-        return self.search(f"{clause}tags.{KIND} = 'deployment' and attributes.status = 'FINISHED'")
+        return self.search(f"{clause}tags.{tag.KIND} = 'deployment' and attributes.status = 'FINISHED'")
 
     def search(self, clause: str) -> Iterator[Run]:
         """The active runs of this model that a clause leaves."""
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
             return iter(())
-        query = f"{clause} and tags.`{MODEL_NAME}` = '{self._model_name}'"
+        query = f"{clause} and tags.`{tag.MODEL_NAME}` = '{self._model_name}'"
         return _all_pages(lambda token: _page(self._client, experiment.experiment_id, query, PAGE, token))

@@ -11,17 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from src.core.errors import IntegrityError, Undecided
 from src.ledger.slots import MAX_CHARACTERS, LedgerView, Slot, parse_slots, slot_name
-from utils.mlflow_utils import (
-    KIND,
-    LEDGER_RUN,
-    MODEL_NAME,
-    ensure_experiment,
-    explained,
-    find_experiment,
-    find_run,
-    mlflow_errors,
-    unanswered,
-)
+from utils.mlflow_utils import ensure_experiment, explained, find_experiment, find_run, mlflow_errors, unanswered
+from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +90,7 @@ class MlflowLedger:
             logger.warning("ledger run %s is gone; an empty one takes its place", run_id)
             with mlflow_errors():
                 home = self._client.get_experiment_by_name(self._experiment)
-                self._client.set_experiment_tag(home.experiment_id, LEDGER_RUN, self._new_run())
+                self._client.set_experiment_tag(home.experiment_id, tag.LEDGER_RUN, self._new_run())
         elif run.info.lifecycle_stage != "active":
             logger.warning("ledger run %s was deleted; undeleting it", run_id)
             with mlflow_errors():
@@ -125,7 +116,7 @@ class MlflowLedger:
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
             return None
-        pinned: str | None = experiment.tags.get(LEDGER_RUN)
+        pinned: str | None = experiment.tags.get(tag.LEDGER_RUN)
         if pinned is None:
             raise IntegrityError(f"MLflow experiment {self._experiment!r} is not a ledger of Champion; rename it")
         return pinned
@@ -135,8 +126,8 @@ class MlflowLedger:
         if found is not None:
             return found
         made = self._new_run()
-        tags = ensure_experiment(self._client, self._experiment, {LEDGER_RUN: made}).tags
-        pinned: str = tags[LEDGER_RUN]
+        tags = ensure_experiment(self._client, self._experiment, {tag.LEDGER_RUN: made}).tags
+        pinned: str = tags[tag.LEDGER_RUN]
         if pinned != made:  # another process pinned its own first
             with mlflow_errors():
                 self._client.delete_run(made)
@@ -146,6 +137,6 @@ class MlflowLedger:
         with mlflow_errors():
             home = ensure_experiment(self._client, self._home, {})
             run = self._client.create_run(home.experiment_id, run_name=self._experiment,
-                                          tags={KIND: "ledger", MODEL_NAME: self._model_name})
+                                          tags={tag.KIND: "ledger", tag.MODEL_NAME: self._model_name})
             self._client.set_terminated(run.info.run_id)
         return str(run.info.run_id)

@@ -20,19 +20,8 @@ from src.core.errors import IntegrityError, Undecided
 from src.core.records import ModelIdentity
 from src.ledger.ports import Holders
 from src.ledger.slots import Slot
-from utils.mlflow_utils import (
-    DUPLICATE,
-    FILES,
-    IDENTITY,
-    KEY,
-    explained,
-    find_run,
-    list_files,
-    mlflow_errors,
-    sent_once,
-    time_for,
-    unanswered,
-)
+from utils.mlflow_utils import explained, find_run, list_files, mlflow_errors, sent_once, time_for, unanswered
+from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
 _PRODUCTION, _ARCHIVED = "Production", "Archived"
@@ -68,7 +57,7 @@ class MlflowRegistry:
         first, *others = self._carrying(key) or self._create(key)
         for other in others:
             with mlflow_errors():
-                self._client.set_model_version_tag(self._name, str(other), DUPLICATE, str(first))
+                self._client.set_model_version_tag(self._name, str(other), tag.DUPLICATE, str(first))
         return first
 
     def holders(self) -> Holders:
@@ -79,7 +68,7 @@ class MlflowRegistry:
 
     def keys(self) -> dict[int, str | None]:
         """Every version and the promotion key that it carries, None for one that was not made here."""
-        return {int(v.version): v.tags.get(KEY) for v in self._versions("")}
+        return {int(v.version): v.tags.get(tag.KEY) for v in self._versions("")}
 
     def described(self, version: int) -> tuple[str, dict[str, str]]:
         """The address of a version's files, and its tags."""
@@ -95,11 +84,11 @@ class MlflowRegistry:
 
     def pruned(self) -> dict[int, bool]:
         """Versions marked as pruned: True if the weights are deleted, False if that was only started."""
-        return {int(v.version): v.tags[FILES] == "pruned" for v in self._versions("") if FILES in v.tags}
+        return {int(v.version): v.tags[tag.FILES] == "pruned" for v in self._versions("") if tag.FILES in v.tags}
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
         """Tag a version before its weights are deleted, and after; aliases, other tags and source stay."""
-        self.tag(version, {FILES: "pruned" if done else "pruning"})
+        self.tag(version, {tag.FILES: "pruned" if done else "pruning"})
 
     def delete_weights(self, version: int) -> None:
         """Delete the model that a version's run keeps; raises Undecided when the store fails or keeps it."""
@@ -174,8 +163,9 @@ class MlflowRegistry:
                     raise
 
     def _carrying(self, key: str) -> list[int]:
-        found, spent = list(self._versions(f" and tags.`{KEY}` = '{key}'")), self._spent()
-        gone = {v.run_id for v in found if FILES in v.tags or int(v.version) in spent}  # a duplicate shares its files
+        found, spent = list(self._versions(f" and tags.`{tag.KEY}` = '{key}'")), self._spent()
+        # A duplicate shares its files.
+        gone = {v.run_id for v in found if tag.FILES in v.tags or int(v.version) in spent}
         return sorted(int(v.version) for v in found if v.run_id not in gone)
 
     def _versions(self, clause: str) -> Iterable[ModelVersion]:
@@ -206,7 +196,7 @@ class MlflowRegistry:
         for _ in range(_ATTEMPTS):
             with mlflow_errors(), sent_once():
                 try:
-                    self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), KEY: key})
+                    self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), tag.KEY: key})
                 except MlflowException as error:
                     if not unanswered(error):
                         raise
@@ -249,9 +239,9 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
     """
     with mlflow_errors():
         found = client.get_model_version(name, str(version))
-        identity = found.tags.get(IDENTITY)
+        identity = found.tags.get(tag.IDENTITY)
         if identity is None:
-            raise Undecided(f"{name} version {version}: carries no {IDENTITY}, so it was not made here; "
+            raise Undecided(f"{name} version {version}: carries no {tag.IDENTITY}, so it was not made here; "
                             "run `python scripts/status_script.py --adopt`")
         local = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder)))
     return plain(local), ModelIdentity.model_validate_json(identity)

@@ -13,16 +13,8 @@ from mlflow.entities import Metric, Param
 from src.core.params import DeploymentParams, Params
 from src.core.records import BaseModelRef, Datasets, ModelIdentity, ScoreContract, canonical_json, digest_of
 from utils.environment import GitIdentity
-from utils.mlflow_utils import (
-    ADAPTER,
-    CONTRACT,
-    CONTRACT_JSON,
-    MODEL_DIGEST,
-    MODEL_NAME,
-    WEIGHTS,
-    find_run,
-    mlflow_errors,
-)
+from utils.mlflow_utils import find_run, mlflow_errors
+from utils.tracking import tag
 
 PAGE_ARTIFACT = "report/index.html"
 logger = logging.getLogger(__name__)
@@ -31,12 +23,12 @@ logger = logging.getLogger(__name__)
 def evaluation_tags(params: DeploymentParams, identity: ModelIdentity, contract: ScoreContract) -> dict[str, str]:
     """The tags of an evaluation run: which model it scored and under which score contract."""
     return {
-        MODEL_NAME: params.model_registry_name,
-        MODEL_DIGEST: identity.digest(),
-        CONTRACT: contract.digest(),
-        WEIGHTS: digest_of(params.weighted_scoring.weights),
-        CONTRACT_JSON: canonical_json(contract.model_dump(mode="json")),
-        ADAPTER: identity.adapter_sha256,
+        tag.MODEL_NAME: params.model_registry_name,
+        tag.MODEL_DIGEST: identity.digest(),
+        tag.CONTRACT: contract.digest(),
+        tag.WEIGHTS: digest_of(params.weighted_scoring.weights),
+        tag.CONTRACT_JSON: canonical_json(contract.model_dump(mode="json")),
+        tag.ADAPTER: identity.adapter_sha256,
     }
 
 
@@ -52,7 +44,7 @@ def log_evaluation(client: MlflowClient, run_id: str, numbers: Mapping[str, floa
 def fine_tuning_tags(model_name: str, git: GitIdentity, base: BaseModelRef, data: Datasets) -> dict[str, str]:
     """The tags of a training run: its model's name, base model, data and commit."""
     return {
-        MODEL_NAME: model_name,
+        tag.MODEL_NAME: model_name,
         "champion.base_model": f"{base.name}@{base.revision}",
         "champion.base_sha256": base.sha256,
         "champion.data": f"{data.raw.path}@{data.raw.sha256}",
@@ -70,7 +62,7 @@ def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[t
     flat = _flat({"model": params.model.model_dump(), "fine_tuning": params.fine_tuning.model_dump()})
     with mlflow_errors():
         client.log_batch(run_id, metrics=metrics, params=[Param(name, str(value)) for name, value in flat])
-        client.set_tag(run_id, ADAPTER, adapter_sha256)
+        client.set_tag(run_id, tag.ADAPTER, adapter_sha256)
         client.log_artifacts(run_id, str(adapter), "adapter")
         client.log_artifact(run_id, str(location))  # with these two, history_script.py --promote brings it back
         for file in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja")):

@@ -9,8 +9,8 @@ from src.core.errors import IntegrityError, Undecided
 from src.core.params import MlflowParams
 from src.ledger.ports import Holders
 from utils import mlflow_utils
-from utils.mlflow_utils import DUPLICATE
 from utils.tracking.registry import MlflowRegistry, fetch_version
+from utils.tracking.tag import DUPLICATE
 
 NAME = "test-model"
 

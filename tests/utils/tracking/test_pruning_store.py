@@ -15,7 +15,7 @@ from src.core.errors import Refused
 from src.model_selection import Reason
 from tests.fakes.history_store import write_params
 from tests.fakes.promoted import NAME, PUSHING, SOURCE, Shop, drift, run, status
-from utils.mlflow_utils import DECISION, FILES, REASON
+from utils.tracking.tag import DECISION, FILES, REASON
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
 

@@ -1,0 +1,26 @@
+"""Names of the tags that Champion sets in MLflow."""
+
+# Tags of runs; MODEL_DIGEST, CONTRACT, KEY and REASON are tags of model versions too.
+KIND = "kind"  # of a run: fine_tuning, evaluation, deployment or ledger
+MODEL_NAME = "champion.model_name"
+MODEL_DIGEST = "champion.model_digest"
+CONTRACT = "champion.contract"
+CONTRACT_JSON = "champion.contract_json"
+WEIGHTS = "champion.weights"
+ADAPTER = "champion.adapter_sha256"
+EXCLUDED = "champion.excluded"
+RESTORED = "restored_from"  # the run, on another server, that this one was logged anew from
+KEY = "champion.key"
+DECISION = "champion.decision"  # the verdict; on versions made before they had a REASON, the reason
+REASON = "champion.reason"
+VERSION = "champion.version"
+# Tags of model versions.
+IDENTITY = "champion.identity"
+SCORE = "champion.score"
+CONTRIBUTIONS = "champion.contributions"
+GAIN = "champion.gain"
+EVALUATION_RUN = "champion.evaluation_run"
+DUPLICATE = "champion.duplicate_of"
+FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
+# A tag of the ledger's experiment: the run that holds the slots.
+LEDGER_RUN = "champion.ledger_run"
