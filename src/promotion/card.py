@@ -21,6 +21,7 @@ DATASET_TYPE = "chat"
 _NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
           "rougeL_precision": "ROUGE-L precision", "weighted_score": "weighted score"}
 _WEIGHTED = "weighted_score"
+_TYPES = {"rougeL_precision": "rouge", _WEIGHTED: _WEIGHTED}  # the Hub's words; every other metric is "bleu"
 # The licence of a merged model is its base's; of any other base it is for the publisher to state.
 _LICENCES = {"pocket": "apache-2.0", "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "apache-2.0"}
 _OTHER_LICENCE = "other"
@@ -50,9 +51,12 @@ class CardFacts:
 
     def values(self) -> dict[str, float]:
         """Each metric and the weighted score that the gate used; raises IntegrityError for one that is not finite."""
-        metrics = self.request.report.metrics.as_dict()
-        return {name: _finite(name, value)
-                for name, value in {**metrics, _WEIGHTED: float(self.decision.score)}.items()}
+        found = {**self.request.report.metrics.as_dict(), _WEIGHTED: float(self.decision.score)}
+        numbers = {name: float(value) for name, value in found.items()}  # numpy's floats become binary tags in YAML
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise IntegrityError(f"model card: {name} is {number}; run `dvc repro evaluation`")
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,17 @@ class CardMetadata:
 def metadata(facts: CardFacts) -> CardMetadata:
     """The facts for the Hub; raises IntegrityError for a metric that is no finite number."""
     report, base = facts.request.report, facts.request.model.base_model
-    bounds, contract = facts.intervals.bounds, report.contract
     return CardMetadata(
         model_name=facts.repo_id,
-        licence=_licence(base.name),
+        licence=_LICENCES.get(base.name, _OTHER_LICENCE),
         tags=("lora", "merged", "customer-support"),
-        base_model=base.name if _is_on_hub(facts) else None,
+        base_model=base.name if base.revision != "none" else None,
         dataset_name="held-out evaluation split",
         dataset_args={"sha256": report.evaluation.sha256, "rows": report.rows},
         confidence=facts.intervals.confidence,
         notes=f"{report.rows} rows of a split with sha256 {report.evaluation.sha256}; greedy, at most "
-              f"{contract.generation.max_new_tokens} new tokens",
-        metrics=tuple(CardMetric(name, _metric_type(name), _NAMES[name], value, *bounds[name])
+              f"{report.contract.generation.max_new_tokens} new tokens",
+        metrics=tuple(CardMetric(name, _TYPES.get(name, "bleu"), _NAMES[name], value, *facts.intervals.bounds[name])
                       for name, value in facts.values().items()),
     )
 
@@ -216,35 +219,15 @@ def _provenance(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    licence = _licence(facts.request.model.base_model.name)
+    licence = _LICENCES.get(facts.request.model.base_model.name, _OTHER_LICENCE)
     terms = "See the base model's licence." if licence == _OTHER_LICENCE else f"Licence: {licence}, as the base model."
     return ("## Limits\n\nIt answers in the manner of its training data and knows no real order, account or price; it "
             "can state wrong amounts and dates with confidence. BLEU and ROUGE measure likeness to one reference "
             f"answer, not truth. Other languages, topics and long conversations were not tested.\n\n{terms}")
 
 
-def _licence(base: str) -> str:
-    return _LICENCES.get(base, _OTHER_LICENCE)
-
-
-def _is_on_hub(facts: CardFacts) -> bool:
-    return facts.request.model.base_model.revision != "none"
-
-
-def _metric_type(name: str) -> str:
-    return "rouge" if name.startswith("rouge") else "bleu" if name.startswith("bleu") else name
-
-
 def _percent(confidence: float) -> str:
     return f"{100 * confidence:.6g} %"
-
-
-def _finite(name: str, value: float) -> float:
-    """A plain float: numpy's become binary tags in YAML."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise IntegrityError(f"model card: {name} is {number}; run `dvc repro evaluation`")
-    return number
 
 
 def _code(text: str) -> str:

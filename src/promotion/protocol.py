@@ -101,7 +101,7 @@ def advance(now: Progress, ports: Ports) -> Progress:
     return _STEPS[now.step](now, ports)
 
 
-def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> Progress:
+def promote(ports: Ports, journal: Journal, start: Progress) -> Progress:
     """Run the protocol to its end; `journal` is called with each step before it is taken.
 
     Raises RunAgain after ten lost claims, if the projections do not come to agree with the head, and if a service fails
@@ -122,9 +122,8 @@ def promote(ports: Ports, journal: Callable[[Step], None], start: Progress) -> P
     return now
 
 
-def append(
-    services: Services, journal: Journal, slot_of: Callable[[LedgerView], Slot | None]
-) -> tuple[LedgerView, Slot | None]:
+def append(services: Services, journal: Journal, slot_of: Callable[[LedgerView], Slot | None]
+           ) -> tuple[LedgerView, Slot | None]:
     """Append a rollback, block or adoption to the ledger, then run the same projection steps as a promotion.
 
     slot_of makes the slot from the ledger, and is called again after a lost claim; if it returns None, everything is
@@ -137,7 +136,8 @@ def append(
         slot = slot_of(view)
         if slot is None:
             return reconcile(services, journal, Step.PREFLIGHT), None
-        _take(Step.PREFLIGHT, services, journal)
+        journal(Step.PREFLIGHT)
+        _preflight(Progress(), services)
         journal(Step.CLAIM)
         is_champion = "may be"
         try:
@@ -178,8 +178,8 @@ def _reconcile(now: Progress, _ports: Services) -> Progress:
 def _decide(now: Progress, ports: Ports) -> Progress:
     view = ports.ledger.view()
     decision = ports.decide(view)
-    following = Step.ASSEMBLE if decision.verdict is Verdict.PROMOTE else Step.RECORD
-    return replace(now, step=following, view=view, decision=decision)
+    step = Step.ASSEMBLE if decision.verdict is Verdict.PROMOTE else Step.RECORD
+    return replace(now, step=step, view=view, decision=decision)
 
 
 def _assemble(now: Progress, ports: Ports) -> Progress:
@@ -193,8 +193,7 @@ def _register(now: Progress, ports: Ports) -> Progress:
 
 def _publish(now: Progress, ports: Ports) -> Progress:
     # A version's tag never moves, so a version that was promoted before keeps its commit: a new one could not be shown.
-    shown = (slot.hub for slot in now.view.slots if slot.key == ports.key and _hub_of(slot, ports))
-    release = next(shown, None)
+    release = next((slot.hub for slot in now.view.slots if slot.key == ports.key and _hub_of(slot, ports)), None)
     if release is None and ports.hub:
         release = ports.hub.publish(ports.key)
     return replace(now, step=Step.CLAIM, release=release)
@@ -203,8 +202,7 @@ def _publish(now: Progress, ports: Ports) -> Progress:
 def _claim(now: Progress, ports: Ports) -> Progress:
     slot = ports.slot(_made(now.decision), now.view, _made(now.version), now.release)
     if ports.ledger.claim(slot):
-        view = LedgerView((*now.view.slots, slot))
-        return replace(now, step=Step.PROJECT_HUB, view=view)
+        return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)))
     if now.attempts + 1 == MAX_ATTEMPTS:
         raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
     return replace(now, step=Step.DECIDE, attempts=now.attempts + 1)
@@ -267,11 +265,6 @@ def _made(value: T | None) -> T:
     if value is None:
         raise AssertionError("a step ran before the one that gives what it needs")
     return value
-
-
-def _take(step: Step, services: Services, journal: Journal) -> None:
-    journal(step)
-    _PROJECTING[step](Progress(step), services)
 
 
 _AFTER_THE_CLAIM = {Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE, Step.SETTLE,

@@ -54,9 +54,8 @@ class Verification:
     logits_difference: float
 
 
-def assemble_release(
-    model: Model, tokenizer: Tokenizer, destination: Path, *, max_new_tokens: int, texts: Mapping[str, str]
-) -> dict[str, str]:
+def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, max_new_tokens: int,
+                     texts: Mapping[str, str]) -> dict[str, str]:
     """Write a merged model as a release folder; returns its manifest (path to sha256).
 
     The folder appears by one rename, flushed, with manifest.json written last; equal inputs give equal bytes. texts
@@ -108,9 +107,8 @@ def check_release(folder: Path) -> dict[str, str]:
     return found
 
 
-def verify_release(
-    folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction]
-) -> Verification:
+def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction]
+                   ) -> Verification:
     """Check on some of the scored predictions that a release is the model that was scored.
 
     Its files match its manifest, its logits are those of base and adapter unmerged, and loaded plainly from disk it
@@ -125,10 +123,8 @@ def verify_release(
         raise IntegrityError(f"{folder}: weights are {released.dtype}, expected {dtype}; {_AGAIN}")
     prompts = [prompt_tokens(tokenizer, row.prompt()) for row in predictions]
     answers = answer(released, tokenizer, [row.prompt() for row in predictions], tokens_per_batch=_BATCH)
-    equal = sum(
-        _same_answer(released, prompt, row, found, TIE_TOLERANCE[dtype])
-        for prompt, row, found in zip(prompts, predictions, answers, strict=True)
-    )
+    equal = sum(_same_answer(released, prompt, row, found, TIE_TOLERANCE[dtype])
+                for prompt, row, found in zip(prompts, predictions, answers, strict=True))
     sequences = [[*prompt, *row.tokens] for prompt, row in zip(prompts, predictions, strict=True)]
     last = max(1, _COMPARED // len(sequences))
     device, of_release = released.device, list(logits(released, sequences, last=last))

@@ -7,12 +7,13 @@ from src.core.errors import InvalidParams, Refused
 from src.ledger.ports import Ledger, Weights
 from src.ledger.slots import HubRef, Kind, LedgerView, Slot
 
-_PROMOTING = ("promote", "force", "genesis")
-
 
 @dataclass(frozen=True)
 class Origin:
-    """Who adds a ledger entry, why, and from which commit and CI run; time is UTC in ISO 8601, to the second."""
+    """Who adds a ledger entry, why, and from which commit and CI run; time is UTC in ISO 8601, to the second.
+
+    Its fields, and those of UnrecordedChampion, are fields of a slot.
+    """
 
     actor: str
     reason: str
@@ -37,8 +38,9 @@ class UnrecordedChampion:
 def default_target(view: LedgerView) -> Slot:
     """The latest slot of an unblocked model other than the champion. Raises Refused if there is none."""
     head = _head(view)
+    skipped = view.blocked_digests | {head.model_digest}
     for slot in reversed(view.slots):
-        if slot.model_digest != head.model_digest and slot.model_digest not in view.blocked_digests:
+        if slot.model_digest not in skipped:
             return slot
     raise Refused(f"version {head.version} is the champion, and before it there is no other model that is not blocked; "
                   "name a blocked one with --to VERSION to take it back, or promote another")
@@ -60,8 +62,11 @@ def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | N
     if block is not None and blocked.model_digest == target.model_digest:
         raise InvalidParams(f"--block {block}: is the model to go back to (version {target.version}); give another "
                             "--to, or leave --block out")
-    blocks = {slot.version for slot in _promoted_after(view, target)} if target is not head else set()
-    blocks |= {block} if block is not None else set()
+    blocks = {block} if block is not None else set()
+    if target is not head:  # going back blocks the promotions since; a rollback to an older version is no promotion
+        promoted = [slot for slot in view.slots if slot.kind != "rollback"]
+        own = max(slot.number for slot in promoted if slot.version == target.version)
+        blocks |= {slot.version for slot in promoted if slot.number > own}
     blocks -= {slot.version for slot in view.slots if slot.model_digest == target.model_digest}
     if target.version == head.version and blocks <= view.blocked_versions:
         return None
@@ -75,22 +80,17 @@ def adoption(view: LedgerView, found: UnrecordedChampion, origin: Origin) -> Slo
         return None
     if any(slot.version == found.version for slot in view.slots):
         return _again(view, slot_of_version(view, found.version), "force", origin, set())
-    return Slot(
-        number=view.next_number, kind="force" if head else "genesis", key=found.key, model_digest=found.model_digest,
-        version=found.version, score=found.score, metrics=None, contract=found.contract,
-        evaluation_run=found.evaluation_run, hub=found.hub, blocks=[], unblocks=[],
-        previous_sha256=view.head_sha256, actor=origin.actor, reason=origin.reason, git_commit=origin.git_commit,
-        ci_url=origin.ci_url, time=origin.time,
-    )
+    return Slot(number=view.next_number, kind="force" if head else "genesis", metrics=None, blocks=[], unblocks=[],
+                previous_sha256=view.head_sha256, **vars(found), **vars(origin))
 
 
 def slot_of_version(view: LedgerView, version: int) -> Slot:
     """The latest slot of a version. Raises InvalidParams if the version was never promoted."""
-    for slot in reversed(view.slots):
-        if slot.version == version:
-            return slot
-    known = ", ".join(str(number) for number in sorted({slot.version for slot in view.slots})) or "none"
-    raise InvalidParams(f"version {version}: was never promoted; the ledger knows {known}")
+    slots = {slot.version: slot for slot in view.slots}
+    if version not in slots:
+        raise InvalidParams(f"version {version}: was never promoted; the ledger knows "
+                            f"{', '.join(map(str, sorted(slots))) or 'none'}")
+    return slots[version]
 
 
 def info(view: LedgerView, slot: Slot | None, *, model_name: str, result: str) -> dict[str, Any]:
@@ -145,11 +145,11 @@ def prune(ledger: Ledger, weights: Weights, keep: int) -> list[int]:
 
 def require_weights(view: LedgerView, version: int, weights: Weights, keep: int) -> None:
     """Raise Refused if a version's weights are deleted or prunable, naming the nearest version that has its weights."""
-    marked = weights.pruned()
-    if version not in marked and version not in prunable(view, keep):
+    gone = weights.pruned().keys() | prunable(view, keep)
+    if version not in gone:
         return
-    champions = {slot.version for slot in view.slots if slot.version != (view.head and view.head.version)}
-    there = (champions & weights.keys().keys()) - marked.keys() - prunable(view, keep)
+    there = ({slot.version for slot in view.slots} & weights.keys().keys()) - gone
+    there -= {view.head.version} if view.head else set()
     nearest = min(there, key=lambda other: abs(other - version), default=None)
     advice = f"the nearest that is kept is version {nearest}" if nearest else "no other version's are kept"
     raise Refused(f"version {version}: its weights were pruned (deployment.keep_versions: {keep}); {advice}, and "
@@ -162,19 +162,11 @@ def _head(view: LedgerView) -> Slot:
     return view.head
 
 
-def _promoted_after(view: LedgerView, target: Slot) -> list[Slot]:
-    """The promotions after the target's own last one; a rollback to an older version does not count as a promotion."""
-    promoted = [slot for slot in view.slots if slot.kind in _PROMOTING]
-    own = max(slot.number for slot in promoted if slot.version == target.version)
-    return [slot for slot in promoted if slot.number > own]
-
-
 def _again(view: LedgerView, old: Slot, kind: Kind, origin: Origin, blocks: set[int]) -> Slot:
     """Repeat the slot of an older version, with the last release that this version had on the Hub."""
     released = (slot.hub for slot in reversed(view.slots) if slot.version == old.version and slot.hub)
     return old.model_copy(update={
         "number": view.next_number, "kind": kind, "hub": next(released, None), "blocks": sorted(blocks),
         "unblocks": [old.version] if old.version in view.blocked_versions else [],
-        "previous_sha256": view.head_sha256, "actor": origin.actor, "reason": origin.reason,
-        "git_commit": origin.git_commit, "ci_url": origin.ci_url, "time": origin.time,
+        "previous_sha256": view.head_sha256, **vars(origin),
     })

@@ -1,7 +1,7 @@
 """The status of a model, and every difference between the ledger and registry, Hub, mirror and record. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
@@ -58,18 +58,16 @@ class Finding:
     text: str
     remedy: str
 
-    def line(self) -> str:
-        """Place, text and remedy in one line."""
-        return f"{self.place}: {self.text}; {self.remedy}"
-
 
 def drift(seen: ObservedState) -> list[Finding]:
     """Every difference from the ledger; empty if everything agrees with it."""
-    head = seen.view.head
-    if head is None:
-        return [*_unknown_to_an_empty_ledger(seen), *_mirror(seen), *_record(seen)]
-    return [*_holders(seen), *_versions(seen, head), *_hub(seen, head), *_tags(seen, head), *_mirror(seen),
-            *_record(seen)]
+    head, hub = seen.view.head, seen.hub
+    found = [*_holders(seen), *_versions(seen, head)] if head else [*_unknown_to_an_empty_ledger(seen)]
+    if hub and head:
+        found += [*_hub(seen.view, hub, head), *_tags(seen.view, hub, head)]
+    if hub:
+        found += _mirror(seen.view, hub)
+    return [*found, *_record(seen)]
 
 
 def _unknown_to_an_empty_ledger(seen: ObservedState) -> Iterator[Finding]:
@@ -106,28 +104,22 @@ def _versions(seen: ObservedState, head: Slot) -> Iterator[Finding]:
                           f"{key[:12]}: another model has its number", _BACKUP)
 
 
-def _hub(seen: ObservedState, head: Slot) -> Iterator[Finding]:
-    if seen.hub is None:
-        return
-    repo, state = seen.hub.repo, seen.hub.state
-    shown = whose_tree(seen.view, state.tree)
+def _hub(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
+    repo, shown = hub.repo, whose_tree(view, hub.state.tree)
     if head.hub is None:
         yield Finding("hub", f"version {head.version} was promoted without the Hub; {repo} main holds {shown}",
                       "the next promotion with the Hub ends it")
     elif head.hub.repo != repo:
         yield Finding("hub", f"version {head.version} was published to {head.hub.repo}, params.yaml names {repo}",
                       "correct deployment.huggingface.model_id, or wait for the next promotion")
-    elif state.tree != head.hub.tree:
+    elif hub.state.tree != head.hub.tree:
         yield Finding("hub", f"{repo} main holds {shown}; the ledger says version {head.version}", REPAIR)
 
 
-def _tags(seen: ObservedState, head: Slot) -> Iterator[Finding]:
-    if seen.hub is None:
-        return
-    commits = {slot.version: slot.hub.commit for slot in seen.view.slots
-               if slot.hub and slot.hub.repo == seen.hub.repo}
+def _tags(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
+    commits = {slot.version: slot.hub.commit for slot in view.slots if slot.hub and slot.hub.repo == hub.repo}
     for version, commit in sorted(commits.items()):
-        found = seen.hub.state.tags.get(f"v{version}")
+        found = hub.state.tags.get(f"v{version}")
         if found is None and version == head.version:
             yield Finding("hub", f"tag v{version} is missing", REPAIR)
         elif found not in (None, commit):
@@ -135,12 +127,9 @@ def _tags(seen: ObservedState, head: Slot) -> Iterator[Finding]:
                           "find out who moved it, delete it, and `--repair`")
 
 
-def _mirror(seen: ObservedState) -> Iterator[Finding]:
-    if seen.hub is None:
-        return
-    ours = [slot.text() for slot in seen.view.slots]
-    pushed = any(slot.hub and slot.hub.repo == seen.hub.repo for slot in seen.view.slots)
-    theirs = list(seen.hub.mirror or [])
+def _mirror(view: LedgerView, hub: ObservedHub) -> Iterator[Finding]:
+    ours, theirs = [slot.text() for slot in view.slots], list(hub.mirror or [])
+    pushed = any(slot.hub and slot.hub.repo == hub.repo for slot in view.slots)
     common = min(len(ours), len(theirs))
     if ours[:common] != theirs[:common]:
         first = next(number for number in range(common) if ours[number] != theirs[number]) + 1
@@ -172,12 +161,10 @@ def whose_tree(view: LedgerView, tree: str | None) -> str:
     return "files that are no release of this ledger" if owner is None else f"version {owner}"
 
 
-def versions(numbers: Sequence[int | None] | frozenset[int] | set[int], *, nothing: str = "no version") -> str:
+def versions(numbers: Iterable[int | None], *, nothing: str = "no version") -> str:
     """Version numbers in words: `version 3` or `versions 2, 3`; `nothing` if there are none."""
     known = sorted(number for number in numbers if number is not None)
-    if not known:
-        return nothing
-    return ("version " if len(known) == 1 else "versions ") + ", ".join(str(number) for number in known)
+    return f"version{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}" if known else nothing
 
 
 def highest_release(tags: Mapping[str, str]) -> int:
@@ -226,6 +213,7 @@ def facts(model_name: str, seen: ObservedState, findings: Sequence[Finding], dec
           begun: Sequence[StartedPromotion]) -> dict[str, Any]:
     """The status as a JSON object."""
     view, hub = seen.view, seen.hub
+    tag = f"v{view.head.version}" if view.head else ""
     return {
         "model_name": model_name,
         "champion": _slot(view.head),
@@ -235,7 +223,8 @@ def facts(model_name: str, seen: ObservedState, findings: Sequence[Finding], dec
         "ledger": {"slots": len(view.slots), "chain": "whole", "head_sha256": view.head_sha256},
         "registry": {"champion": seen.holders.champion, "previous": seen.holders.previous,
                      "production": sorted(seen.holders.production)},
-        "hub": {"repo": hub.repo, "main": hub.state.head, "tag": _tag(seen), "release": _shown(seen)} if hub else None,
+        "hub": {"repo": hub.repo, "main": hub.state.head, "tag": tag if tag in hub.state.tags else None,
+                "release": whose_tree(view, hub.state.tree)} if hub else None,
         "mirror_slots": len(hub.mirror or ()) if hub else None,
         "record": seen.info.get("result"),
         "slots": [_slot(slot) for slot in reversed(view.slots[-5:])],
@@ -248,44 +237,30 @@ def facts(model_name: str, seen: ObservedState, findings: Sequence[Finding], dec
 def text(told: Mapping[str, Any]) -> str:
     """The JSON object of `facts` as text for a terminal."""
     champion, registry, hub = told["champion"], told["registry"], told["hub"]
-    lines = _champion(champion)
-    lines += _line("previous", versions([told["previous"]["version"] if told["previous"] else None], nothing="none"))
-    lines += _line("blocked", versions(told["blocked_versions"], nothing="none"))
+    title, rows = f"{told['model_name']}: no champion yet", dict[str, str]()
+    if champion:
+        score = f", score {champion['score']}" if champion["score"] else ""
+        title = f"{told['model_name']}: version {champion['version']} is the champion{score}"
+        rows["since"] = (f"{champion['time']}, slot {champion['number']}, {champion['kind']} by {champion['actor']}: "
+                         f"{champion['reason']}")
+    rows["previous"] = versions([told["previous"]["version"] if told["previous"] else None], nothing="none")
+    rows["blocked"] = versions(told["blocked_versions"], nothing="none")
     if told["pruned_versions"]:
-        lines += _line("pruned", versions(told["pruned_versions"]))
-    lines += _line("ledger", f"{told['ledger']['slots']} slots, chain whole")
-    lines += _line("registry", f"champion {registry['champion']}, previous {registry['previous']}, Production "
-                   f"{', '.join(map(str, registry['production'])) or None}")
-    lines += _line("Hub", f"{hub['repo']}: main at {str(hub['main'])[:12]}, {hub['release']}, tag {hub['tag']}"
-                   if hub else "not pushed")
+        rows["pruned"] = versions(told["pruned_versions"])
+    rows["ledger"] = f"{told['ledger']['slots']} slots, chain whole"
+    rows["registry"] = (f"champion {registry['champion']}, previous {registry['previous']}, Production "
+                        f"{', '.join(map(str, registry['production'])) or None}")
+    rows["Hub"] = "not pushed"
     if hub:
-        lines += _line("mirror", f"{told['mirror_slots']} slots")
-    lines += _line("record", told["record"] or "none")
-    lines += _line("decisions", *(f"{each['time']}  {each['decision']} ({each['reason']}), run {each['run_id']}"
-                                  for each in told["decisions"]))
-    lines += _line("unfinished", *(f"{key}: {', '.join(where)}" for key, where in told["unfinished"].items()))
-    lines += _line("drift", *(f"{each['place']}: {each['text']}; {each['remedy']}" for each in told["drift"]))
-    return f"{_title(told)}\n{indent(tabulate(lines, tablefmt='plain', disable_numparse=True), '  ')}"
-
-
-def _title(told: Mapping[str, Any]) -> str:
-    champion = told["champion"]
-    if champion is None:
-        return f"{told['model_name']}: no champion yet"
-    score = f", score {champion['score']}" if champion["score"] else ""
-    return f"{told['model_name']}: version {champion['version']} is the champion{score}"
-
-
-def _champion(champion: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if champion is None:
-        return []
-    return _line("since", f"{champion['time']}, slot {champion['number']}, {champion['kind']} by {champion['actor']}: "
-                 f"{champion['reason']}")
-
-
-def _line(name: str, *values: str) -> list[tuple[str, str]]:
-    """A name with its values below each other, or `none`."""
-    return [("" if place else name, value) for place, value in enumerate(values or ("none",))]
+        rows["Hub"] = f"{hub['repo']}: main at {str(hub['main'])[:12]}, {hub['release']}, tag {hub['tag']}"
+        rows["mirror"] = f"{told['mirror_slots']} slots"
+    rows["record"] = told["record"] or "none"
+    lists = {"decisions": [f"{each['time']}  {each['decision']} ({each['reason']}), run {each['run_id']}"
+                           for each in told["decisions"]],
+             "unfinished": [f"{key}: {', '.join(where)}" for key, where in told["unfinished"].items()],
+             "drift": [f"{each['place']}: {each['text']}; {each['remedy']}" for each in told["drift"]]}
+    rows |= {name: "\n".join(lines) or "none" for name, lines in lists.items()}
+    return f"{title}\n{indent(tabulate(rows.items(), tablefmt='plain', disable_numparse=True), '  ')}"
 
 
 def _slot(slot: Slot | None) -> dict[str, Any] | None:
@@ -298,13 +273,3 @@ def _slot(slot: Slot | None) -> dict[str, Any] | None:
 def _accounts_for(slot: Slot, trace: StartedPromotion) -> bool:
     is_key = len(trace.key) in (12, 64)
     return slot.time[:_SECONDS] >= trace.time[:_SECONDS] and (not is_key or slot.key.startswith(trace.key))
-
-
-def _tag(seen: ObservedState) -> str | None:
-    head = seen.view.head
-    name = f"v{head.version}" if head else ""
-    return name if seen.hub and name in seen.hub.state.tags else None
-
-
-def _shown(seen: ObservedState) -> str:
-    return whose_tree(seen.view, seen.hub.state.tree if seen.hub else None)
