@@ -22,12 +22,27 @@ from deploying.steps import DeploymentResult, Plan, SpaceDeployment, verify
 from serving.identity import BundleError
 
 HERE = Path(__file__).parent
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("--space", metavar="OWNER/NAME")
+PARSER.add_argument("--bundle", type=Path, default=HERE / "assets", help="a validated one; it becomes assets/")
+PARSER.add_argument("--push", action="store_true", help="without it nothing outside changes")
+PARSER.add_argument("--auto", action="store_true", help="do not ask before each effect")
+PARSER.add_argument("--verify-only", action="store_true", help="check the live Space, change nothing")
+PARSER.add_argument("--on-failure", choices=("rollback", "fallback"), default="rollback",
+                    help="back to the last commit that was seen answering, or the fallback")
+PARSER.add_argument("--strategy", metavar="NAME", help="requirements to take over; fix_dependencies.py --list")
+PARSER.add_argument("--champion", metavar="NAME", help="model repository whose main the bundle has to be of")
+PARSER.add_argument("--private", action="store_true", help="of a Space that is created")
+PARSER.add_argument("--url", help="address of the live Space, if it is not the one that the Hub states")
+PARSER.add_argument("--record", type=Path, help="write the result there as JSON")
+PARSER.add_argument("--wait", type=float, default=1800, metavar="SECONDS", help="for the build and the start")
+PARSER.add_argument("--settle", type=float, default=60, metavar="SECONDS", help="for a running Space to be right")
 logger = logging.getLogger("space")
 
 
 def main() -> int:
     """Exit with the code of how it ended; logs on stderr, the result on stdout."""
-    arguments = _parser().parse_args()
+    arguments = PARSER.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
@@ -65,25 +80,6 @@ def _ask(doing: str) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise KeyboardInterrupt
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--space", metavar="OWNER/NAME")
-    parser.add_argument("--bundle", type=Path, default=HERE / "assets", help="a validated one; it becomes assets/")
-    parser.add_argument("--push", action="store_true", help="without it nothing outside changes")
-    parser.add_argument("--auto", action="store_true", help="do not ask before each effect")
-    parser.add_argument("--verify-only", action="store_true", help="check the live Space, change nothing")
-    parser.add_argument("--on-failure", choices=("rollback", "fallback"), default="rollback",
-                        help="back to the last commit that was seen answering, or the fallback")
-    parser.add_argument("--strategy", metavar="NAME", help="requirements to take over; fix_dependencies.py --list")
-    parser.add_argument("--champion", metavar="NAME", help="model repository whose main the bundle has to be of")
-    parser.add_argument("--private", action="store_true", help="of a Space that is created")
-    parser.add_argument("--url", help="address of the live Space, if it is not the one that the Hub states")
-    parser.add_argument("--record", type=Path, help="write the result there as JSON")
-    parser.add_argument("--wait", type=float, default=1800, metavar="SECONDS", help="for the build and the start")
-    parser.add_argument("--settle", type=float, default=60, metavar="SECONDS", help="for a running Space to be right")
-    return parser
 
 
 if __name__ == "__main__":

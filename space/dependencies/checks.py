@@ -12,7 +12,6 @@ from pathlib import Path
 from dependencies import environment
 from dependencies.strategies import SPACE, StrategyError, applied
 
-_LARGEST_PORT = 65535
 _JOINERS = "\u200d\ufe0f"  # make one emoji of several signs
 
 
@@ -81,8 +80,6 @@ def port_numbers() -> Iterator[str]:
         ports["Dockerfile: ENV PORT"] = found[1]
     if len(set(ports.values())) > 1:
         yield "; ".join(f"{where} {port}" for where, port in ports.items()) + ": these have to agree"
-    elif not 0 < int(ports["the app on a Space"]) <= _LARGEST_PORT:
-        yield f"{ports['the app on a Space']}: is no port"
 
 
 CHECKS: dict[str, Callable[[], Iterator[str]]] = {

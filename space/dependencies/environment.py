@@ -35,8 +35,7 @@ def problems(strategy: Strategy) -> Iterator[str]:
     """One line for each difference between this environment and the lock."""
     yield from _versions(strategy.complete)
     yield from import_problems(strategy)
-    yield from _torch(strategy.complete)
-    yield from _numpy(strategy.complete)
+    yield from _compiled(strategy.complete)
 
 
 def _versions(locked: Mapping[str, str]) -> Iterator[str]:
@@ -75,24 +74,18 @@ def import_error(*modules: str) -> str:
     return ended.stderr.strip() if ended.returncode or _NUMPY_WARNS in ended.stderr else ""
 
 
-def _torch(locked: Mapping[str, str]) -> Iterator[str]:
-    if "torch" not in locked:
-        return
-    version, cuda = _told(_TORCH)
-    if version != locked["torch"]:
-        yield f"torch: the lock has {locked['torch']}, the module says {version}"
-    if cuda is not None:
-        yield f"torch: is the build for CUDA {cuda}; the CPU build is wanted"
-
-
-def _numpy(locked: Mapping[str, str]) -> Iterator[str]:
-    if "numpy" not in locked:
-        return
-    version, abi = _told(_NUMPY)
-    if version != locked["numpy"]:
-        yield f"numpy: the lock has {locked['numpy']}, the module says {version}"
-    if abi is not None and str(abi) != locked["numpy"].partition(".")[0]:
-        yield f"numpy: the ABI of its compiled part is {abi}, of the lock's {locked['numpy']} it is another"
+def _compiled(locked: Mapping[str, str]) -> Iterator[str]:
+    """What torch and NumPy say of themselves, which their metadata need not tell."""
+    for name, code in (("torch", _TORCH), ("numpy", _NUMPY)):
+        if name not in locked:
+            continue
+        version, build = _told(code)
+        if version != locked[name]:
+            yield f"{name}: the lock has {locked[name]}, the module says {version}"
+        if name == "torch" and build is not None:
+            yield f"torch: is the build for CUDA {build}; the CPU build is wanted"
+        if name == "numpy" and build is not None and str(build) != locked[name].partition(".")[0]:
+            yield f"numpy: the ABI of its compiled part is {build}, of the lock's {locked[name]} it is another"
 
 
 def _told(code: str) -> tuple[object, object]:
@@ -137,20 +130,15 @@ def unmet(asked: str, find: Callable[[str], Installed | None] = find_installed, 
     elif not wanted.specifier.contains(found.version, prereleases=True):
         yield f"{by} has requirement {name}{wanted.specifier}, but you have {name} {found.version}.{through}"
     else:
-        for below in found.requires:
-            if _applies(_parsed(below), wanted.extras):
-                yield from unmet(below, find, by=f"{name} {found.version}", above=chain)
+        for below in map(_parsed, found.requires):
+            if not below.marker or any(below.marker.evaluate({"extra": extra}) for extra in wanted.extras | {""}):
+                yield from unmet(str(below), find, by=f"{name} {found.version}", above=chain)
 
 
 def _parsed(requirement: str) -> "Requirement":
     from packaging.requirements import Requirement  # not in an environment of the strategy minimal
 
     return Requirement(requirement)
-
-
-def _applies(requirement: "Requirement", extras: set[str]) -> bool:
-    marker = requirement.marker
-    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
 
 
 class ScratchError(Exception):

@@ -4,6 +4,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from files import write_text
 
@@ -11,11 +12,9 @@ SPACE = Path(__file__).parents[1]
 REQUIREMENTS = SPACE / "requirements"
 APPLIED = SPACE / "requirements.txt"  # what the Dockerfile installs
 _BEFORE = SPACE / ".requirements.txt.before"
-_TABLE = Path(__file__).parent / "strategies.toml"
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 _OTHER = re.compile(r"^-r (\S+)", re.MULTILINE)
 _NAME = re.compile(r"^# strategy: (\S+)$", re.MULTILINE)
-_ERRORS = Path(__file__).parent / "errors.toml"
 
 
 class StrategyError(Exception):
@@ -53,9 +52,12 @@ class Strategy:
 
 def load() -> dict[str, Strategy]:
     """The strategies by name, in the order in which to try them."""
-    with _TABLE.open("rb") as file:
-        rows = tomllib.load(file)["strategies"]
+    rows = _table("strategies.toml")["strategies"]
     return {name: Strategy(name, **row) for name, row in rows.items()}
+
+
+def _table(name: str) -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -126,8 +128,7 @@ class Diagnosis:
 
 def errors() -> list[KnownError]:
     """The table, in the order that decides."""
-    with _ERRORS.open("rb") as file:
-        return [KnownError(branch, **row) for branch, rows in tomllib.load(file).items() for row in rows]
+    return [KnownError(branch, **row) for branch, rows in _table("errors.toml").items() for row in rows]
 
 
 def diagnose(text: str) -> Diagnosis | None:

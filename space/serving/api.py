@@ -101,12 +101,10 @@ def _add_refusals(app: FastAPI) -> None:
         return refusal(400, f"{where or 'body'}: {first['msg']}", code="invalid_request", param=where or None)
 
     @app.exception_handler(TooLong)
-    async def too_long(_: Request, error: TooLong) -> JSONResponse:
-        return refusal(400, str(error), code="context_length_exceeded", param="messages")
-
     @app.exception_handler(BadConversation)
-    async def bad(_: Request, error: BadConversation) -> JSONResponse:
-        return refusal(400, str(error), code="invalid_request", param="messages")
+    async def bad(_: Request, error: TooLong | BadConversation) -> JSONResponse:
+        code = "context_length_exceeded" if isinstance(error, TooLong) else "invalid_request"
+        return refusal(400, str(error), code=code, param="messages")
 
     @app.exception_handler(TooBusy)
     async def busy(_: Request, error: TooBusy) -> JSONResponse:
