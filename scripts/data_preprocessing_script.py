@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from src.core.params import load_params
-from src.core.records import CONFIG
+from src.core.records import CONFIG, DatasetRef, Datasets, file_sha256
 from utils import process
 
 logger = logging.getLogger("champion")
@@ -19,7 +19,6 @@ def main() -> int:
     """Write the three splits and datasets.json; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.core.records import DatasetRef, Datasets, file_sha256
     from src.data import prepare
     from utils import environment, json_utils
 

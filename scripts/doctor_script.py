@@ -18,9 +18,8 @@ def main() -> int:
     flags = PARSER.parse_args()
 
     from scripts.commands import diagnose
-    from scripts.commands.diagnose import examine
 
-    checks = examine(flags.config or CONFIG)
+    checks = diagnose.examine(flags.config or CONFIG)
     process.say(json.dumps(diagnose.facts(checks), indent=2) if flags.json else diagnose.text(checks))
     return diagnose.exit_code(checks)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from src.core.params import load_params
 from src.core.records import CONFIG
 from utils import process
-from utils import process as ranks
 
 OUTPUT = Path("results/evaluations")
 CHAMPION = "champion"
@@ -23,7 +22,7 @@ def main() -> int:
     flags = PARSER.parse_args()
     if flags.model == CHAMPION and flags.output_dir:
         PARSER.error("--output-dir: the champion's score goes to MLflow alone; leave it out")
-    ranks.set_up()
+    process.set_up()
 
     from scripts.commands import evaluate
     from src.evaluation.predictions import numbers, score_contract, summary
@@ -35,7 +34,7 @@ def main() -> int:
     split, rows = evaluate.read_split(params.evaluation)
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
     placement.start()
-    if not ranks.is_first():
+    if not process.is_first():
         evaluate.assist(rows, params, contract, of_champion=flags.model == CHAMPION)
         return 0
     client = mlflow_utils.connect(params.mlflow)

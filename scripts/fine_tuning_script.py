@@ -3,17 +3,11 @@
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from src.core import records
 from src.core.params import load_params
-from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION, read_lines
+from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION
 from utils import process
-from utils import process as ranks
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from src.training.fine_tuning import Epoch
 
 ADAPTER = Path("results/adapter")
 CHECKPOINTS = Path("results/checkpoints")
@@ -26,31 +20,27 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 def main() -> int:
     """Train, and write the adapter, where it is, and the loss curve; returns the exit code."""
     flags = PARSER.parse_args()
-    ranks.set_up()
+    process.set_up()
 
     import mlflow
 
-    from src.core.records import BaseModelRef, Datasets, FineTunedModel, LoraSettings, manifest, tree_digest
     from src.data.rows import parse_rows
     from src.training import fine_tuning
     from utils import environment, json_utils, mlflow_utils
     from utils.tracking import runs
 
     params = load_params(flags.config or CONFIG)
-    data = Datasets.load(DATASETS)
-    base = BaseModelRef.load(BASE_MODEL)
+    data = records.Datasets.load(DATASETS)
+    base = records.BaseModelRef.load(BASE_MODEL)
     train, validation = (
-        [row.conversation() for row in parse_rows(read_lines(Path(part.path)), where=Path(part.path),
-                                                  max_rows=0)]
-        for part in (data.train, data.validation)
-    )
-    lora = LoraSettings(**params.fine_tuning.lora.model_dump())
+        [row.conversation() for row in parse_rows(records.read_lines(path), where=path, max_rows=0)]
+        for path in (Path(data.train.path), Path(data.validation.path)))
     checkpoints = CHECKPOINTS / fine_tuning.fingerprint(params.fine_tuning, base=base, train=data.train,
                                                         validation=data.validation)
     train_it = partial(fine_tuning.fine_tune, train, validation, params.fine_tuning, base=Path(base.path),
                        base_name=base.path if base.revision == "none" else base.name, checkpoints=checkpoints,
                        adapter=ADAPTER)
-    if not ranks.is_first():
+    if not process.is_first():
         train_it()
         return 0
     git = environment.git_identity()
@@ -58,12 +48,12 @@ def main() -> int:
     with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags) as run_id:
         shutil.rmtree(ADAPTER, ignore_errors=True)
         curve = train_it()
-        json_utils.write_text(LOSS, _table(curve))
-        model = FineTunedModel(
+        rows = (f"{epoch.epoch},{epoch.train_loss:.6f},{epoch.validation_loss:.6f}\n" for epoch in curve)
+        json_utils.write_text(LOSS, "epoch,train_loss,validation_loss\n" + "".join(rows))
+        model = records.FineTunedModel(
             run_id=run_id, tracking_uri=mlflow.get_tracking_uri(), adapter_path=ADAPTER.as_posix(),
-            adapter_sha256=tree_digest(manifest(ADAPTER)), base_model=base, train=data.train, lora=lora,
-            git_commit=git.commit,
-        )
+            adapter_sha256=records.tree_digest(records.manifest(ADAPTER)), base_model=base, train=data.train,
+            lora=records.LoraSettings(**params.fine_tuning.lora.model_dump()), git_commit=git.commit)
         json_utils.write_object(MODEL_LOCATION, model.model_dump(mode="json"))
         curves = {name: [(epoch.epoch, getattr(epoch, name)) for epoch in curve]
                   for name in ("train_loss", "validation_loss")}
@@ -74,11 +64,6 @@ def main() -> int:
     process.say(f"fine_tuning: kept epoch {best.epoch} of {len(curve)}, validation loss {best.validation_loss:.4f}; "
                 f"adapter {model.adapter_sha256[:12]}, MLflow run {run_id}")
     return 0
-
-
-def _table(curve: "Sequence[Epoch]") -> str:
-    rows = (f"{epoch.epoch},{epoch.train_loss:.6f},{epoch.validation_loss:.6f}\n" for epoch in curve)
-    return "epoch,train_loss,validation_loss\n" + "".join(rows)
 
 
 if __name__ == "__main__":

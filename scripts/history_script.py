@@ -2,13 +2,10 @@
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from src.core.errors import IntegrityError
 from src.core.records import CONFIG
-from utils import process
-
-if TYPE_CHECKING:
-    from scripts.commands.history import HistoryCommands
+from utils import environment, process
 
 PARSER = process.Arguments(description=__doc__, epilog="See docs/history.md; exit codes: docs/exit-codes.md")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
@@ -31,31 +28,32 @@ def main() -> int:
     flags = PARSER.parse_args()
     _check(flags)
     config = flags.config or CONFIG
+
+    from scripts.commands import history
+
     if flags.promote:
-        from scripts.commands.history import promote
-
-        return promote(config, flags.promote, flags.reason)
-
-    from scripts.commands.history import HistoryCommands
-
-    history = HistoryCommands(config)
+        return history.promote(config, flags.promote, flags.reason)
+    commands = history.HistoryCommands(config)
     if flags.exclude:
-        process.say(history.exclude(flags.exclude, flags.reason))
+        process.say(commands.exclude(flags.exclude, flags.reason))
     elif flags.backtest:
-        process.say(history.backtest(flags.settings, flags.form or "table"))
+        process.say(commands.backtest(flags.settings, flags.form or "table"))
     elif flags.explain:
-        _explain(history, flags.explain)
+        words, differing = commands.explain(flags.explain)
+        same = "differs" if differing else "the same result, bit for bit"
+        process.say("\n".join([*words, f"  {'replay':14}  {same}", *(f"    {line}" for line in differing)]))
+        if differing:
+            raise IntegrityError(f"run {flags.explain}: the replay differs from the record in {len(differing)} places, "
+                                 f"first {differing[0]}; something was changed in the store since")
     else:
-        process.say(history.listing(flags.form or "table", flags.limit))
+        process.say(commands.listing(flags.form or "table", flags.limit))
     return 0
 
 
 def _check(flags: Namespace) -> None:
     """Refuse flags that do not go together."""
-    from utils.environment import clean_reason
-
     listing = not (flags.exclude or flags.promote or flags.explain or flags.backtest)
-    flags.reason = None if flags.reason is None else clean_reason(flags.reason)
+    flags.reason = None if flags.reason is None else environment.clean_reason(flags.reason)
     problems = {
         "--backtest: needs --set, and --set needs --backtest": flags.backtest != bool(flags.settings),
         f"--{flags.form}: is for the list, and --json for a backtest too":
@@ -69,17 +67,6 @@ def _check(flags: Namespace) -> None:
     for problem, found in problems.items():
         if found:
             PARSER.error(problem)
-
-
-def _explain(history: "HistoryCommands", run_id: str) -> None:
-    from src.core.errors import IntegrityError
-
-    words, differing = history.explain(run_id)
-    same = "differs" if differing else "the same result, bit for bit"
-    process.say("\n".join([*words, f"  {'replay':14}  {same}", *(f"    {line}" for line in differing)]))
-    if differing:
-        raise IntegrityError(f"run {run_id}: the replay differs from the record in {len(differing)} places, first "
-                             f"{differing[0]}; something was changed in the store since")
 
 
 if __name__ == "__main__":

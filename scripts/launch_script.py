@@ -25,16 +25,20 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         PARSER.parse_args(arguments)
-    if arguments[0].startswith("-"):
-        return _accelerate(arguments)
-    if not Path(arguments[0]).is_file():
-        raise InvalidParams(f"{arguments[0]}: no such script; name a stage's, as dvc.yaml does")
-    launcher = _launcher(arguments)
-    if launcher == ["python"]:
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
-        return 0
-    return _accelerate(launcher[2:], arguments)
+    flags, stage = arguments, []
+    if not arguments[0].startswith("-"):
+        if not Path(arguments[0]).is_file():
+            raise InvalidParams(f"{arguments[0]}: no such script; name a stage's, as dvc.yaml does")
+        launcher = _launcher(arguments)
+        if launcher == ["python"]:
+            sys.argv = arguments
+            runpy.run_path(arguments[0], run_name="__main__")
+            return 0
+        flags, stage = launcher[2:], arguments
+
+    from src.models import placement
+
+    return placement.launch(flags, stage)
 
 
 def _launcher(stage: Sequence[str]) -> list[str]:
@@ -51,12 +55,6 @@ def _launcher(stage: Sequence[str]) -> list[str]:
         return words
     raise InvalidParams(f"{config}: launcher: {text!r} is unknown; write python, or accelerate launch and its flags, "
                         "for example accelerate launch --num_processes 2")
-
-
-def _accelerate(flags: Sequence[str], stage: Sequence[str] = ()) -> int:
-    from src.models import placement
-
-    return placement.launch(flags, stage)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from src.core.errors import InvalidParams
 from src.core.records import CONFIG, OUTPUT_DIR, read_object
-from utils import process
+from utils import dvc_utils, environment, git_utils, github_utils, process, results
+from utils.tracking import store
 
 logger = logging.getLogger("champion")
 
@@ -19,8 +21,6 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 
 def check(config: Path) -> int:
     """Refuse early what could not end in a promotion; asks no service."""
-    from utils import github_utils
-
     params, settings = github_utils.checked_params(config), github_utils.overrides().settings(config)
     logger.info("profile %s; %s", params.profile, ", ".join(settings) or "parameters as in params.yaml")
     return 0
@@ -28,10 +28,6 @@ def check(config: Path) -> int:
 
 def credentials(_config: Path) -> int:
     """Write the user name and token of a DVC remote on DagsHub from the environment to .dvc/config.local."""
-    from src.core.errors import InvalidParams
-    from utils import dvc_utils
-    from utils.tracking import store
-
     remote = dvc_utils.default_remote()
     if remote is None or not store.is_dagshub(remote.url):
         process.say("credentials: nothing to do, the DVC remote is not DagsHub's")
@@ -48,32 +44,24 @@ def credentials(_config: Path) -> int:
 
 def pull(_config: Path) -> int:
     """Data, models and run cache from the DVC remote."""
-    from utils import dvc_utils
-
     dvc_utils.pull()
     return 0
 
 
 def run(config: Path) -> int:
     """The pipeline, once; returns DVC's exit code."""
-    from utils import dvc_utils, github_utils
-
     github_utils.checked_params(config)
     return dvc_utils.reproduce(github_utils.overrides().settings(config))
 
 
 def push(_config: Path) -> int:
     """Data, models and run cache to the DVC remote."""
-    from utils import dvc_utils
-
     dvc_utils.push()
     return 0
 
 
 def commit(config: Path) -> int:
     """dvc.lock and the small results onto this run's branch; nothing after a run with parameters of its own."""
-    from utils import environment, git_utils, github_utils, results
-
     settings, branch = github_utils.overrides().settings(config), github_utils.branch()
     if settings or not branch:
         process.say(f"records: not committed: {'run with ' + ', '.join(settings) if settings else 'no branch'}")

@@ -4,17 +4,17 @@ import importlib.metadata
 import logging
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from src.core.params import load_params
-from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR, read_object
-from utils import process
+from src.core import records
+from src.core.errors import PipelineError
+from src.core.params import Params, load_params
+from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR, EvaluationReport
+from utils import json_utils, process, results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from src.core.params import Params
-    from src.core.records import EvaluationReport
     from src.report.page import ModelHistory
 
 logger = logging.getLogger("champion")
@@ -33,11 +33,9 @@ def main() -> int:
     """Write the page, and log it to the deployment's MLflow run; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.core.errors import PipelineError
-    from src.core.records import EvaluationReport, FineTunedModel
     from src.evaluation.predictions import Prediction
     from src.report.page import Records, losses_of, no_past, render
-    from utils import json_utils, mlflow_utils, results
+    from utils import mlflow_utils
     from utils.answers import PREDICTIONS
     from utils.tracking.runs import log_page
 
@@ -45,7 +43,6 @@ def main() -> int:
     params = load_params(flags.config or CONFIG)
     report_path = EVALUATION_RESULTS.with_name("report.json")
     report = EvaluationReport.load(report_path)
-    model = FineTunedModel.load(MODEL_LOCATION)
     client = None
     try:
         with process.deadline(params.mlflow.deadline_seconds, "reading the history from MLflow"):
@@ -55,23 +52,25 @@ def main() -> int:
         logger.warning("%s", error)
         client, past = None, no_past(str(error))
     losses = losses_of(LOSSES.read_text(encoding="utf-8"), where=LOSSES) if LOSSES.is_file() else None
-    records = Records(
-        report=report, model=model, predictions=Prediction.load_lines(report_path.with_name(PREDICTIONS)),
-        info=results.last_info(OUTPUT_DIR), comparison=_optional(OUTPUT_DIR / results.COMPARISON), losses=losses,
-        past=past, policy=params.deployment, versions=_versions(),
-    )
-    html = render(records)
+    compared = OUTPUT_DIR / results.COMPARISON
+    seen = Records(
+        report=report, model=records.FineTunedModel.load(MODEL_LOCATION), losses=losses, past=past,
+        predictions=Prediction.load_lines(report_path.with_name(PREDICTIONS)), info=results.last_info(OUTPUT_DIR),
+        comparison=records.read_object(compared) if compared.is_file() else {}, policy=params.deployment,
+        versions={"Python": platform.python_version(),
+                  **{name: importlib.metadata.version(name) for name in _SOFTWARE}})
+    html = render(seen)
     json_utils.write_text(output, html)
-    if client and records.deployment_run:
+    if client and seen.deployment_run:
         try:
-            log_page(client, records.deployment_run, html)
+            log_page(client, seen.deployment_run, html)
         except PipelineError as error:
             logger.warning("the report is not in MLflow: %s", error)
     process.say(f"report: {output} ({len(html.encode()):,} bytes)")
     return 0
 
 
-def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") -> "ModelHistory":
+def _past(client: "MlflowClient", params: Params, report: EvaluationReport) -> "ModelHistory":
     from src.report.page import ModelHistory, rival_run, rival_slot
     from utils.answers import logged_predictions
     from utils.tracking.history import HistoryReader
@@ -84,15 +83,6 @@ def _past(client: "MlflowClient", params: "Params", report: "EvaluationReport") 
     slot = rival_slot(ledger, report.model_digest)
     run_id = rival_run(slot, runs) if slot else None
     return ModelHistory(runs, older, ledger, logged_predictions(client, run_id) if run_id else None, problem="")
-
-
-def _optional(path: Path) -> dict[str, Any]:
-
-    return read_object(path) if path.is_file() else {}
-
-
-def _versions() -> dict[str, str]:
-    return {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _SOFTWARE}}
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.core.errors import Refused
 from src.core.records import CONFIG
+from src.ledger.slots import LedgerView, Slot
+from src.promotion.protocol import agree, append
+from src.promotion.rollback import default_target, rollback
+from src.promotion.status import versions
 from utils import process
 
 if TYPE_CHECKING:
     from scripts.commands.services import ManagedModel
-    from src.ledger.slots import LedgerView, Slot
 
 PARSER = process.Arguments(description=__doc__, epilog="Nothing is deleted. Exit codes: docs/exit-codes.md")
 PARSER.add_argument("--to", type=int, metavar="VERSION", help="the version to go back to, which is unblocked; default "
@@ -28,8 +32,6 @@ def main() -> int:
     flags = PARSER.parse_args()
 
     from scripts.commands.services import managed_model, origin
-    from src.promotion.protocol import agree, append
-    from src.promotion.rollback import default_target, rollback
     from utils.tracking.deployments import Journal
 
     model, by = managed_model(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
@@ -57,10 +59,7 @@ def main() -> int:
 
 
 def _check_there(model: ManagedModel, view: LedgerView, slot: Slot) -> None:
-    from src.core.errors import Refused
-
-    keys = model.registry.keys()
-    if keys.get(slot.version) != slot.key:
+    if model.registry.keys().get(slot.version) != slot.key:
         raise Refused(f"version {slot.version}: the registry does not hold it any more; give another one with --to, "
                       "or restore MLflow's database")
     if slot.version != _version(view):
@@ -68,9 +67,6 @@ def _check_there(model: ManagedModel, view: LedgerView, slot: Slot) -> None:
 
 
 def _summary(model: ManagedModel, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:
-    from src.ledger.slots import LedgerView
-    from src.promotion.status import versions
-
     if slot and dry_run:
         after = LedgerView((*before.slots, slot))
     head, blocked = after.head, sorted(after.blocked_versions)
@@ -78,14 +74,13 @@ def _summary(model: ManagedModel, before: LedgerView, after: LedgerView, slot: S
     if head is None:
         return "no champion"
     hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "left alone: promoted without the Hub"
-    lines = [
+    return "\n".join([
         f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {model.model_name} version {head.version}, {was}.",
         f"  previous    {versions([after.previous.version if after.previous else None], nothing='none')}",
         f"  blocked     {versions(blocked, nothing='none')}",
         f"  Hub         {hub if model.repository else 'not pushed'}",
         f"  ledger      slot {head.number}, {head.kind}: {head.reason} ({head.actor})",
-    ]
-    return "\n".join(lines)
+    ])
 
 
 def _version(view: LedgerView) -> int | None:

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from src.core.records import CONFIG, read_lines
+from src.core.errors import InvalidInput
+from src.core.params import load_params
+from src.core.records import CONFIG, read_lines, weighted_score
 from utils import process
 
 PARSER = process.Arguments(description=__doc__)
@@ -15,9 +17,6 @@ def main() -> int:
     """Print metrics, weighted score, rows, and how far a bundle may fall below; returns the exit code."""
     flags = PARSER.parse_args()
 
-    from src.core.errors import InvalidInput
-    from src.core.params import load_params
-    from src.core.records import weighted_score
     from src.evaluation.metrics import corpus_scores, row_statistics
 
     params = load_params(flags.config or CONFIG)

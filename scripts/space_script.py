@@ -7,25 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from src.core import records
 from src.core.errors import IntegrityError, InvalidParams
-from src.core.params import load_params
-from src.core.records import (
-    CHAMPION_FILE,
-    CONFIG,
-    OUTPUT_DIR,
-    RELEASE_DIR,
-    ChampionFile,
-    SpaceRecord,
-    digest_of,
-    file_sha256,
-    read_object,
-)
-from utils import process
-
-if TYPE_CHECKING:
-    from src.core.params import SpaceParams
+from src.core.params import SpaceParams, load_params
+from src.core.records import OUTPUT_DIR, RELEASE_DIR, SpaceRecord
+from utils import json_utils, process, results
 
 OUTPUT = Path("results/space")
 QUESTIONS, ROWS = Path("results/data/train.jsonl"), Path("results/data/evaluation.jsonl")
@@ -36,17 +23,14 @@ SOURCES = ("prepare_assets.py", "validate_bundle.py", "files.py", "bundling", "s
 _KEY_ON_CARD = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
 logger = logging.getLogger("champion")
 PARSER = process.Arguments(description=__doc__)
-PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
+PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {records.CONFIG}")
 PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {OUTPUT}")
 
 
 def main() -> int:
     """Write space.json, and bundle/ if there is a champion's release; returns the exit code."""
     flags = PARSER.parse_args()
-
-    from utils import json_utils
-
-    params = load_params(flags.config or CONFIG).space
+    params = load_params(flags.config or records.CONFIG).space
     output = flags.output_dir or OUTPUT
     record = SpaceRecord(state="off", why="space.enabled is false in params.yaml", key=None, version=None, serves=[],
                          made_from=None)
@@ -57,9 +41,7 @@ def main() -> int:
     return 0
 
 
-def _bundle(params: "SpaceParams", output: Path) -> SpaceRecord:
-    from utils import results
-
+def _bundle(params: SpaceParams, output: Path) -> SpaceRecord:
     champion = results.last_info(OUTPUT_DIR).get("champion") or {}
     key, version = champion.get("key"), champion.get("version")
     if not key or version is None or key != _released_key():
@@ -71,11 +53,13 @@ def _bundle(params: "SpaceParams", output: Path) -> SpaceRecord:
         last = SpaceRecord.load(before)
         if last.made_from == made_from:
             return last
-    check_environments()
+    for python in (BUILDER, SERVING):
+        if not python.exists():
+            raise InvalidParams(f"space.enabled: {python} is missing; run `make {python.parents[1]}/.ready`")
     for weights in (params.weights, ["safetensors"]):
-        prepare(RELEASE_DIR, bundle, weights, version=version, questions=QUESTIONS)
-        if validate(RELEASE_DIR, bundle, rows=params.rows, max_score_drop=params.max_score_drop):
-            serves = read_object(bundle / "validation.json")["serves"]
+        _prepare(bundle, weights, version)
+        if _is_safe(bundle, params):
+            serves = records.read_object(bundle / "validation.json")["serves"]
             return SpaceRecord(state="made", why=f"version {version} in {bundle}, {serves[0]}", key=key,
                                version=version, serves=serves, made_from=made_from)
         logger.warning("%s: UNSAFE with %s", bundle, " and ".join(weights))
@@ -84,39 +68,32 @@ def _bundle(params: "SpaceParams", output: Path) -> SpaceRecord:
 
 def _released_key() -> str | None:
     """The promotion key of the release: champion.json's, or its card's if it was made before there was that file."""
-    champion, card = RELEASE_DIR / CHAMPION_FILE, RELEASE_DIR / "README.md"
+    champion, card = RELEASE_DIR / records.CHAMPION_FILE, RELEASE_DIR / "README.md"
     if champion.is_file():
-        return ChampionFile.load(champion).key
+        return records.ChampionFile.load(champion).key
     found = _KEY_ON_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else None
 
 
-def _made_from(key: str, params: "SpaceParams") -> str:
+def _made_from(key: str, params: SpaceParams) -> str:
     """Digest of all that a bundle depends on: the model, the settings, the tools and the rows that check it."""
     tools = [file for name in SOURCES for file in [SPACE / name, *sorted((SPACE / name).glob("*.py"))]]
-    read = [[str(file), file_sha256(file)] for file in [*tools, ROWS] if file.is_file()]
-    return digest_of([key, params.model_dump(), read])
+    read = [[str(file), records.file_sha256(file)] for file in [*tools, ROWS] if file.is_file()]
+    return records.digest_of([key, params.model_dump(), read])
 
 
-def check_environments() -> None:
-    """Raise InvalidParams unless the environments that make and run a bundle are installed."""
-    for python in (BUILDER, SERVING):
-        if not python.exists():
-            raise InvalidParams(f"space.enabled: {python} is missing; run `make {python.parents[1]}/.ready`")
-
-
-def prepare(release: Path, bundle: Path, weights: Sequence[str], *, version: int, questions: Path) -> None:
-    """Make a bundle of a release; raises IntegrityError if that fails."""
-    code = _run(BUILDER, "prepare_assets.py", "--model", str(release), "--output", str(bundle), "--weights",
-                ",".join(weights), "--version", str(version), "--questions", str(questions))
+def _prepare(bundle: Path, weights: Sequence[str], version: int) -> None:
+    """Make a bundle of the release; raises IntegrityError if that fails."""
+    code = _run(BUILDER, "prepare_assets.py", "--model", str(RELEASE_DIR), "--output", str(bundle), "--weights",
+                ",".join(weights), "--version", str(version), "--questions", str(QUESTIONS))
     if code:
         raise IntegrityError(f"{bundle}: prepare_assets.py ended with {code}; see what it says above")
 
 
-def validate(release: Path, bundle: Path, *, rows: int, max_score_drop: float) -> bool:
-    """Whether some of its weights are SAFE; raises IntegrityError if the check itself fails."""
-    code = _run(Path(sys.executable), "validate_bundle.py", "--model", str(release), "--bundle", str(bundle), "--rows",
-                str(rows), "--max-score-drop", str(max_score_drop))
+def _is_safe(bundle: Path, params: SpaceParams) -> bool:
+    """Whether some of the bundle's weights are SAFE; raises IntegrityError if the check itself fails."""
+    code = _run(Path(sys.executable), "validate_bundle.py", "--model", str(RELEASE_DIR), "--bundle", str(bundle),
+                "--rows", str(params.rows), "--max-score-drop", str(params.max_score_drop))
     if code not in (0, IntegrityError.code):
         raise IntegrityError(f"{bundle}: validate_bundle.py ended with {code}; see what it says above")
     return code == 0

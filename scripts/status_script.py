@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.core.records import CONFIG
+from src.promotion.status import BEFORE_THE_COMMIT_POINT, EndedDeployment, StartedPromotion, drift, facts, text
 from utils import process
 
 if TYPE_CHECKING:
     from scripts.commands.services import ManagedModel
-    from src.promotion.status import EndedDeployment, StartedPromotion
-
-DRIFT = 1
-_DECISIONS = 5
-_ABANDONED = 20
 
 PARSER = process.Arguments(description=__doc__, epilog="Exits 1 if registry, Hub, mirror or record differ from the "
                            "ledger. Other exit codes: docs/exit-codes.md")
@@ -33,7 +29,6 @@ def main() -> int:
     flags = PARSER.parse_args()
 
     from scripts.commands.services import managed_model
-    from src.promotion.status import drift, facts, text
 
     model = managed_model(flags.config, skip_hf_push=False)
     if flags.adopt or flags.repair:
@@ -47,28 +42,26 @@ def main() -> int:
     findings = drift(seen)
     told = facts(model.model_name, seen, findings, _ended(model), _started(model))
     process.say(json.dumps(told, indent=2) if flags.json else text(told))
-    return DRIFT if findings else 0
+    return 1 if findings else 0
 
 
 def _ended(model: ManagedModel) -> list[EndedDeployment]:
-    from src.promotion.status import EndedDeployment
     from utils.tracking import deployments
 
     past = deployments.latest(model.client, model.params.mlflow.experiment_name, model.model_name,
-                              count=_DECISIONS, running=False)
+                              count=5, running=False)
     return [EndedDeployment(each.time, each.decision or each.status, each.reason or "no reason", each.version,
                             each.run_id) for each in past]
 
 
 def _started(model: ManagedModel) -> list[StartedPromotion]:
-    from src.promotion.status import BEFORE_THE_COMMIT_POINT, StartedPromotion
     from utils.tracking import deployments
 
     here = [StartedPromotion(each.key, each.time, f"on this machine {'at' if each.running else 'stopped at'} step "
                              f"{each.step}, {each.time[:19]}")
             for each in deployments.traces() if each.step in BEFORE_THE_COMMIT_POINT]
     runs = deployments.latest(model.client, model.params.mlflow.experiment_name, model.model_name,
-                              count=_ABANDONED, running=True)
+                              count=20, running=True)
     return [*here, *(StartedPromotion(each.key, each.time, f"MLflow run {each.run_id} of {each.time[:19]}")
                      for each in runs)]
 
