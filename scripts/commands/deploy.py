@@ -89,7 +89,6 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
         report=inputs.report, model=inputs.model, policy=policy, model_name=params.deployment.model_registry_name,
         force=asked.force, actor=environment.actor(), reason=asked.reason,
         git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri,
-        hub_repo=params.deployment.huggingface.model_id if asked.push else None,
     )
     branches = params.deployment.promoting_branches
     return Setting(params=params, config=config, request=request, inputs=inputs, client=client, hub=hub,

@@ -107,10 +107,8 @@ def header(name: str, group: Group, ledger: LedgerView, policy: Policy) -> list[
 def table(rows: Sequence[RankedRun]) -> str:
     """The ranking as aligned columns with a header line."""
     lines = [("rank", "score", "delta", "decision", "version", "alias", "age", "run", "mark")]
-    for row in rows:
-        delta = "" if row.delta is None else f"{row.delta:+.6f}"
-        lines.append((str(row.rank or "-"), f"{row.score:.6f}", delta, row.decision, str(row.version or ""), row.alias,
-                      row.age, row.run_id, row.mark))
+    lines += [(str(row.rank or "-"), f"{row.score:.6f}", "" if row.delta is None else f"{row.delta:+.6f}", row.decision,
+               str(row.version or ""), row.alias, row.age, row.run_id, row.mark) for row in rows]
     return tabulate(lines, tablefmt="plain", disable_numparse=True)
 
 

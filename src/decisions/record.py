@@ -26,7 +26,6 @@ class Request:
     git_commit: str
     ci_url: str | None
     tracking_uri: str
-    hub_repo: str | None
 
     @property
     def challenger(self) -> ScoredRun:
@@ -166,14 +165,10 @@ def differences(recorded: object, found: object) -> list[str]:
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        items: list[tuple[Any, object]] = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    else:
+    if not isinstance(value, Mapping | list):
         yield path, value
         return
-    for key, inner in items:
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
         yield from _leaves(inner, f"{path}.{key}" if path else str(key))
 
 

@@ -161,10 +161,10 @@ def _row_scores(rows: Sequence[Prediction], weights: Mapping[str, float]) -> lis
     return row_scores(RowStatistics.from_rows([row.stats for row in rows]), weights).tolist() if rows else []
 
 
-def identities(report: EvaluationReport, model: FineTunedModel, info: Mapping[str, Any], versions: Mapping[str, str]
-               ) -> dict[str, Facts]:
+def _identities(records: Records, info: Mapping[str, Any]) -> dict[str, Facts]:
     """Digests, versions and addresses by group and name; None if the deployment recorded no such value."""
-    base, contract, hub, champion = report.model, report.contract, info.get("hub"), info.get("champion")
+    report, model, hub, champion = records.report, records.model, info.get("hub"), info.get("champion")
+    base, contract = report.model, report.contract
     return {
         "Model": {
             "Registered name": info.get("model_name"),
@@ -199,7 +199,7 @@ def identities(report: EvaluationReport, model: FineTunedModel, info: Mapping[st
             "Decided by": info.get("actor"),
             "CI run": info.get("ci_url"),
         },
-        "Software": versions,
+        "Software": records.versions,
     }
 
 
@@ -241,7 +241,7 @@ def build(records: Records) -> Page:
         promotions=sum(point.promoted is not None for point in points),
         rival=_rival_name(records),
         answers=ranked_answers(records.predictions, records.past.rival or (), weights),
-        identities=identities(records.report, records.model, info, records.versions),
+        identities=_identities(records, info),
         records=records,
     )
 

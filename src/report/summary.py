@@ -184,7 +184,6 @@ def _scores(found: RunResults, report: EvaluationReport, compared: Mapping[str, 
 def _facts(found: RunResults) -> Iterator[tuple[str, Link]]:
     info = found.info if not found.is_stale else {}
     champion, hub = info.get("champion"), info.get("hub")
-    uri = str(info.get("tracking_uri", ""))
     if champion:
         before = f", before it version {info['previous_version']}" if info.get("previous_version") else ""
         yield "Champion", Link(f"{info.get('model_name')} version {champion['version']}{before}", _version_url(info))
@@ -192,8 +191,8 @@ def _facts(found: RunResults) -> Iterator[tuple[str, Link]]:
         yield "Hub", Link(words.hub_commit(hub), f"{found.hub}/{hub['repo']}/commit/{hub['commit']}")
     elif champion:
         yield "Hub", Link("not pushed", None)
-    if uri:
-        yield "MLflow", Link(f"{uri}, run {info.get('deployment_run')}", None)
+    if info.get("tracking_uri"):
+        yield "MLflow", Link(f"{info['tracking_uri']}, run {info.get('deployment_run')}", None)
     if info.get("git_commit"):
         yield "Commit", Link(f"{info['git_commit']}{f' on {found.branch}' if found.branch else ''}", None)
     if info.get("actor"):

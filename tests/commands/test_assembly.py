@@ -42,7 +42,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
                            [row.model_dump() for row in scored(Path("results"))])
     policy = Policy(dict(report.weights), Decimal("0.001"), require_significance=False)
     return Request(report=report, model=model, policy=policy, model_name="shop", force=False,
-                   actor="me", reason="", git_commit="none", ci_url=None, tracking_uri="", hub_repo=None)
+                   actor="me", reason="", git_commit="none", ci_url=None, tracking_uri="")
 
 
 def assemble(request: Request, *decided: object, **deployment: object) -> dict[str, str]:

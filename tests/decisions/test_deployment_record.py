@@ -21,7 +21,7 @@ DOCUMENTED = {"should_deploy", "current_score", "historical_best_score", "improv
 def request(**changes: Any) -> Request:
     values = {"report": report(), "model": model(), "policy": POLICY, "model_name": "shop-bot",
               "force": False, "actor": "octocat", "reason": "", "git_commit": "0" * 40, "ci_url": None,
-              "tracking_uri": "sqlite:///mlflow.db", "hub_repo": None}
+              "tracking_uri": "sqlite:///mlflow.db"}
     return Request(**{**values, **changes})
 
 

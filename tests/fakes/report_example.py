@@ -126,7 +126,7 @@ def decided(challenger: Example, before: LedgerView, history: list[Example], *, 
     decision = decide(question)
     request = Request(report=challenger.report, model=fine_tuned(challenger), policy=policy, force=force,
                       model_name=POLICY.model_registry_name, actor="ci", reason="",
-                      git_commit="abc", ci_url=None, tracking_uri="sqlite:///mlflow.db", hub_repo=None)
+                      git_commit="abc", ci_url=None, tracking_uri="sqlite:///mlflow.db")
     after = ledger(*history, challenger) if decision.verdict == "promote" and not dry_run else before
     run_id = "none: dry run" if dry_run else "e" * 32
     return info(decision, request, after, code=0, run_id=run_id, dry_run=dry_run), comparison(decision, request)

@@ -67,7 +67,7 @@ def facts_of(model: FineTunedModel, reason: str = "", weights: dict[str, float] 
     report = changes.pop("report", report_of(model))
     request = Request(report=report, model=model, policy=Policy(weights, Decimal("0.001"), require_significance=False),
                       model_name="shop", force=False, actor="me@here", reason=reason,
-                      git_commit="c" * 40, ci_url=None, tracking_uri="sqlite:///mlflow.db", hub_repo=REPO)
+                      git_commit="c" * 40, ci_url=None, tracking_uri="sqlite:///mlflow.db")
     values = {"repo_id": REPO, "request": request, "validation": tiny_model.SPLIT, "decision": decision(),
               "intervals": Intervals(dict.fromkeys((*NAMES, "weighted_score"), (0.125, 0.75)), 0.95, 100, 7),
               "versions": {"torch": "2.13.0"}, "system_prompt": "Be brief."}
