@@ -10,27 +10,15 @@ def render(metadata: CardMetadata, body: str) -> str:
     """The text of a README.md: the YAML header that the Hub reads, and the body below it."""
     results = [
         EvalResult(
-            task_type=TASK,
-            dataset_type=DATASET_TYPE,
-            dataset_name=metadata.dataset_name,
-            dataset_args=dict(metadata.dataset_args),
-            metric_type=metric.type,
-            metric_name=metric.name,
+            task_type=TASK, dataset_type=DATASET_TYPE, dataset_name=metadata.dataset_name,
+            dataset_args=dict(metadata.dataset_args), metric_type=metric.type, metric_name=metric.name,
             metric_value=metric.value,
-            metric_args={"confidence": metadata.confidence, "low": metric.low, "high": metric.high},
-        )
+            metric_args={"confidence": metadata.confidence, "low": metric.low, "high": metric.high})
         for metric in metadata.metrics
     ]
     data = ModelCardData(
-        model_name=metadata.model_name,
-        license=metadata.licence,
-        library_name="transformers",
-        pipeline_tag=TASK,
-        tags=list(metadata.tags),
-        metrics=sorted({"bleu", "rouge"}),
-        eval_results=results,
-        base_model=metadata.base_model,
-    )
+        model_name=metadata.model_name, license=metadata.licence, library_name="transformers", pipeline_tag=TASK,
+        tags=list(metadata.tags), metrics=["bleu", "rouge"], eval_results=results, base_model=metadata.base_model)
     if metadata.base_model:
         data["base_model_relation"] = "finetune"
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
@@ -45,9 +33,7 @@ def render_results(metadata: CardMetadata) -> str:
     """
     entries = [
         EvalResultEntry(
-            dataset_id=metadata.model_name,
-            task_id=metric.key,
-            value=metric.value,
+            dataset_id=metadata.model_name, task_id=metric.key, value=metric.value,
             notes=f"{100 * metadata.confidence:.6g} % interval {metric.low:.4f} to {metric.high:.4f}; {metadata.notes}",
         )
         for metric in metadata.metrics

@@ -11,15 +11,7 @@ from functools import cache
 from typing import Any
 
 import httpx2
-from huggingface_hub import set_client_factory
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors, set_client_factory
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 from src.core.errors import HubError
@@ -32,8 +24,6 @@ _REMEDIES = {
     403: "the token may not do this; give it write access to {subject} at {endpoint}/settings/tokens",
     404: "correct the name, or give the token access to it",
 }
-_WAITS = ("connect", "read", "write", "pool")
-_FAILURES = (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError)
 
 
 class HubBusy(HubError):
@@ -50,9 +40,8 @@ def endpoint() -> str:
 
 
 @contextmanager
-def time_limit(
-    seconds: float, request_seconds: float, *, client_waits: float, heard: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def time_limit(seconds: float, request_seconds: float, *, client_waits: float,
+               heard: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Bound everything that the client does in this block, and every wait for the network in it.
 
     The client's own timeouts are off, and some of its calls pass `timeout=None`; hooks override both. A request
@@ -73,7 +62,7 @@ def hub_errors(subject: str) -> Iterator[None]:
     """Turn what the client raises in this block into HubError, or HubBusy if it may pass; one line, no token."""
     try:
         yield
-    except _FAILURES as error:
+    except (errors.HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
         raise explained(error, subject) from error
 
 
@@ -82,9 +71,10 @@ def explained(error: BaseException, subject: str) -> HubError:
     where = f"{endpoint()}: {subject}"
     if isinstance(error, HubError):
         return error
-    if isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__:  # an upload thread's, a cache's
+    # An upload thread's, or a cache's.
+    if isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) and error.__cause__:
         return explained(error.__cause__, subject)
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return _explained_status(error, subject, where)
     line = one_line(f"{type(error).__name__}: {error}").rstrip(".")
     for kinds, explanation in _EXPLANATIONS:
@@ -94,7 +84,7 @@ def explained(error: BaseException, subject: str) -> HubError:
 
 
 _EXPLANATIONS: tuple[tuple[Any, Callable[[str], HubError]], ...] = (  # the first that fits
-    (OfflineModeIsEnabled, lambda line: HubError(f"{line}; unset HF_HUB_OFFLINE")),
+    (errors.OfflineModeIsEnabled, lambda line: HubError(f"{line}; unset HF_HUB_OFFLINE")),
     ((httpx2.UnsupportedProtocol, httpx2.InvalidURL), lambda line: HubError(f"{line}; correct HF_ENDPOINT")),
     ((httpx2.HTTPError, ConnectionError, TimeoutError),
      lambda line: HubBusy(f"{line}; no answer: check the network, a proxy and HF_ENDPOINT")),
@@ -116,17 +106,17 @@ def _is_transient(status: int) -> bool:
     return status in _TRANSIENT or status >= httpx2.codes.INTERNAL_SERVER_ERROR
 
 
-def _explained_status(error: HfHubHTTPError, subject: str, where: str) -> HubError:
+def _explained_status(error: errors.HfHubHTTPError, subject: str, where: str) -> HubError:
     status = error.response.status_code
     line = f"{where}: {status} {one_line(error.server_message or error.response.reason_phrase).rstrip('.')}"
     if _is_transient(status):
         return HubBusy(line, _named_pause(error.response))
-    if isinstance(error, RevisionNotFoundError):  # another deployer is done with the branch, and took it away
+    if isinstance(error, errors.RevisionNotFoundError):  # another deployer is done with the branch, and took it away
         return HubBusy(line)
     remedy = _REMEDIES.get(status, "correct it and run it again")
-    if isinstance(error, RepositoryNotFoundError):  # 401 stands for "no such repository" too
+    if isinstance(error, errors.RepositoryNotFoundError):  # 401 stands for "no such repository" too
         remedy = "correct the name, or set HF_TOKEN to a valid token with access to it"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         remedy = "accept its conditions on {endpoint}/{subject}, and set HF_TOKEN to a token of that account"
     return HubError(f"{line}; {remedy.format(endpoint=endpoint(), subject=subject)}")
 
@@ -167,7 +157,8 @@ def _bound(request: httpx2.Request) -> None:
     limit.heard()
     seconds = min(limit.left(), limit.request_seconds)
     own = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {kind: min(own.get(kind) or seconds, seconds) for kind in _WAITS}
+    request.extensions["timeout"] = {
+        kind: min(own.get(kind) or seconds, seconds) for kind in ("connect", "read", "write", "pool")}
 
 
 def _watch(response: httpx2.Response) -> None:

@@ -14,8 +14,6 @@ from utils.hub.client import endpoint, hub_errors, time_limit
 
 logger = logging.getLogger(__name__)
 RESOURCE = "HF_OIDC_RESOURCE"
-_SECONDS, _REQUEST_SECONDS = 60, 20
-_PREFIX = "hf_jwt_"  # only exchanged tokens begin with it
 
 
 def no_token() -> str:
@@ -64,16 +62,13 @@ def who(api: HfApi) -> TokenOwner:
     """
     if publishes_to := resource(api.token):
         return TokenOwner(name=f"trusted publisher {publishes_to}", role="fineGrained", organisations=(),
-                        scopes={publishes_to: ("repo.write",)})
+                          scopes={publishes_to: ("repo.write",)})
     answer: dict[str, Any] = api.whoami()
     access = answer.get("auth", {}).get("accessToken", {})
     scoped = access.get("fineGrained", {}).get("scoped", [])
-    return TokenOwner(
-        name=answer.get("name", "unknown"),
-        role=access.get("role", "unknown"),
-        organisations=tuple(organisation["name"] for organisation in answer.get("orgs", [])),
-        scopes={scope["entity"]["name"]: tuple(scope["permissions"]) for scope in scoped},
-    )
+    return TokenOwner(name=answer.get("name", "unknown"), role=access.get("role", "unknown"),
+                      organisations=tuple(organisation["name"] for organisation in answer.get("orgs", [])),
+                      scopes={scope["entity"]["name"]: tuple(scope["permissions"]) for scope in scoped})
 
 
 def exchange() -> str:
@@ -83,7 +78,7 @@ def exchange() -> str:
     """
     resource = os.environ[RESOURCE] = os.environ[RESOURCE].strip()
     try:
-        with time_limit(_SECONDS, _REQUEST_SECONDS, client_waits=0), hub_errors(resource):
+        with time_limit(60, 20, client_waits=0), hub_errors(resource):
             os.environ["HF_TOKEN"] = str(get_token())  # it exchanges, because HF_OIDC_RESOURCE is set
     except OIDCError as error:
         raise InvalidParams(f"{RESOURCE}: {resource}: {' '.join(str(error).split())}") from error
@@ -94,5 +89,6 @@ def exchange() -> str:
 
 def resource(token: str | bool | None) -> str | None:
     """The one repository that an exchanged token may write to; None for any other token."""
-    named = os.environ.get(RESOURCE, "").strip()
-    return named or None if isinstance(token, str) and token.startswith(_PREFIX) else None
+    if isinstance(token, str) and token.startswith("hf_jwt_"):  # only exchanged tokens do
+        return os.environ.get(RESOURCE, "").strip() or None
+    return None

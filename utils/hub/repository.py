@@ -29,12 +29,8 @@ from utils.hub.upload import Job, XetFailed, commit_files
 logger = logging.getLogger(__name__)
 MAIN = "main"
 ATTRIBUTES = ".gitattributes"  # the Hub keeps it for itself
-MAX_PAUSE = 8.0  # seconds
-READ_SECONDS = 60.0  # for an operation that only looks
-NOT_FOUND = 404
 T = TypeVar("T")
 MARK = "Champion: "  # our commits' titles begin with it
-BLOB_LIMIT = 16_000_000  # bytes; the Hub stores larger files by LFS, and gives their sha256
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,11 @@ class HubRepository:
         return self._ask(lambda: self._lines(self._read(LEDGER_BRANCH)))
 
     def _ask(self, action: Callable[[], T]) -> T:
-        return self._persist(action, min(READ_SECONDS, self._patience.deadline))
+        """An operation that only looks."""
+        return self._persist(action, min(60.0, self._patience.deadline))
+
+    def _act(self, action: Callable[[], T]) -> T:
+        return self._persist(action, self._patience.deadline)
 
     def _persist(self, action: Callable[[], T], seconds: float) -> T:
         """Repeat an operation until it is done, refused, or out of time."""
@@ -124,20 +124,17 @@ class HubRepository:
         self._end = time.monotonic() + seconds
         for attempt in range(1, patience.attempts + 1):
             try:
-                return self._once(action)
+                left = self._end - time.monotonic()
+                with time_limit(left, patience.request, client_waits=0), hub_errors(self.repo_id):
+                    return action()
             except HubBusy as busy:
                 wait = pause if busy.retry_after is None else busy.retry_after
                 if attempt == patience.attempts or time.monotonic() + wait > self._end:
                     raise HubError(f"{busy}; gave up after attempt {attempt}, run it again later") from busy
                 logger.warning("%s; attempt %d in %.0f s", busy, attempt + 1, wait)
                 time.sleep(wait)
-                pause = min(2 * pause, MAX_PAUSE)
+                pause = min(2 * pause, 8.0)
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _once(self, action: Callable[[], T]) -> T:
-        seconds = self._end - time.monotonic()
-        with time_limit(seconds, self._patience.request, client_waits=0), hub_errors(self.repo_id):
-            return action()
 
     def _check(self) -> None:
         identity = who(self._api)
@@ -155,12 +152,12 @@ class HubRepository:
         except RevisionNotFoundError:
             return None
         except RepositoryNotFoundError as error:
-            if error.response.status_code != NOT_FOUND:  # 401: it may be there, hidden from this token
+            if error.response.status_code != 404:  # 401: it may be there, hidden from this token
                 raise
             return None
-        siblings = [sibling for sibling in info.siblings or [] if sibling.rfilename != ATTRIBUTES]
         oid = str(info.sha)
-        return Commit(oid, {sibling.rfilename: self._sha256(oid, sibling) for sibling in siblings})
+        return Commit(oid, {sibling.rfilename: self._sha256(oid, sibling) for sibling in info.siblings or []
+                            if sibling.rfilename != ATTRIBUTES})
 
     def _sha256(self, oid: str, sibling: Any) -> str:
         """The Hub gives the sha256 of LFS files only; the others are small enough to be read."""
@@ -190,16 +187,16 @@ class HubRepository:
     def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
         """Tags and branches, name to commit."""
         refs = self._api.list_repo_refs(self.repo_id)
-        tags, branches = ({ref.name: ref.target_commit for ref in group} for group in (refs.tags, refs.branches))
-        return tags, branches
-
-    def _act(self, action: Callable[[], T]) -> T:
-        return self._persist(action, self._patience.deadline)
+        return ({ref.name: ref.target_commit for ref in refs.tags},
+                {ref.name: ref.target_commit for ref in refs.branches})
 
     def _learn(self, paths: Iterable[Path]) -> None:
-        """Hash the small local files, so that they need not be downloaded to be compared."""
+        """Hash the small local files, so that they need not be downloaded to be compared.
+
+        The Hub stores larger ones by LFS, and gives their sha256.
+        """
         for path in paths:
-            if path.stat().st_size <= BLOB_LIMIT:
+            if path.stat().st_size <= 16_000_000:
                 data = path.read_bytes()
                 self._sha256_of_blob[git_hash(data)] = hashlib.sha256(data).hexdigest()
 
@@ -246,9 +243,8 @@ class HubRepository:
             return self._made(self._sent(job))
 
     def _sent(self, job: Job) -> str:
-        seconds = self._end - time.monotonic()
-        return commit_files(job, token=self._token or "", seconds=seconds, stall_seconds=self._patience.stall,
-                            xet=self._xet)
+        return commit_files(job, token=self._token or "", seconds=self._end - time.monotonic(),
+                            stall_seconds=self._patience.stall, xet=self._xet)
 
     def _made(self, revision: str) -> Commit:
         if found := self._read(revision):
@@ -267,8 +263,11 @@ class HubRepository:
         if tag not in tags:
             self._api.create_tag(self.repo_id, tag=tag, revision=release.commit)
             self._check_tag(self._refs()[0].get(tag), release, tag)
-        if branch in branches and self._holds(branch, release):
-            self._delete_branch(branch)
+        if branch in branches and (head := self._read(branch)) and tree_digest(head.files) == release.tree:
+            try:
+                self._api.delete_branch(self.repo_id, branch=branch)
+            except RevisionNotFoundError:
+                logger.info("%s: branch %s was gone already", self.repo_id, branch)
 
     def _check_tag(self, commit: str | None, release: HubRef, tag: str) -> None:
         if commit != release.commit:
@@ -285,24 +284,10 @@ class HubRepository:
             raise IntegrityError(f"{self.repo_id}: commit {release.commit} is gone or not what the ledger says; "
                                  "publish the release again")
         changed = _differing(main.files, source.files)
-        made = self._api.create_commit(
-            self.repo_id,
-            [CommitOperationCopy(path, path, src_revision=release.commit) for path in changed if path in source.files]
-            + [CommitOperationDelete(path) for path in changed if path not in source.files],
-            commit_message=MARK + tag,
-            parent_commit=main.oid,
-        )
+        operations = [CommitOperationCopy(path, path, src_revision=release.commit) if path in source.files else
+                      CommitOperationDelete(path) for path in changed]
+        made = self._api.create_commit(self.repo_id, operations, commit_message=MARK + tag, parent_commit=main.oid)
         self._compare(self._made(made.oid), source.files)
-
-    def _holds(self, branch: str, release: HubRef) -> bool:
-        head = self._read(branch)
-        return head is not None and tree_digest(head.files) == release.tree
-
-    def _delete_branch(self, branch: str) -> None:
-        try:
-            self._api.delete_branch(self.repo_id, branch=branch)
-        except RevisionNotFoundError:
-            logger.info("%s: branch %s was gone already", self.repo_id, branch)
 
     def _mirror(self, lines: list[str]) -> None:
         head = self._read(LEDGER_BRANCH) or self._new_branch(LEDGER_BRANCH)
@@ -338,7 +323,7 @@ class HubPort:
 
     @property
     def repo(self) -> str:
-        """Its id, owner/name."""
+        """The repository's id, owner/name."""
         return self._repository.repo_id
 
     def check(self) -> None:

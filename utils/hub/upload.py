@@ -20,9 +20,6 @@ from utils.hub.client import HubBusy, endpoint, hub_errors, time_limit
 from utils.process import show_exception
 
 STALLED = 3
-_THREADS = 2  # files at once by plain LFS: what a kill leaves whole is not sent again
-_FLUSH = "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL"  # how often Xet notes what it has sent; 20 s without it
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,11 @@ def commit_files(job: Job, *, token: str, seconds: float, stall_seconds: float, 
     """
     xet = xet and os.environ.get("HF_HUB_DISABLE_XET", "").strip().upper() not in {"1", "ON", "YES", "TRUE"}
     environment = {
-        _FLUSH: "1s",
+        "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL": "1s",  # how often Xet notes what it has sent; else 20 s
         **os.environ,
         "HF_ENDPOINT": endpoint(),
         "HF_HUB_VERBOSITY": "error",  # its warnings show signed addresses
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # without them Xet reports no progress, and seems to stall
         **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
         **({} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}),
@@ -124,10 +121,8 @@ def _commit(job: Job, token: str, pulse: _Pulse) -> dict[str, Any]:
                 job.repo_id,
                 [*(CommitOperationAdd(path, local) for path, local in job.add.items()),
                  *(CommitOperationDelete(path) for path in job.delete)],
-                commit_message=job.message,
-                revision=job.branch,
-                parent_commit=job.parent,
-                num_threads=_THREADS,
+                commit_message=job.message, revision=job.branch, parent_commit=job.parent,
+                num_threads=2,  # files at once by plain LFS: what a kill leaves whole is not sent again
             )
     except HubError as error:
         return {"error": str(error), "busy": isinstance(error, HubBusy),
