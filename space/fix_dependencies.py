@@ -59,7 +59,8 @@ def _recommend(log: str | None) -> None:
     else:
         said = "\n".join([*checks.requirements(), *checks.imports()])
         found, otherwise = diagnose(said), said or "nothing is wrong here"
-    logger.info("%s\nstrategy: %s", *((_explained(found), found.error.strategy) if found else (otherwise, "none")))
+    logger.info("%s\nstrategy: %s", _explained(found) if found else otherwise,
+                found.error.strategy if found else "none")
 
 
 def _explained(found: Diagnosis) -> str:

@@ -170,7 +170,7 @@ class ChatService:
             yield schema.chunk(common, {}, answer.finish_reason)
             if usage:
                 yield schema.event({**common, "object": "chat.completion.chunk", "choices": [],
-                             "usage": _usage(answer).model_dump()})
+                                    "usage": _usage(answer).model_dump()})
             yield "data: [DONE]\n\n"
             done = True
         except EngineError as error:  # the status is sent already
