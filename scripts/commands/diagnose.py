@@ -2,10 +2,10 @@
 
 import importlib.metadata
 import os
-import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import requests
 from huggingface_hub import HfApi
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from tabulate import tabulate
 
@@ -26,17 +25,12 @@ from utils.hub.repository import HubRepository, Patience
 from utils.tracking import store
 from utils.tracking.ledger import MlflowLedger
 
-State = Literal["ok", "warning", "failed", "unused"]
 # 2.8 brought params of 6,000 characters, which a ledger slot needs, and 2.3 aliases; tested against 2.9.2.
 OLDEST_MLFLOW = (2, 9)
 _STATES = {"ok": "ok", "warning": "warning", "failed": "FAILED", "unused": "not used"}
-_SECONDS = 5
 MLFLOW_SECONDS = 12
 HUB_SECONDS = 8
-_PYTHONS = ((3, 11), (3, 12), (3, 13))
-_GIGABYTE = 10**9
-# GB by whether the base comes from the Hub: it needs room for base, merged model, release and registered copy.
-_ROOM = {True: 12, False: 1}
+_PYTHON = sys.version_info[:2]
 _PATIENCE = Patience(deadline=HUB_SECONDS, request=5, stall=5, attempts=1, backoff=1)
 # The doctor checks whether a server answers now; a deployment waits longer.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -50,28 +44,13 @@ class Check:
     """
 
     service: str
-    state: State
+    state: Literal["ok", "warning", "failed", "unused"]
     text: str
-    remedy: str
-    code: int
+    remedy: str = ""
+    code: int = 0
 
 
 Checks = Mapping[str, Callable[[], Check | None]]
-
-
-def good(service: str, text: str) -> Check:
-    """A check that passed."""
-    return Check(service, "ok", text, "", 0)
-
-
-def unused(service: str, text: str) -> Check:
-    """A service that the configuration does not use."""
-    return Check(service, "unused", text, "", 0)
-
-
-def warning(service: str, text: str, remedy: str) -> Check:
-    """A warning: it works, but check the text."""
-    return Check(service, "warning", text, remedy, 0)
 
 
 def failed(service: str, code: int, text: str, remedy: str) -> Check:
@@ -108,16 +87,11 @@ def text(checks: Sequence[Check]) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def free_bytes(folder: Path) -> int:
-    """The free bytes on the disk of a folder."""
-    return shutil.disk_usage(folder).free
-
-
 def accelerator() -> str | None:
     """Name and memory of the NVIDIA GPUs by nvidia-smi, None if there is none. Importing torch would take seconds."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
     return "; ".join(line.strip() for line in done.stdout.splitlines() if line.strip()) or None
@@ -130,7 +104,7 @@ def examine(config: Path) -> list[Check]:
     except InvalidParams as error:
         return [failed_by("config", error), *performed({"git": _git, "dvc": _dvc})]
     text = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
-    return [good("config", text), *performed(checks(params))]
+    return [Check("config", "ok", text), *performed(checks(params))]
 
 
 def checks(params: Params) -> Checks:
@@ -145,38 +119,28 @@ def checks(params: Params) -> Checks:
 def performed(asked: Checks) -> list[Check]:
     """Run the checks; an error becomes a failed check."""
     os.environ.update(IMPATIENT)
-    found = (_performed(service, check) for service, check in asked.items())
+    found = []
+    for service, check in asked.items():
+        try:
+            found.append(check())
+        except PipelineError as error:
+            found.append(failed_by(service, error))
     return [check for check in found if check]
 
 
-def _python_version() -> tuple[int, int]:
-    """Major and minor version of this Python."""
-    major, minor = platform.python_version_tuple()[:2]
-    return int(major), int(minor)
-
-
-def _performed(service: str, check: Callable[[], Check | None]) -> Check | None:
-    try:
-        return check()
-    except PipelineError as error:
-        return failed_by(service, error)
-
-
 def _machine(params: Params) -> Check:
-    python, free = _python_version(), free_bytes(Path()) / _GIGABYTE
-    fetched = _is_fetched(params)
-    room = _ROOM[fetched]
-    if python not in _PYTHONS:
-        return failed("machine", 2, f"Python {python[0]}.{python[1]}",
-                      "make the environment with Python 3.11, 3.12 or 3.13")
+    python, free, fetched = ".".join(map(str, _PYTHON)), shutil.disk_usage(Path()).free / 1e9, _is_fetched(params)
+    room = 12 if fetched else 1  # GB: for base, merged model, release and registered copy
+    if python not in ("3.11", "3.12", "3.13"):
+        return failed("machine", 2, f"Python {python}", "make the environment with Python 3.11, 3.12 or 3.13")
     if free < room:
         return failed("machine", 2, f"{free:.1f} GB free on this disk, {room} needed", "free some, or use another disk")
     gpu = accelerator()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow", "dvc"))
-    text = f"Python {python[0]}.{python[1]}, {versions}; {free:.0f} GB free; {gpu or 'no GPU'}"
+    text = f"Python {python}, {versions}; {free:.0f} GB free; {gpu or 'no GPU'}"
     if fetched and not gpu:
-        return warning("machine", text, f"{params.model.base_model} takes hours to train without one")
-    return good("machine", text)
+        return Check("machine", "warning", text, f"{params.model.base_model} takes hours to train without one")
+    return Check("machine", "ok", text)
 
 
 def _git() -> Check:
@@ -184,27 +148,29 @@ def _git() -> Check:
         return failed("git", 2, "not installed", "install git")
     found = environment.git_identity()
     if found.commit == environment.NO_COMMIT:
-        return warning("git", "no commit here, so records name none", "git init, git add, git commit")
-    return good("git", f"{found.branch or 'detached'} at {found.commit[:12]}{', with changes' if found.dirty else ''}")
+        return Check("git", "warning", "no commit here, so records name none", "git init, git add, git commit")
+    changes = ", with changes" if found.dirty else ""
+    return Check("git", "ok", f"{found.branch or 'detached'} at {found.commit[:12]}{changes}")
 
 
 def _branch(params: Params) -> Check:
     found = _git()
     branches = params.deployment.promoting_branches
     if found.state == "ok" and not environment.may_promote(branches, environment.git_identity().branch):
-        return warning("git", f"{found.text}: this branch may not promote", "add it to deployment.promoting_branches "
-                        "if it should")
+        return Check("git", "warning", f"{found.text}: this branch may not promote",
+                     "add it to deployment.promoting_branches if it should")
     return found
 
 
 def _dvc() -> Check:
     remote = dvc_utils.default_remote()
     if remote is None:
-        return unused("dvc", "no remote: the cache stays on this machine (docs/remotes.md)")
+        return Check("dvc", "unused", "no remote: the cache stays on this machine (docs/remotes.md)")
     state = dvc_utils.look(remote)
+    text = f"{remote.name} at {remote.url}: {state}"
     if state != "reachable":
-        return warning("dvc", f"{remote.name} at {remote.url}: {state}", "give write access if `dvc push` is to work")
-    return good("dvc", f"{remote.name} at {remote.url}: {state}")
+        return Check("dvc", "warning", text, "give write access if `dvc push` is to work")
+    return Check("dvc", "ok", text)
 
 
 def _dagshub(params: Params) -> Check | None:
@@ -213,11 +179,11 @@ def _dagshub(params: Params) -> Check | None:
         return None
     host = store.host()
     if os.environ.get("MLFLOW_TRACKING_PASSWORD"):
-        return good("dagshub", f"{host}: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used")
+        return Check("dagshub", "ok", f"{host}: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used")
     if not os.environ.get("DAGSHUB_USER_TOKEN", "").strip():
         return failed("dagshub", 2, "DAGSHUB_USER_TOKEN: not set", f"make a token at {host}/user/settings/tokens")
     store.log_in(uri)
-    return good("dagshub", f"{host}: as {os.environ['MLFLOW_TRACKING_USERNAME']}")
+    return Check("dagshub", "ok", f"{host}: as {os.environ['MLFLOW_TRACKING_USERNAME']}")
 
 
 def _mlflow(params: Params) -> Check:
@@ -228,7 +194,7 @@ def _mlflow(params: Params) -> Check:
                           "set MLFLOW_TRACKING_URI to a server")
         path = Path(uri.removeprefix(store.SQLITE))
         if not path.exists() and os.access(path.parent, os.W_OK):
-            return good("mlflow", f"{uri}: made by the first run")
+            return Check("mlflow", "ok", f"{uri}: made by the first run")
     try:
         return _asked(params, uri)
     except Undecided as error:
@@ -236,6 +202,7 @@ def _mlflow(params: Params) -> Check:
 
 
 def _asked(params: Params, uri: str) -> Check:
+    name = params.deployment.model_registry_name
     with process.deadline(MLFLOW_SECONDS, f"MLflow at {uri}: asking it"):
         client = mlflow_utils.connect(params.mlflow)
         mlflow_utils.greet(client)
@@ -243,8 +210,15 @@ def _asked(params: Params, uri: str) -> Check:
         if server and is_too_old(server):
             return failed("mlflow", 4, f"{uri}: MLflow {server} is too old for the ledger", "upgrade the server to "
                           f"{'.'.join(map(str, OLDEST_MLFLOW))} or newer")
-        MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name).probe()
-        return _registry(params, client, f"{uri}: MLflow {server or 'of unknown version'}, params are write-once")
+        MlflowLedger(client, name, params.mlflow.experiment_name).probe()
+        text = f"{uri}: MLflow {server or 'of unknown version'}, params are write-once"
+        able = mlflow_utils.abilities(client, name)
+        if not able.registry or not able.aliases:
+            lacking = "aliases" if able.registry else "Model Registry"
+            return failed("mlflow", 4, f"{text}, no {lacking}", "use MLflow 2.9 or newer on a SQL store, or DagsHub")
+        mlflow_utils.may_register(client, name)
+        stages = " and stages" if able.stages else ", without stages"
+        return Check("mlflow", "ok", f"{text}, registry with aliases{stages}")
 
 
 def _explained(error: Undecided, uri: str) -> Check:
@@ -259,8 +233,8 @@ def _explained(error: Undecided, uri: str) -> Check:
     if cause.error_code == "UNAUTHENTICATED":
         return _unknown_user(uri)
     if cause.error_code == "PERMISSION_DENIED":
-        remedy = "give it EDIT on what docs/troubleshooting.md lists"
-        return failed("mlflow", 4, f"{uri}: this user may not write", remedy)
+        return failed("mlflow", 4, f"{uri}: this user may not write",
+                      "give it EDIT on what docs/troubleshooting.md lists")
     return failed_by("mlflow", error)
 
 
@@ -271,21 +245,11 @@ def _unknown_user(uri: str) -> Check:
     return failed("mlflow", 2, f"{uri}: it asks for a user name and a password", f"set {names}")
 
 
-def _registry(params: Params, client: MlflowClient, text: str) -> Check:
-    name = params.deployment.model_registry_name
-    able = mlflow_utils.abilities(client, name)
-    if not able.registry or not able.aliases:
-        lacking = "aliases" if able.registry else "Model Registry"
-        return failed("mlflow", 4, f"{text}, no {lacking}", "use MLflow 2.9 or newer on a SQL store, or DagsHub")
-    mlflow_utils.may_register(client, name)
-    return good("mlflow", f"{text}, registry with aliases{' and stages' if able.stages else ', without stages'}")
-
-
 def _hub(params: Params) -> Check:
     hugging = params.deployment.huggingface
     if not environment.will_push(params.deployment, skip_hf_push=False):
         why = "DEPLOY_SKIP_HF_PUSH" if hugging.push_to_hub else "deployment.huggingface.push_to_hub: false"
-        return unused("hub", f"nothing is pushed ({why})")
+        return Check("hub", "unused", f"nothing is pushed ({why})")
     token = environment.token()
     repository = HubRepository(repo_id=hugging.model_id, token=token, private=hugging.private, patience=_PATIENCE)
     try:
@@ -296,7 +260,7 @@ def _hub(params: Params) -> Check:
         identity = who(HfApi(endpoint=endpoint(), token=token))
     head = repository.state().head
     there = f"main at {head[:12]}" if head else "not there yet, and may be created"
-    return good("hub", f"{endpoint()}: {hugging.model_id}: {there}, as {identity.name} ({identity.rights()})")
+    return Check("hub", "ok", f"{endpoint()}: {hugging.model_id}: {there}, as {identity.name} ({identity.rights()})")
 
 
 def _base(params: Params) -> Check | None:
@@ -304,12 +268,9 @@ def _base(params: Params) -> Check | None:
     if not _is_fetched(params):
         return None
     name, revision = params.model.base_model, params.model.revision
-    try:
-        with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), hub_errors(name):
-            info = HfApi(endpoint=endpoint(), token=environment.token() or False).model_info(name, revision=revision)
-    except HubError as error:
-        return failed_by("base", error)
-    return good("base", f"{endpoint()}: {name} at {str(info.sha)[:12]}")
+    with time_limit(HUB_SECONDS, HUB_SECONDS, client_waits=0), hub_errors(name):
+        info = HfApi(endpoint=endpoint(), token=environment.token() or False).model_info(name, revision=revision)
+    return Check("base", "ok", f"{endpoint()}: {name} at {str(info.sha)[:12]}")
 
 
 def _is_fetched(params: Params) -> bool:

@@ -10,22 +10,10 @@ from pathlib import Path
 import evaluate
 from mlflow import MlflowClient
 
+from src.core import records
 from src.core.errors import IntegrityError, Undecided
 from src.core.params import EvaluationParams, ModelParams, Params
-from src.core.records import (
-    BASE_MODEL,
-    DATASETS,
-    MODEL_LOCATION,
-    BaseModelRef,
-    DatasetRef,
-    Datasets,
-    EvaluationReport,
-    FineTunedModel,
-    Metrics,
-    ModelIdentity,
-    ScoreContract,
-    read_lines,
-)
+from src.core.records import DATASETS, DatasetRef, Datasets, EvaluationReport, ModelIdentity, ScoreContract, read_lines
 from src.data.prepare import normalise
 from src.data.rows import EvaluationRow, parse_rows
 from src.evaluation import generation
@@ -59,7 +47,7 @@ class Scored:
 
     identity: ModelIdentity
     predictions: Sequence[Prediction]
-    metrics: Metrics
+    metrics: records.Metrics
     weighted_score: float
     weights: Mapping[str, float]
     partial: PartialAnswers
@@ -72,8 +60,7 @@ class Scored:
             contract=contract, contract_digest=contract.digest(), metrics=self.metrics,
             weighted_score=self.weighted_score, weights=dict(self.weights), rows=len(self.predictions),
             truncated_rows=sum(row.truncated for row in self.predictions),
-            empty_rows=sum(not row.prediction for row in self.predictions), overlap_rows=overlap, evaluation=split,
-        )
+            empty_rows=sum(not row.prediction for row in self.predictions), overlap_rows=overlap, evaluation=split)
 
 
 def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow]]:
@@ -96,15 +83,14 @@ def _question(row: EvaluationRow) -> str:
 
 def challenger(params: ModelParams) -> Candidate:
     """The adapter of the last training merged into its base, in the release precision."""
-    fine_tuned = FineTunedModel.load(MODEL_LOCATION)
-    base = BaseModelRef.load(BASE_MODEL)
+    fine_tuned = records.FineTunedModel.load(records.MODEL_LOCATION)
+    base = records.BaseModelRef.load(records.BASE_MODEL)
     base_folder, adapter = check_sources(fine_tuned, base, root=Path.cwd())
     model, tokenizer = merging.merge(base_folder, adapter, params.release_dtype)
     logger.info("merged %s into %s in %s", fine_tuned.adapter_path, base.path, params.release_dtype)
     return Candidate(model, tokenizer, ModelIdentity(
         adapter_sha256=fine_tuned.adapter_sha256, base_name=base.name, base_revision=base.revision,
-        base_sha256=base.sha256, dtype=params.release_dtype, safe_merge=True,
-    ))
+        base_sha256=base.sha256, dtype=params.release_dtype, safe_merge=True))
 
 
 def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
@@ -151,7 +137,7 @@ def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, c
     metric = evaluate.load(str(METRIC), keep_in_memory=True)
     found = metric.compute(predictions=texts, references=references, weights=weights)
     predictions = as_predictions(rows, answers, row_statistics(texts, references))
-    return Scored(candidate.identity, predictions, metrics=Metrics(**{m: float(found[m]) for m in weights}),
+    return Scored(candidate.identity, predictions, metrics=records.Metrics(**{m: float(found[m]) for m in weights}),
                   weighted_score=float(found["weighted_score"]), weights=weights, partial=partial)
 
 

@@ -14,39 +14,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Run
-
+from src import model_selection
+from src.core import records
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Refused
 from src.core.params import load_params
-from src.core.records import (
-    BASE_MODEL,
-    MODEL_LOCATION,
-    BaseModelRef,
-    EvaluationReport,
-    FineTunedModel,
-    Metrics,
-    digest_of,
-    manifest,
-    read_object,
-    tree_digest,
-)
+from src.core.records import EvaluationReport, read_object
 from src.decisions import backtest, history
-from src.decisions.history import Evaluation, Group, RankedRun
+from src.decisions.history import Evaluation
 from src.decisions.record import differences, evidence_of, question_of
 from src.decisions.words import explain_lines
 from src.evaluation.metrics import RowStatistics, corpus_scores
 from src.evaluation.predictions import Prediction
 from src.evaluation.significance import gain_evidence
 from src.ledger.slots import LedgerView
-from src.model_selection import (
-    GainEvidence,
-    Policy,
-    Question,
-    ScoredRun,
-    challengers_since_head,
-    decide,
-    scores_to_beat,
-)
+from src.model_selection import GainEvidence, Policy, Question, ScoredRun, decide, scores_to_beat
 from utils import environment, json_utils, mlflow_utils
 from utils.answers import logged_predictions
 from utils.tracking.history import HistoryReader, HistoryRuns
@@ -57,7 +38,6 @@ _SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the p
 logger = logging.getLogger("champion")
 _SCRATCH = Path(".promotion")
 _DEPLOYMENT = Path(__file__).parents[1] / "deployment_script.py"
-_FILES = ("metrics.json", "report.json", "predictions.jsonl")
 
 
 class HistoryCommands:
@@ -86,7 +66,11 @@ class HistoryCommands:
             contracts = [history.as_json(group, rows, self._policy) for group, rows in shown]
             return _json({"model": self._name, "champion_version": view.head.version if view.head else None,
                           "in_the_way": blocking, "contracts": contracts})
-        lines = [line for group, rows in shown for line in self._section(group, rows, view)]
+        lines: list[str] = []
+        for group, rows in shown:
+            more = len(group.rows) - len(rows)
+            lines += [*history.header(self._name, group, view, self._policy), history.table(rows),
+                      *([f"... and {more} more"] if more else []), ""]
         lines += [f"in the way: {blocking}"] if blocking else []
         return "\n".join(lines).rstrip("\n") or f"{self._name}: no evaluations"
 
@@ -112,7 +96,7 @@ class HistoryCommands:
         """A recorded decision in words, and the differences that a replay of it shows today."""
         run = self._runs.find(run_id, "deployment", "evaluation")
         if run.data.tags[KIND] == "evaluation":
-            key = digest_of([run.data.tags.get(MODEL_DIGEST), run.data.tags.get(CONTRACT)])
+            key = records.digest_of([run.data.tags.get(MODEL_DIGEST), run.data.tags.get(CONTRACT)])
             deployment = self._runs.deployment_of(key)
             if deployment is None:
                 raise InvalidParams(f"run {run_id}: nothing was decided about it yet; run "
@@ -121,7 +105,7 @@ class HistoryCommands:
         recorded = self._runs.evidence(run)
         question, report, challengers = _loaded(recorded, run.info.run_id)
         found = self._question_today(question)
-        again = evidence_of(found, decide(found), report, challengers_since_head(found))
+        again = evidence_of(found, decide(found), report, model_selection.challengers_since_head(found))
         differing = differences(recorded, json.loads(json.dumps(again)))
         lines = explain_lines(question, decide(question), challengers)
         return [f"deployment run {run.info.run_id}", *lines], differing
@@ -152,11 +136,6 @@ class HistoryCommands:
     def _evaluations(self) -> list[Evaluation]:
         return [Evaluation(run, note) for run, note in self._reader.evaluations()]
 
-    def _section(self, group: Group, rows: Sequence[RankedRun], view: LedgerView) -> list[str]:
-        more = len(group.rows) - len(rows)
-        return [*history.header(self._name, group, view, self._policy), history.table(rows),
-                *([f"... and {more} more"] if more else []), ""]
-
     def _question_today(self, question: Question) -> Question:
         """The recorded question with the scores, interval and ledger that the store holds now."""
         baseline, recorded = scores_to_beat(question).best_promoted, question.evidence
@@ -180,7 +159,8 @@ def _scored_again(run: ScoredRun, answers: Mapping[str, list[Prediction] | None]
         return run
     found = corpus_scores(RowStatistics.from_rows([row.stats for row in given]))
     known = run.metrics.as_dict()
-    return replace(run, metrics=Metrics(**{n: known[n] if abs(v - known[n]) <= _SAME else v for n, v in found.items()}))
+    found |= {name: value for name, value in known.items() if abs(found[name] - value) <= _SAME}
+    return replace(run, metrics=records.Metrics(**found))
 
 
 def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, EvaluationReport, int]:
@@ -207,16 +187,16 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
     client = mlflow_utils.connect(params.mlflow)
     runs = HistoryRuns(client, experiment=params.mlflow.experiment_name,
                        model_name=params.deployment.model_registry_name)
-    run = runs.find(run_id, "evaluation")
+    runs.find(run_id, "evaluation")
     _SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="restored-", dir=_SCRATCH) as scratch:
         folder = Path(scratch)
-        for name in _FILES:
+        for name in ("metrics.json", "report.json", "predictions.jsonl"):
             runs.download(run_id, name, folder)
         report = EvaluationReport.parse(read_object(folder / "report.json"), where=f"run {run_id}")
         _check_base(report)
-        model = _restore(runs, run, report, folder)
-        location = folder / MODEL_LOCATION.name
+        model = _restore(runs, run_id, report, folder)
+        location = folder / records.MODEL_LOCATION.name
         json_utils.write_object(location, model.model_dump(mode="json"))
         command = [sys.executable, str(_DEPLOYMENT), "--config", str(config), "--evaluation-results",
                    str(folder / "metrics.json"), "--model-artifact-path", str(location)]
@@ -225,27 +205,27 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
 
 
 def _check_base(report: EvaluationReport) -> None:
-    base = BaseModelRef.load(BASE_MODEL)
+    base = records.BaseModelRef.load(records.BASE_MODEL)
     if base.sha256 != report.model.base_sha256:
         raise Refused(f"run {report.run_id}: was trained on base {report.model.base_name}@{report.model.base_revision} "
                       f"(sha256 {report.model.base_sha256[:12]}), results/base_model is {base.name}@{base.revision} "
                       f"({base.sha256[:12]}); set model.base_model and model.revision, and run `dvc repro base_model`")
 
 
-def _restore(runs: HistoryRuns, evaluation: Run, report: EvaluationReport, folder: Path) -> FineTunedModel:
+def _restore(runs: HistoryRuns, run_id: str, report: EvaluationReport, folder: Path) -> records.FineTunedModel:
     """Download the adapter into `folder` from the run that trained it; returns its record."""
     wanted = report.model.adapter_sha256
     trained = next(runs.search(f"tags.`{ADAPTER}` = '{wanted}' and tags.kind = 'fine_tuning' and "
                                "attributes.status = 'FINISHED'"), None)
     if trained is None:
-        raise InvalidParams(f"run {evaluation.info.run_id}: MLflow has no training run of its adapter {wanted[:12]}; "
+        raise InvalidParams(f"run {run_id}: MLflow has no training run of its adapter {wanted[:12]}; "
                             "train it again with `dvc repro fine_tuning evaluation` on its commit")
     name = trained.info.run_id
     adapter = runs.download(name, "adapter", folder)
-    if tree_digest(manifest(adapter)) != wanted:
+    if records.tree_digest(records.manifest(adapter)) != wanted:
         raise InvalidInput(f"MLflow run {name}: its adapter is not {wanted[:12]} any more, so the artifact store was "
                            "changed; restore it from a backup")
-    location = runs.download(name, MODEL_LOCATION.name, folder)
-    model = FineTunedModel.parse(read_object(location), where=f"MLflow run {name}: {location.name}")
+    location = runs.download(name, records.MODEL_LOCATION.name, folder)
+    model = records.FineTunedModel.parse(read_object(location), where=f"MLflow run {name}: {location.name}")
     logger.info("restored adapter %s from run %s", wanted[:12], name)
     return model.model_copy(update={"adapter_path": Path(os.path.relpath(adapter)).as_posix()})

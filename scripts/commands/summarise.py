@@ -1,10 +1,9 @@
 """Collect what a pipeline run left in results/, for the summary and the pull request comment."""
 
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import DeploymentParams, load_params
@@ -17,8 +16,7 @@ from utils import environment, github_utils, results
 from utils.answers import PREDICTIONS
 from utils.hub.client import endpoint
 
-logger = logging.getLogger("champion")
-
+T = TypeVar("T")
 PAGE = Path("results/report/index.html")
 
 
@@ -32,49 +30,32 @@ def outcome(output: Path | None) -> Summary:
     if ended not in OUTCOMES:
         raise InvalidParams(f"PIPELINE_OUTCOME: {ended!r} is none of {', '.join(OUTCOMES)}")
     folder, problems = output or OUTPUT_DIR, list[str]()
-    report, policy = _report(problems), _policy(problems)
-    info, compared = (_object(folder / name, problems) for name in (results.INFO, results.COMPARISON))
+    report = _read(EvaluationReport.load, EVALUATION_RESULTS.with_name("report.json"), problems)
+    params = _read(load_params, CONFIG, problems)
+    info, compared = (_read(read_object, folder / name, problems) or {} for name in (results.INFO, results.COMPARISON))
     return summary(RunResults(
         report=report, info=info, comparison=compared,
-        intervals=_intervals(report, compared, policy, problems) if report and policy else None,
-        confidence=policy.confidence if policy else None, problems=problems, outcome=ended,
+        intervals=_intervals(report, compared, params.deployment, problems) if report and params else None,
+        confidence=params.deployment.confidence if params else None, problems=problems, outcome=ended,
         ci_url=environment.ci_url(), branch=github_utils.branch(), hub=endpoint(),
         page=f"{PAGE}{', among the artifacts of the run' if environment.ci_url() else ''}" if PAGE.is_file() else None,
     ))
 
 
-def _policy(problems: list[str]) -> DeploymentParams | None:
+def _read(read: Callable[[Path], T], path: Path, problems: list[str]) -> T | None:
+    """What a file holds, or None after its problem was added to `problems`."""
     try:
-        return load_params(CONFIG).deployment
-    except InvalidParams as error:
+        return read(path)
+    except (InvalidInput, InvalidParams) as error:
         problems.append(str(error))
         return None
-
-
-def _report(problems: list[str]) -> EvaluationReport | None:
-    path = EVALUATION_RESULTS.with_name("report.json")
-    try:
-        return EvaluationReport.load(path)
-    except InvalidInput as error:
-        problems.append(str(error))
-        return None
-
-
-def _object(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    try:
-        return read_object(path)
-    except InvalidInput as error:
-        problems.append(str(error))
-        return {}
 
 
 def _intervals(report: EvaluationReport, compared: Mapping[str, Any], policy: DeploymentParams, problems: list[str]
                ) -> Mapping[str, tuple[float, float]] | None:
     """The same score intervals as in the report, None if the answers cannot be read."""
-    try:
-        predictions = Prediction.load_lines(EVALUATION_RESULTS.with_name(PREDICTIONS))
-    except InvalidInput as error:
-        problems.append(str(error))
+    predictions = _read(Prediction.load_lines, EVALUATION_RESULTS.with_name(PREDICTIONS), problems)
+    if predictions is None:
         return None
     if len(predictions) != report.rows:
         problems.append(f"{PREDICTIONS}: {len(predictions)} rows, the report has {report.rows}; run `dvc pull`")

@@ -3,11 +3,13 @@
 import base64
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,9 @@ import yaml
 from scripts.commands import diagnose
 from src.core.params import load_params
 from tests.fakes import doctor_world as broken
-from tests.fakes.doctor_world import DVC, LOGIN, NOWHERE, ROOT, SECRETS, World
+from tests.fakes.doctor_world import DVC, LOGIN, NOWHERE, ROOT, SECRETS, World, server, world
 
-pytest_plugins = ["tests.fakes.doctor_fixtures"]
+__all__ = ["server", "world"]  # fixtures, found by their names
 
 ROWS: list[tuple[Any, str, int, str]] = [
     (broken.good, "mlflow", 0, "params are write-once, registry with aliases and stages"),
@@ -68,10 +70,10 @@ def test_one_line_names_the_trouble_and_its_remedy(breaking: Any, service: str, 
 
 
 def test_a_python_that_is_too_new_and_a_full_disk_are_named(world: World) -> None:
-    world.patch.setattr(diagnose, "_python_version", lambda: (3, 14))
+    world.patch.setattr(diagnose, "_PYTHON", (3, 14))
     assert world.check("machine").text == "Python 3.14"
     world.patch.undo()
-    world.patch.setattr(diagnose, "free_bytes", lambda _: 10**8)
+    world.patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     found = world.check("machine")
     assert (found.code, found.text) == (2, "0.1 GB free on this disk, 1 needed")
 
@@ -141,8 +143,8 @@ def test_a_wrong_parameter_is_the_first_thing_said(world: World) -> None:
 
 
 def test_the_first_failed_line_gives_the_exit_code() -> None:
-    checks = [diagnose.good("a", "x"), diagnose.warning("b", "x", "y"), diagnose.failed("c", 6, "x", "y"),
-              diagnose.failed("d", 4, "x", "y")]
+    checks = [diagnose.Check("a", "ok", "x"), diagnose.Check("b", "warning", "x", "y"),
+              diagnose.failed("c", 6, "x", "y"), diagnose.failed("d", 4, "x", "y")]
     assert (diagnose.exit_code(checks), diagnose.exit_code(checks[:2])) == (6, 0)
     assert diagnose.text(checks).splitlines()[2].split() == ["FAILED", "c", "x;", "y"]
 
