@@ -38,12 +38,10 @@ class UnrecordedChampion:
 def default_target(view: LedgerView) -> Slot:
     """The latest slot of an unblocked model other than the champion. Raises Refused if there is none."""
     head = _head(view)
-    skipped = view.blocked_digests | {head.model_digest}
-    for slot in reversed(view.slots):
-        if slot.model_digest not in skipped:
-            return slot
-    raise Refused(f"version {head.version} is the champion, and before it there is no other model that is not blocked; "
-                  "name a blocked one with --to VERSION to take it back, or promote another")
+    if view.previous is None:
+        raise Refused(f"version {head.version} is the champion, and before it there is no other model that is not "
+                      "blocked; name a blocked one with --to VERSION to take it back, or promote another")
+    return view.previous
 
 
 def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | None) -> Slot | None:

@@ -160,7 +160,7 @@ def _headline(found: RunResults) -> words.Headline:
         top = words.promoted_earlier(found.info)
     else:
         top = words.headline(found.report, found.info, found.comparison if found.is_judged else {},
-                       is_judged=found.is_judged)
+                             is_judged=found.is_judged)
     if found.outcome == "success" or not found.is_judged:
         return top
     after = f"The pipeline {_ENDED[found.outcome]} afterwards, in a later stage or step."
