@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -26,8 +26,12 @@ class PartialAnswers:
 
     def read(self) -> list[AnsweredBatch]:
         """The complete batches of all processes; a line that a kill cut short is skipped."""
-        files = sorted(self._path.parent.glob(self._files))
-        return [batch for path in files for line in path.read_bytes().splitlines() for batch in _whole(line)]
+        batches = list[AnsweredBatch]()
+        for path in sorted(self._path.parent.glob(self._files)):
+            for line in path.read_bytes().splitlines():
+                with suppress(ValidationError):
+                    batches.append(AnsweredBatch.model_validate_json(line))
+        return batches
 
     def add(self, batch: AnsweredBatch) -> None:
         """Append a batch and flush it; the newline before it ends a line that was cut short."""
@@ -42,13 +46,6 @@ class PartialAnswers:
         """Remove the files of all processes, once the evaluation's records are written."""
         for path in self._path.parent.glob(self._files):
             path.unlink(missing_ok=True)
-
-
-def _whole(line: bytes) -> Iterator[AnsweredBatch]:
-    try:
-        yield AnsweredBatch.model_validate_json(line)
-    except ValidationError:
-        return
 
 
 def logged_predictions(client: MlflowClient, run_id: str) -> list[Prediction] | None:

@@ -15,13 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from src.core.errors import InvalidParams, RunAgain, Undecided
+from utils.git_utils import authored
 from utils.process import redacted
 
 logger = logging.getLogger(__name__)
-_NOBODY = ("Champion", "champion@localhost")
 _SECONDS = 10
 _PLUGINS = {"s3": "dvc_s3", "ssh": "dvc_ssh", "gs": "dvc_gs", "azure": "dvc_azure", "webdavs": "dvc_webdav"}
-_LOCAL_ERROR = "No such file or directory"
 
 
 def pull() -> None:
@@ -58,17 +57,12 @@ def _dvc(*arguments: str) -> int:
 def _environment() -> Mapping[str, str]:
     """The stages' `python` is this one, and an experiment has an author where git knows none."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    author = {} if _git_knows_an_author() else {
-        f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
-        for what, value in zip(("NAME", "EMAIL"), _NOBODY, strict=True)}
-    return {**author, **os.environ, "PATH": path}
-
-
-def _git_knows_an_author() -> bool:
     try:
-        return subprocess.run(["git", "config", "user.email"], capture_output=True, check=False).returncode == 0
+        known = subprocess.run(["git", "config", "user.email"], capture_output=True, check=False).returncode == 0
     except OSError:
-        return False
+        known = False
+    author = {} if known else authored("Champion", "champion@localhost")
+    return {**author, **os.environ, "PATH": path}
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,10 @@ def look(remote: Remote) -> str:
 
     Raises InvalidParams where DVC lacks a package for it, Undecided where it cannot be reached or refuses.
     """
-    _check_plugin(remote.scheme)
+    module = _PLUGINS.get(remote.scheme)
+    if module and importlib.util.find_spec(module) is None:
+        package = f"dvc[{remote.scheme}]=={importlib.metadata.version('dvc')}"
+        raise InvalidParams(f"dvc: {remote.scheme} remotes need a package; pip install '{package}'")
     try:
         done = subprocess.run([sys.executable, "-m", "dvc", "list-url", f"remote://{remote.name}"], check=False,
                               capture_output=True, text=True, timeout=_SECONDS)
@@ -111,8 +108,9 @@ def look(remote: Remote) -> str:
         return "reachable"  # such a server has files and lists no folder
     if re.search(r"\b40[13]\b|Forbidden|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch|credentials", reason):
         raise Undecided(f"dvc: {remote.url}: refused ({reason}); set its credentials, docs/remotes.md")
-    remedy = "mount or make the folder" if _LOCAL_ERROR in reason and not remote.scheme else \
-        "check the address in .dvc/config and the network"
+    remedy = "check the address in .dvc/config and the network"
+    if "No such file or directory" in reason and not remote.scheme:
+        remedy = "mount or make the folder"
     raise Undecided(f"dvc: {remote.url}: cannot be reached ({reason}); {remedy}")
 
 
@@ -127,14 +125,6 @@ def keep_secret(name: str, values: Mapping[str, str]) -> None:
     path.chmod(0o600)
     with _reading(), config.edit("local") as local:
         local["remote"][name] = {**local["remote"].get(name, {}), **values}
-
-
-def _check_plugin(scheme: str) -> None:
-    """Raise InvalidParams if DVC needs a package for such addresses that is not installed."""
-    module = _PLUGINS.get(scheme)
-    if module and importlib.util.find_spec(module) is None:
-        version = importlib.metadata.version("dvc")
-        raise InvalidParams(f"dvc: {scheme} remotes need a package; pip install 'dvc[{scheme}]=={version}'")
 
 
 def _config() -> Any:

@@ -38,7 +38,7 @@ def commit_records(branch: str, message: str) -> str | None:
 
 
 def _refuse_foreign(start: str, tip: str, branch: str) -> None:
-    if _status("merge-base", "--is-ancestor", start, tip) != 0:
+    if _run("merge-base", "--is-ancestor", start, tip).returncode:
         raise RunAgain(f"{branch}: was rewritten while the pipeline ran, so the records of {start[:12]} have no place "
                        "on it; the run of what is there now leaves its own")
     authors = _git("log", "--format=%ae", f"{start}..{tip}", "--", *PATHS).split()
@@ -56,9 +56,13 @@ def _commit_on(tip: str, message: str) -> str | None:
         tree = _git("write-tree", more=index)
     if tree == _git("rev-parse", f"{tip}^{{tree}}"):
         return None
-    author = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
-              for what, value in zip(("NAME", "EMAIL"), BOT, strict=True)}
-    return _git("commit-tree", tree, "-p", tip, "-F", "-", more=author, text=message)
+    return _git("commit-tree", tree, "-p", tip, "-F", "-", more=authored(*BOT), text=message)
+
+
+def authored(name: str, email: str) -> dict[str, str]:
+    """The variables that make somebody git's author and committer."""
+    return {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
+            for what, value in (("NAME", name), ("EMAIL", email))}
 
 
 def _pushed(commit: str, branch: str) -> bool:
@@ -75,10 +79,6 @@ def _git(*arguments: str, more: Mapping[str, str] | None = None, text: str = "")
     if done.returncode:
         raise _error(arguments[0], done)
     return done.stdout.strip()
-
-
-def _status(*arguments: str) -> int:
-    return _run(*arguments).returncode
 
 
 def _run(*arguments: str, more: Mapping[str, str] | None = None, text: str = "") -> "subprocess.CompletedProcess[str]":

@@ -3,7 +3,7 @@
 import math
 import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from utils.hub.identity import no_token, who
 from utils.process import say
 
 CHECK_SECONDS = 10
-DOWNLOAD_SECONDS = 60  # one wait for the network, not the whole
 # Weights and texts only: a pickle or a Python file runs code when it is loaded.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNWANTED = ["*/*", "consolidated*"]  # other formats and copies of the same weights
@@ -46,8 +45,10 @@ def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     Resumes from the client's cache. Raises InvalidParams where the repository, the revision or safetensors weights
     in it do not exist, HubError where the Hub does not answer.
     """
+    bars = nullcontext() if sys.stderr.isatty() else disable_progress_bars()
     try:
-        with time_limit(math.inf, DOWNLOAD_SECONDS, client_waits=math.inf), hub_errors(repo_id), _bars():
+        # 60 s for one wait for the network, not for the whole.
+        with time_limit(math.inf, 60, client_waits=math.inf), hub_errors(repo_id), bars:
             snapshot = Path(snapshot_download(repo_id, revision=revision, token=token(), endpoint=endpoint(),
                                               allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except HubError as error:
@@ -64,8 +65,3 @@ def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     for path in files:
         shutil.copyfile(path, folder / path.name)
     return snapshot.name
-
-
-def _bars() -> AbstractContextManager[object]:
-    """Progress bars on a terminal only."""
-    return nullcontext() if sys.stderr.isatty() else disable_progress_bars()

@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
-from requests import RequestException
 
 from src.core.errors import InvalidParams, Undecided
 from src.core.params import MlflowParams
@@ -37,10 +36,8 @@ _CLIENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_NO_ENDPOINT = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 _DOCTOR = "champion.doctor"  # a tag that proves write access
-_SECONDS = 5
 
 
 def connect(params: MlflowParams) -> MlflowClient:
@@ -83,21 +80,18 @@ def explained(error: MlflowException | OSError) -> Undecided:
 
 def unanswered(error: MlflowException) -> bool:
     """Whether the server gave no usable reply to any attempt; another request would only wait as long again."""
-    return isinstance(error.__context__, RequestException)
+    return isinstance(error.__context__, requests.RequestException)
 
 
-@contextmanager
-def sent_once() -> Iterator[None]:
+def sent_once() -> AbstractContextManager[None]:
     """Switch the client's own retries off: after a lost reply they would do a thing twice."""
-    with _client_setting(_RETRIES, 0):
-        yield
+    return _client_setting(_RETRIES, 0)
 
 
-@contextmanager
-def time_for(size: int) -> Iterator[None]:
+def time_for(size: int) -> AbstractContextManager[None]:
     """Wait longer for each reply: the server stores so many bytes, perhaps on another machine, before it replies."""
-    with _client_setting(_TIMEOUT, int(os.environ.get(_TIMEOUT, _CLIENT[_TIMEOUT])) + size // _BYTES_PER_SECOND):
-        yield
+    usual = int(os.environ.get(_TIMEOUT, _CLIENT[_TIMEOUT]))
+    return _client_setting(_TIMEOUT, usual + size // _BYTES_PER_SECOND)
 
 
 @contextmanager
@@ -197,7 +191,7 @@ class Abilities:
 def version(uri: str) -> str | None:
     """The version that the server states; None if it states none (a service that imitates MLflow)."""
     try:
-        reply = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=_SECONDS)
+        reply = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=5)
     except (MlflowException, requests.RequestException):
         return None
     text = str(reply.text).strip()
@@ -238,7 +232,7 @@ def _has(ask: Callable[[], object]) -> bool:
     try:
         ask()
     except MlflowException as error:
-        if error.error_code in _NO_ENDPOINT:
+        if error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
             return False
         if error.error_code not in _ABSENT:
             raise explained(error) from error

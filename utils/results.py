@@ -15,7 +15,6 @@ from utils.process import Formatter
 INFO = "deployment_info.json"
 COMPARISON = "model_comparison.json"
 LOGS = "deployment_logs.txt"
-_SAME = 1e-9
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,10 @@ def read_inputs(evaluation_results: Path, model_location: Path) -> Inputs:
 
 def check_output_dir(folder: Path) -> Path:
     """The folder for records, created if needed; raises InvalidParams for one that must not be written to."""
-    resolved = _resolved(folder)
+    try:
+        resolved = folder.resolve()
+    except RuntimeError as error:
+        raise InvalidParams(f"--output-dir {folder}: {error}; use results/deployment") from None
     if any(place.resolve().is_relative_to(resolved) for place in (Path.home(), Path.cwd())):
         raise InvalidParams(f"--output-dir {folder}: holds other things; use results/deployment")
     try:
@@ -100,16 +102,8 @@ class LogBuffer(logging.Handler):
         return "".join(f"{line}\n" for line in self._lines)
 
 
-def _resolved(folder: Path) -> Path:
-    try:
-        return folder.resolve()
-    except RuntimeError as error:
-        raise InvalidParams(f"--output-dir {folder}: {error}; use results/deployment") from None
-
-
 def _metrics(numbers: dict[str, Any], path: Path) -> Metrics:
-    missing = [name for name in METRICS if name not in numbers]
-    if missing:
+    if missing := [name for name in METRICS if name not in numbers]:
         raise InvalidInput(f"{path}: {', '.join(missing)} missing; expected {', '.join(METRICS)}; "
                            "run `dvc repro evaluation`")
     for name in METRICS:
@@ -128,7 +122,7 @@ def _check_same_evaluation(metrics: Metrics, rows: object, report: EvaluationRep
     if isinstance(rows, bool) or not isinstance(rows, int | float) or rows < 1:
         raise InvalidInput(f"{path}: rows is {rows!r}, expected the number of evaluated rows; "
                            "run `dvc repro evaluation`")
-    other = [n for n, v in metrics.as_dict().items() if abs(v - getattr(report.metrics, n)) > _SAME]
+    other = [n for n, v in metrics.as_dict().items() if abs(v - getattr(report.metrics, n)) > 1e-9]
     if rows != report.rows or other:
         what = other[0] if other else "rows"
         raise InvalidInput(f"{path}: {what} differs from report.json beside it, so these are the metrics of another "

@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.run_status import RunStatus
 
 from src.core.errors import InvalidInput, Undecided
-from src.core.params import METRICS, Params
+from src.core.params import Params
 from src.core.records import EvaluationReport, canonical_json
 from src.promotion.protocol import Step
 from utils import mlflow_utils
@@ -30,8 +30,7 @@ class DeploymentRun:
     """A run of kind deployment, created only when it is needed: a deployment that changes nothing leaves none."""
 
     def __init__(self, client: MlflowClient, experiment: str, model_name: str, key: str) -> None:
-        self._client = client
-        self._experiment = experiment
+        self._client, self._experiment = client, experiment
         self._tags = {tag.KIND: "deployment", tag.MODEL_NAME: model_name, tag.KEY: key}
         self._id: str | None = None
 
@@ -52,9 +51,8 @@ class DeploymentRun:
     def finish(self, facts: Mapping[str, Any], compared: Mapping[str, Any], evidence: Mapping[str, Any],
                output: Path) -> None:
         """Log the comparison, the decision, its evidence and the files of results/deployment, and end the run."""
-        numbers: dict[str, float | None] = {"weighted_score": compared["current_score"], **compared["metrics"],
-                   "improvement": compared["improvement"], "threshold": compared["threshold"],
-                   "historical_best_score": compared["historical_best_score"]}
+        same = {name: compared[name] for name in ("improvement", "threshold", "historical_best_score")}
+        numbers = {"weighted_score": compared["current_score"], **compared["metrics"], **same}
         metrics = [Metric(name, float(value), 0, 0) for name, value in numbers.items() if value is not None]
         params = [Param("model_name", facts["model_name"]), Param("weights", canonical_json(compared["weights"]))]
         tags = [RunTag(tag.DECISION, facts["decision"]), RunTag(tag.REASON, facts["reason"]),
@@ -64,15 +62,11 @@ class DeploymentRun:
             self._client.log_artifacts(self.id(), str(output), "deployment")
             self._client.log_dict(self.id(), dict(evidence), EVIDENCE)
             self._client.set_terminated(self.id())
-            self._end_abandoned()
-
-    def _end_abandoned(self) -> None:
-        # Runs that a killed deployment of the same model left open.
-        experiment = mlflow_utils.ensure_experiment(self._client, self._experiment, {})
-        query = (f"attributes.status = 'RUNNING' and tags.`{tag.KEY}` = '{self._tags[tag.KEY]}' and "
-                 "tags.kind = 'deployment'")
-        for run in self._client.search_runs([experiment.experiment_id], query):
-            self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+            # Runs that a killed deployment of the same model left open.
+            home = mlflow_utils.ensure_experiment(self._client, self._experiment, {}).experiment_id
+            query = f"attributes.status = 'RUNNING' and tags.`{tag.KEY}` = '{self._tags[tag.KEY]}' and "
+            for run in self._client.search_runs([home], query + "tags.kind = 'deployment'"):
+                self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,8 @@ class PastDeployment:
     version: str | None
 
 
-def latest(
-    client: MlflowClient, experiment: str, model_name: str, *, count: int, running: bool
-) -> list[PastDeployment]:
+def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int, running: bool
+           ) -> list[PastDeployment]:
     """The latest deployments of a model, newest first: those that ended, or those that did not."""
     home = mlflow_utils.find_experiment(client, experiment)
     if home is None:
@@ -145,8 +138,7 @@ def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str,
         tags = {tag.KIND: "evaluation", tag.MODEL_NAME: model_name, tag.MODEL_DIGEST: report.model_digest,
                 tag.CONTRACT: report.contract_digest, tag.WEIGHTS: report.weights_digest(), tag.RESTORED: report.run_id}
         run = client.create_run(experiment_id, run_name="evaluation", tags=tags)
-        values: dict[str, float] = {**{name: getattr(report.metrics, name) for name in METRICS},
-                  "weighted_score": report.weighted_score, "rows": report.rows}
+        values = {**report.metrics.as_dict(), "weighted_score": report.weighted_score, "rows": report.rows}
         client.log_batch(run.info.run_id, metrics=[Metric(n, float(v), 0, 0) for n, v in values.items()])
         client.log_artifacts(run.info.run_id, str(folder))
         client.set_terminated(run.info.run_id)

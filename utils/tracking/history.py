@@ -30,8 +30,6 @@ from utils.tracking import tag
 logger = logging.getLogger(__name__)
 PAGE = 1000
 SHORT = 300  # a history of so many runs is read whole
-_BY_ID = 500  # the server's parser takes a few thousand ids in one query
-_NO_SCORE = Decimal(-1)
 T = TypeVar("T")
 _Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
 
@@ -49,8 +47,7 @@ class HistoryReader:
 
     def __init__(self, client: MlflowClient, *, experiment: str, model_name: str, contract: str | None) -> None:
         """Without a contract, `evaluations` lists those under any."""
-        self._client = client
-        self._experiment = experiment
+        self._client, self._experiment = client, experiment
         # sqlite joins in the order of the clauses, so what leaves fewest runs comes first.
         self._wanted = {**({tag.CONTRACT: contract} if contract else {}), tag.MODEL_NAME: model_name,
                         tag.KIND: "evaluation"}
@@ -67,7 +64,6 @@ class HistoryReader:
         if experiment is None:
             return ScoreHistory((), complete=True)
         home = experiment.experiment_id
-
         first, more = self._page(home, "", None, SHORT)
         if more is None:
             return ScoreHistory(tuple(self._scored(first)), complete=True)
@@ -114,12 +110,9 @@ class _Search:
 
     def __init__(self, ask: _Ask, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> None:
         """`ask` gives the scored runs of one page that a clause leaves, and where the next page begins."""
-        self._ask = ask
-        self._policy = policy
+        self._ask, self._policy, self._ledger, self._ignored = ask, policy, ledger, ignored
         self._weights = digest_of(dict(policy.weights))
-        self._ledger = ledger
         self._promoted = ledger.promoted_digests
-        self._ignored = ignored
         self._latest: dict[str, ScoredRun | None] = {}
 
     def found(self) -> list[ScoredRun]:
@@ -151,7 +144,7 @@ class _Search:
 
     def _highest(self, claims: Iterable[ScoredRun]) -> Decimal:
         """The highest score of the models in these runs, which counts only if it is a model's latest."""
-        highest = _NO_SCORE
+        highest = Decimal(-1)
         eligible = (run for run in claims if run.model_digest not in self._ignored)
         for run in sorted(eligible, key=lambda run: (-self._policy.score(run), run.finished_at)):
             if self._policy.score(run) <= highest:
@@ -167,7 +160,8 @@ class _Search:
         return self._latest[digest]
 
     def _of_ledger(self) -> list[ScoredRun]:
-        ids = [slot.evaluation_run for slot in self._ledger.slots if slot.evaluation_run][-_BY_ID:]
+        # The server's parser takes a few thousand ids in one query.
+        ids = [slot.evaluation_run for slot in self._ledger.slots if slot.evaluation_run][-500:]
         return self._all("attributes.run_id IN ({})".format(", ".join(f"'{name}'" for name in ids))) if ids else []
 
     def _of_promoted(self, runs: Iterable[ScoredRun]) -> list[ScoredRun]:
@@ -219,9 +213,7 @@ class HistoryRuns:
     """Runs of one registered model in one experiment."""
 
     def __init__(self, client: MlflowClient, *, experiment: str, model_name: str) -> None:
-        self._client = client
-        self._experiment = experiment
-        self._model_name = model_name
+        self._client, self._experiment, self._model_name = client, experiment, model_name
 
     def decisions(self) -> dict[str, str]:
         """The latest decision of each promotion key, as `verdict (reason)`."""
@@ -247,9 +239,8 @@ class HistoryRuns:
 
     def evidence(self, deployment: Run) -> dict[str, Any]:
         """The evidence.json of a deployment; raises InvalidInput where it keeps none."""
-        run_id = deployment.info.run_id
         with tempfile.TemporaryDirectory() as folder:
-            return read_object(self.download(run_id, EVIDENCE, Path(folder)))
+            return read_object(self.download(deployment.info.run_id, EVIDENCE, Path(folder)))
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
         """An artifact of a run, below a folder; raises InvalidInput where the run keeps none of this name."""

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 _PROBE = "probe"
 _ONCE = "write-once"
-_LONG = _ONCE.ljust(MAX_CHARACTERS - 1, ".")
 _UNFIT = ("MLflow: this server lets a run param be overwritten, or cuts it short, so promotions could not be kept "
           "apart; use MLflow 2.9 or newer on a SQL store")
 
@@ -28,9 +27,7 @@ class MlflowLedger:
 
     def __init__(self, client: MlflowClient, model_name: str, home: str) -> None:
         """`home` names the experiment in which the ledger's run is made."""
-        self._client = client
-        self._model_name = model_name
-        self._home = home
+        self._client, self._model_name, self._home = client, model_name, home
         self._experiment = f"{model_name}.ledger"
 
     def view(self) -> LedgerView:
@@ -61,7 +58,7 @@ class MlflowLedger:
         """
         run_id = self._ensure()
         stored = self._stored(run_id, _PROBE)
-        known = stored if stored and stored.startswith(_ONCE) else _LONG
+        known = stored if stored and stored.startswith(_ONCE) else _ONCE.ljust(MAX_CHARACTERS - 1, ".")
         try:
             self._client.log_param(run_id, _PROBE, known)
         except MlflowException as error:
@@ -116,18 +113,15 @@ class MlflowLedger:
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
             return None
-        pinned: str | None = experiment.tags.get(tag.LEDGER_RUN)
-        if pinned is None:
+        if tag.LEDGER_RUN not in experiment.tags:
             raise IntegrityError(f"MLflow experiment {self._experiment!r} is not a ledger of Champion; rename it")
-        return pinned
+        return str(experiment.tags[tag.LEDGER_RUN])
 
     def _ensure(self) -> str:
-        found = self._find()
-        if found is not None:
+        if (found := self._find()) is not None:
             return found
         made = self._new_run()
-        tags = ensure_experiment(self._client, self._experiment, {tag.LEDGER_RUN: made}).tags
-        pinned: str = tags[tag.LEDGER_RUN]
+        pinned = str(ensure_experiment(self._client, self._experiment, {tag.LEDGER_RUN: made}).tags[tag.LEDGER_RUN])
         if pinned != made:  # another process pinned its own first
             with mlflow_errors():
                 self._client.delete_run(made)

@@ -24,7 +24,6 @@ from utils.mlflow_utils import explained, find_run, list_files, mlflow_errors, s
 from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
-_PRODUCTION, _ARCHIVED = "Production", "Archived"
 _ATTEMPTS = 3
 ARTIFACT = "model"
 
@@ -39,12 +38,8 @@ class MlflowRegistry:
     def __init__(self, client: MlflowClient, name: str, *, save: Callable[[Path], None],
                  run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]],
                  spent: Callable[[], frozenset[int]] = frozenset) -> None:
-        self._client = client
-        self._name = name
-        self._save = save
-        self._run_id = run_id
-        self._tags = tags
-        self._spent = spent
+        self._client, self._name = client, name
+        self._save, self._run_id, self._tags, self._spent = save, run_id, tags, spent
         self._has_stages = True
 
     def register(self, key: str) -> int:
@@ -63,7 +58,7 @@ class MlflowRegistry:
     def holders(self) -> Holders:
         """Aliases and stages as they are now; none for a name that was never registered."""
         aliases = self._aliases()
-        production = (int(v.version) for v in self._versions("") if v.current_stage == _PRODUCTION)
+        production = (int(v.version) for v in self._versions("") if v.current_stage == "Production")
         return Holders(aliases.get("champion"), aliases.get("previous"), frozenset(production))
 
     def keys(self) -> dict[int, str | None]:
@@ -94,7 +89,15 @@ class MlflowRegistry:
         """Delete the model that a version's run keeps; raises Undecided when the store fails or keeps it."""
         with mlflow_errors():
             run_id = self._client.get_model_version(self._name, str(version)).run_id
-        delete_model(self._client, run_id)
+        run = find_run(self._client, run_id)
+        if run is None:  # removed for good, with its files
+            return
+        with mlflow_errors(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
+            store = get_artifact_repository(run.info.artifact_uri, tracking_uri=self._client.tracking_uri)
+            store.delete_artifacts(ARTIFACT)
+        if list_files(self._client, run_id, ARTIFACT):
+            raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; "
+                            "set deployment.keep_versions: 0")
 
     def use_up(self, number: int) -> None:
         """Skip version numbers up to this one, because a registry that was lost had used them already."""
@@ -134,9 +137,9 @@ class MlflowRegistry:
         """
         there = self.holders().production
         if version not in there:
-            self._transition(version, _PRODUCTION)
+            self._transition(version, "Production")
         for other in sorted(there - {version}):
-            self._transition(other, _ARCHIVED)
+            self._transition(other, "Archived")
 
     def _transition(self, version: int, stage: str) -> None:
         if not self._has_stages:
@@ -174,8 +177,7 @@ class MlflowRegistry:
             with _registry_errors():
                 page = self._client.search_model_versions(f"name = '{self._name}'{clause}", page_token=token)
             yield from page
-            token = page.token
-            if not token:
+            if not (token := page.token):
                 return
 
     def _aliases(self) -> dict[str, int]:
@@ -227,9 +229,8 @@ def save_flavour(model: Any, tokenizer: Any, folder: Path, requirements: list[st
     """
     import mlflow.transformers
 
-    mlflow.transformers.save_model(
-        {"model": model, "tokenizer": tokenizer}, str(folder), task="text-generation", pip_requirements=requirements
-    )
+    mlflow.transformers.save_model({"model": model, "tokenizer": tokenizer}, str(folder), task="text-generation",
+                                   pip_requirements=requirements)
 
 
 def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -> tuple[Path, ModelIdentity]:
@@ -258,18 +259,11 @@ def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) 
         sent = {p.relative_to(model.parent).as_posix(): p.stat().st_size for p in model.rglob("*") if p.is_file()}
         with mlflow_errors(), time_for(max(sent.values())):
             client.log_artifacts(run_id, str(model), ARTIFACT)
-        _check_upload(client, run_id, sent)
-
-
-def delete_model(client: MlflowClient, run_id: str) -> None:
-    """Delete the model that a run keeps, if there is one; raises Undecided if the store fails or does not delete it."""
-    run = find_run(client, run_id)
-    if run is None:  # removed for good, with its files
-        return
-    with mlflow_errors(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
-        get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts(ARTIFACT)
-    if list_files(client, run_id, ARTIFACT):
-        raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; set deployment.keep_versions: 0")
+    # A version says READY whatever its source holds, so sizes are compared before it is created.
+    kept = dict(_listed(client, run_id, ARTIFACT))
+    if kept != sent:
+        odd = sorted(set(sent.items()) ^ set(kept.items()))[0][0]
+        raise IntegrityError(f"MLflow run {run_id}: {odd} was not kept as it was sent; check the artifact store")
 
 
 def plain(flavour: Path) -> Path:
@@ -278,14 +272,6 @@ def plain(flavour: Path) -> Path:
     for file in (flavour / "components" / "tokenizer").iterdir():
         shutil.copy2(file, model / file.name)
     return model
-
-
-def _check_upload(client: MlflowClient, run_id: str, sent: Mapping[str, int]) -> None:
-    # A version says READY whatever its source holds, so sizes are compared before it is created.
-    kept = dict(_listed(client, run_id, ARTIFACT))
-    if kept != sent:
-        odd = sorted(set(sent.items()) ^ set(kept.items()))[0][0]
-        raise IntegrityError(f"MLflow run {run_id}: {odd} was not kept as it was sent; check the artifact store")
 
 
 def _listed(client: MlflowClient, run_id: str, path: str) -> Iterable[tuple[str, int]]:

@@ -16,7 +16,6 @@ from utils.environment import GitIdentity
 from utils.mlflow_utils import find_run, mlflow_errors
 from utils.tracking import tag
 
-PAGE_ARTIFACT = "report/index.html"
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +66,8 @@ def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[t
         client.log_artifact(run_id, str(location))  # with these two, history_script.py --promote brings it back
         for file in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja")):
             client.log_artifact(run_id, str(file), "tokenizer")
-        client.log_text(run_id, _environment(), "environment.txt")
+        packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+        client.log_text(run_id, "\n".join(sorted(packages, key=str.lower)) + "\n", "environment.txt")
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
@@ -78,15 +78,10 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def _environment() -> str:
-    packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
-    return "\n".join(sorted(packages, key=str.lower)) + "\n"
-
-
 def log_page(client: MlflowClient, run_id: str, html: str) -> None:
     """Log the report page to a run, if the server has that run. Raises Undecided if the server does not answer."""
     if find_run(client, run_id) is None:
         logger.warning("MLflow lacks run %s: the report stays in results/ alone", run_id)
         return
     with mlflow_errors():
-        client.log_text(run_id, html, PAGE_ARTIFACT)
+        client.log_text(run_id, html, "report/index.html")

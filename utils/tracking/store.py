@@ -18,7 +18,6 @@ SQLITE = "sqlite:///"
 _POSTGRES_DRIVERS = {"postgresql": "psycopg", "postgresql+psycopg": "psycopg", "postgresql+psycopg2": "psycopg2"}
 _TOKEN = "DAGSHUB_USER_TOKEN"  # noqa: S105 - its name
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-_SECONDS = 10
 
 
 def tracking_uri(configured: str) -> str:
@@ -30,16 +29,14 @@ def tracking_uri(configured: str) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or configured
     parts = urlsplit(uri)
     if "@" in parts.netloc and parts.scheme in ("http", "https"):
-        raise InvalidParams(
-            f"mlflow.tracking_uri: {parts.scheme}://***@{parts.hostname} carries credentials; "
-            "put them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
+        raise InvalidParams(f"mlflow.tracking_uri: {parts.scheme}://***@{parts.hostname} carries credentials; "
+                            "put them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if parts.password is not None:  # the address is in every record
         raise InvalidParams(f"mlflow.tracking_uri: {parts.scheme}://{parts.username}:***@{parts.hostname} carries a "
                             "password; put it in PGPASSWORD or ~/.pgpass")
     if parts.scheme in ("", "file"):
-        raise InvalidParams(f"mlflow.tracking_uri: {uri} is a file store, which MLflow 3 retired; "
-                            f"use {SQLITE}mlflow.db")
+        raise InvalidParams(f"mlflow.tracking_uri: {uri} is a file store, which MLflow 3 retired; use "
+                            f"{SQLITE}mlflow.db")
     driver = _POSTGRES_DRIVERS.get(parts.scheme)
     if driver and importlib.util.find_spec(driver) is None:
         raise InvalidParams(f"mlflow.tracking_uri: {parts.scheme} needs the driver {driver}; pip install {driver}")
@@ -152,7 +149,7 @@ def user(token: str) -> str:
     from dagshub.common.api import UserAPI
     from dagshub.common.api.user import UserNotFoundError
 
-    config.http_timeout = _SECONDS
+    config.http_timeout = 10
     try:
         return str(UserAPI.get_user_from_token(token, host=host()).username)
     except (RuntimeError, UserNotFoundError, httpx.HTTPError, dacite.DaciteError, ValueError) as error:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from .reading import GIT, REPO, route
@@ -77,7 +78,7 @@ def _lfs_actions(hub: LoopbackHub, oid: str, size: int) -> dict[str, Any]:
 
 @route("PUT", "/_lfs/(?P<oid>[0-9a-f]{64})(?:/(?P<part>[0-9]+))?")
 def lfs_put(hub: LoopbackHub, request: Request, oid: str, part: str) -> Any:
-    target = hub.root / f"{oid}.{part or 0}"
+    target = hub.root / f"{oid}.{part or f'whole-{get_ident()}'}"  # several may send the same file at once
     digest = hashlib.sha256()
     with target.open("wb") as file:
         for block in request.blocks():
