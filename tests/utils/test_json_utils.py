@@ -12,7 +12,6 @@ from src.core.records import MAX_BYTES, DatasetRef, read_lines, read_object
 from utils import json_utils
 from utils.json_utils import write_lines, write_object, write_text
 
-AGAIN = "; run `dvc repro` to write it afresh"
 GOOD = {"bleu1": 0.5, "rows": 12}
 
 
@@ -24,7 +23,9 @@ def refusal(path: Path, content: bytes | None = None) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 500
-    return message.removeprefix(f"{path}: ").removesuffix(AGAIN)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("; run `dvc repro` to write it afresh")
+    return message.removeprefix(f"{path}: ").rpartition("; ")[0]
 
 
 @pytest.fixture
@@ -33,24 +34,16 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_row_1_a_missing_file_is_named(path: Path) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        read_object(path)
-    assert str(caught.value) == f"{path}: missing{AGAIN}"
+    assert refusal(path) == "missing"
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"", "not JSON at byte 0: "), (b"  \n ", "not JSON at byte 4: "), (b'{"bleu1": 0.', "not JSON at byte "),
-     (b'{"a": 1} x', "not JSON at byte 9: "), ('{"\u00e9\u00e9": 1 2}'.encode(), "not JSON at byte 11: "),
-     (b"{'a': 1}", "not JSON at byte 1: "), (b'{"a": 1,}', "not JSON at byte ")],
-)
-def test_row_2_an_empty_or_truncated_file_is_refused_with_the_byte(path: Path, content: bytes, said: str) -> None:
-    assert refusal(path, content).startswith(said)
+@pytest.mark.parametrize(("content", "byte"), [(b"", 0), (b"  \n ", 4), (b'{"a": 0', 7), (b'{"a": 1} x', 9),
+                                               ('{"\u00e9\u00e9": 1 2}'.encode(), 11)])
+def test_row_2_an_empty_or_truncated_file_is_refused_with_the_byte(path: Path, content: bytes, byte: int) -> None:
+    assert refusal(path, content).startswith(f"not JSON at byte {byte}: ")
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"), [(b"[1]", "list"), (b'"0.5"', "str"), (b"0.5", "float"), (b"null", "NoneType")]
-)
+@pytest.mark.parametrize(("content", "kind"), [(b"[1]", "list"), (b'"0.5"', "str"), (b"null", "NoneType")])
 def test_row_3_another_top_level_than_an_object_is_refused(path: Path, content: bytes, kind: str) -> None:
     assert refusal(path, content) == f"expected a JSON object at the top, found {kind}"
 
@@ -88,9 +81,8 @@ def test_row_11_a_device_without_an_end_is_refused() -> None:
     assert refusal(Path("/dev/zero")) == f"larger than {MAX_BYTES} bytes"
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_row_11_a_depth_of_10000_is_refused(path: Path, opening: bytes) -> None:
-    closing = b"]" if opening == b"[" else b"}"
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_row_11_a_depth_of_10000_is_refused(path: Path, opening: bytes, closing: bytes) -> None:
     assert refusal(path, b'{"a":' + opening * 10_000 + b"1" + closing * 10_000 + b"}") == "nested too deeply"
 
 

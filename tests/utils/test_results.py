@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from src.core.errors import InvalidInput, InvalidParams
-from src.core.records import EVALUATION_RESULTS, MAX_BYTES, MODEL_LOCATION
+from src.core.records import EVALUATION_RESULTS, MODEL_LOCATION, manifest, tree_digest
 from tests.fakes.factories import write_results
 from utils import results
 from utils.results import Inputs, check_output_dir, last_info, read_inputs, write_failure
@@ -79,19 +79,12 @@ def link_to_itself() -> None:
 
 def of_another_adapter() -> None:
     (ADAPTER / "adapter_model.safetensors").write_bytes(b"newer")
-    from src.core.records import manifest, tree_digest
-
     change(MODEL_LOCATION, adapter_sha256=tree_digest(manifest(ADAPTER)))()
 
 
 def emptied() -> None:
     shutil.rmtree(ADAPTER)
     ADAPTER.mkdir()
-
-
-M, R, L = str(EVALUATION_RESULTS), str(REPORT), str(MODEL_LOCATION)
-def in_utf_16() -> None:
-    EVALUATION_RESULTS.write_text(EVALUATION_RESULTS.read_text(), "utf-16")
 
 
 def too_large() -> None:
@@ -102,29 +95,23 @@ def absolute_inside() -> None:
     adapter_path(str(ADAPTER.resolve()))()
 
 
+M, R, L = str(EVALUATION_RESULTS), str(REPORT), str(MODEL_LOCATION)
+# What test_json_utils tries of every file (rows 2 to 4, 6, 10 and 11) stands here once.
 TABLE: list[tuple[str, Damage, str]] = [
     ("1 missing", EVALUATION_RESULTS.unlink, f"{M}: missing; run `dvc repro`"),
     ("1 report missing", REPORT.unlink, f"{R}: missing; run `dvc repro`"),
     ("1 location missing", MODEL_LOCATION.unlink, f"{L}: missing; run `dvc repro`"),
-    ("2 empty", write(EVALUATION_RESULTS, b""), f"{M}: not JSON at byte 0"),
     ("2 truncated", write(EVALUATION_RESULTS, b'{"bleu1": 0.'), f"{M}: not JSON at byte"),
     ("3 list", write(EVALUATION_RESULTS, b"[]"), f"{M}: expected a JSON object"),
-    ("3 string", write(REPORT, b'"x"'), f"{R}: expected a JSON object"),
-    ("4 twice", write(EVALUATION_RESULTS, b'{"bleu1": 1, "bleu1": 1}'), f"{M}: key 'bleu1' is given twice"),
     ("5 missing", change(EVALUATION_RESULTS, bleu4=...), f"{M}: bleu4 missing; expected bleu1, bleu2"),
     ("5 other case", change(EVALUATION_RESULTS, bleu4=..., BLEU4=0.5), f"{M}: bleu4 missing; expected bleu1"),
     ("5 report", change(REPORT, metrics__bleu4=...), f"{R}: metrics.bleu4: required key is missing"),
     ("6 NaN", both(bleu4=float("nan")), f"{M}: NaN is not a number"),
-    ("6 Infinity", both(bleu4=float("inf")), f"{M}: Infinity is not a number"),
     ("6 1e400", too_large, f"{M}: bleu1 is inf, outside [0, 1]"),
     ("7 string", both(bleu4="0.5"), f"{M}: bleu4 is '0.5', expected a number"),
     ("7 bool", both(bleu4=True), f"{M}: bleu4 is True, expected a number"),
-    ("7 null", both(bleu4=None), f"{M}: bleu4 is None, expected a number"),
     ("8 percent", both(bleu4=31.2), f"{M}: bleu4 is 31.2, outside [0, 1] (sacrebleu's scale"),
     ("8 negative", both(rougeL_precision=-0.1), f"{M}: rougeL_precision is -0.1, outside [0, 1]"),
-    ("10 UTF-16", in_utf_16, f"{M}: not UTF-8 at byte 0"),
-    ("11 large", lambda: os.truncate(EVALUATION_RESULTS, 200 * 2**20), f"{M}: larger than {MAX_BYTES} bytes"),
-    ("11 deep", write(EVALUATION_RESULTS, b'{"a":' * 10_000), f"{M}: nested too deeply"),
     ("12 no rows", change(EVALUATION_RESULTS, rows=0), f"{M}: rows is 0, expected the number of evaluated rows"),
     ("12 absent", change(EVALUATION_RESULTS, rows=...), f"{M}: rows is None, expected the number"),
     ("12 true", change(EVALUATION_RESULTS, rows=True), f"{M}: rows is True, expected the number"),
@@ -156,7 +143,7 @@ TABLE: list[tuple[str, Damage, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "said"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+@pytest.mark.parametrize(("damage", "said"), [pytest.param(*row[1:], id=row[0]) for row in TABLE])
 def test_a_bad_input_is_refused_in_one_line_that_names_it(damage: Damage, said: str) -> None:
     damage()
     with pytest.raises(InvalidInput) as caught:
