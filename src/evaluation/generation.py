@@ -11,13 +11,13 @@ import torch
 import transformers
 from accelerate.utils import find_executable_batch_size, get_max_memory
 from tqdm import tqdm
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.records import digest_of, file_sha256
 from src.evaluation.predictions import AnsweredBatch, GeneratedAnswer
 from src.models import placement
-from src.models.merging import stop_tokens
+from src.models.merging import Model, Tokenizer, stop_tokens
 from src.models.placement import fit_threads
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _UNDERSTOOD = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "
 _ONE_IN = 16
 
 
-def set_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int) -> None:
+def set_greedy(model: Model, tokenizer: Tokenizer, *, max_new_tokens: int) -> None:
     """Set the generation settings with which the model is scored and released, and remove all others.
 
     Base models may bring their own (temperature, top_p, max_length). Raises InvalidInput if there is no stop token.
@@ -43,13 +43,13 @@ def set_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, ma
         pad_token_id=pad)
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, prompt: Conversation) -> list[int]:
     """The token ids of a conversation up to the start of the assistant's answer, by the tokenizer's chat template."""
     encoded = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
 
 
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conversation], *,
+def answer(model: Model, tokenizer: Tokenizer, prompts: Sequence[Conversation], *,
            tokens_per_batch: int) -> list[GeneratedAnswer]:
     """The model's answers under its own generation settings (`set_greedy`), in the order of the prompts.
 
@@ -77,7 +77,7 @@ def plan(widths: Sequence[int], *, tokens_per_batch: int, max_new_tokens: int) -
     return batches
 
 
-def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_per_batch: int) -> str:
+def fingerprint(model: Model, identity: str, contract: str, *, tokens_per_batch: int) -> str:
     """Sha256 (hex) of everything that determines the tokens of the answers.
 
     identity and contract are the digests of the model and of the score contract. An interrupted evaluation continues
@@ -91,7 +91,7 @@ def fingerprint(model: PreTrainedModel, identity: str, contract: str, *, tokens_
                       transformers.__version__, file_sha256(Path(__file__))])
 
 
-def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[list[int]], *,
+def run(model: Model, prompts: Sequence[list[int]], batches: Sequence[list[int]], *,
         done: Sequence[AnsweredBatch], keep: Callable[[AnsweredBatch], object]) -> dict[int, list[int]]:
     """The new tokens of every prompt, by place. Batches in `done` are not generated again.
 
@@ -119,25 +119,24 @@ def run(model: PreTrainedModel, prompts: Sequence[list[int]], batches: Sequence[
             for place, tokens in zip(places, answered[tuple(places)].tokens, strict=True)}
 
 
-def gather(found: Mapping[int, list[int]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-           ) -> list[GeneratedAnswer]:
+def gather(found: Mapping[int, list[int]], model: Model, tokenizer: Tokenizer) -> list[GeneratedAnswer]:
     """The answers in the order of the prompts; found maps the place of each prompt to its new tokens."""
     stops = set(model.generation_config.eos_token_id)
     return [as_answer(tokenizer, found[place], stops) for place in range(len(found))]
 
 
-def as_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: set[int]) -> GeneratedAnswer:
+def as_answer(tokenizer: Tokenizer, tokens: list[int], stops: set[int]) -> GeneratedAnswer:
     """The answer of generated tokens: its text is stripped and has no special tokens."""
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return GeneratedAnswer(text=text.strip(), tokens=tokens, truncated=tokens[-1] not in stops)
 
 
-def _place(model: PreTrainedModel) -> None:
+def _place(model: Model) -> None:
     model.to(placement.state().device)
     fit_threads(model)
 
 
-def _warn_of_long_prompts(model: PreTrainedModel, encoded: Sequence[list[int]]) -> None:
+def _warn_of_long_prompts(model: Model, encoded: Sequence[list[int]]) -> None:
     context = getattr(model.config, "max_position_embeddings", None)
     limit = model.generation_config.max_new_tokens
     beyond = sum(context is not None and len(prompt) + limit > context for prompt in encoded)
@@ -168,7 +167,7 @@ def _progress(total: int) -> Iterator[Callable[[int], object]]:
     yield advance
 
 
-def generate(model: PreTrainedModel, prompts: Sequence[Tokens], *, size: int) -> tuple[list[Tokens], int]:
+def generate(model: Model, prompts: Sequence[Tokens], *, size: int) -> tuple[list[Tokens], int]:
     """Generate at most `size` prompts at a time; returns the new tokens of each and the size that fits into memory.
 
     An answer ends with its stop token, or after max_new_tokens. If memory is short, accelerate halves the size, and
@@ -195,7 +194,7 @@ def generate(model: PreTrainedModel, prompts: Sequence[Tokens], *, size: int) ->
     return done, find_executable_batch_size(attempt, size, halved)()
 
 
-def _understood(model: PreTrainedModel) -> GenerationConfig:
+def _understood(model: Model) -> GenerationConfig:
     settings = model.generation_config
     found = {name for name, value in settings.to_diff_dict().items() if value is not None}
     if found - _UNDERSTOOD or not {"max_new_tokens", "eos_token_id", "pad_token_id"} <= found:
@@ -204,7 +203,7 @@ def _understood(model: PreTrainedModel) -> GenerationConfig:
     return settings
 
 
-def _together(model: PreTrainedModel, settings: GenerationConfig, prompts: Sequence[Tokens]) -> list[Tokens]:
+def _together(model: Model, settings: GenerationConfig, prompts: Sequence[Tokens]) -> list[Tokens]:
     """Generate one batch. It is padded on the left, so that each answer continues the last token of its prompt."""
     width, limit = max(map(len, prompts)), settings.max_new_tokens
     gaps = [width - len(prompt) for prompt in prompts]

@@ -165,35 +165,20 @@ def _limit(model: Model, params: FineTuningParams) -> int:
 def _arguments(params: FineTuningParams, checkpoints: Path, batch_size: int) -> TrainingArguments:
     step = params.batch_size * params.gradient_accumulation_steps
     return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=params.epochs,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
+        output_dir=str(checkpoints), num_train_epochs=params.epochs, seed=params.seed,
+        per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=step // (batch_size * _processes().num_processes),
-        learning_rate=params.learning_rate,
-        lr_scheduler_type="cosine",
+        learning_rate=params.learning_rate, lr_scheduler_type="cosine", weight_decay=params.weight_decay,
         warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
-        weight_decay=params.weight_decay,
-        bf16=precision(params) == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=params.seed,
+        bf16=precision(params) == "bfloat16", torch_compile=params.compile,
+        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
         train_sampling_strategy="group_by_length" if params.batches == "padded" else "random",
         activation_checkpointing=params.gradient_checkpointing == "always",
         activation_checkpointing_kwargs={"use_reentrant": False},
-        torch_compile=params.compile,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        prediction_loss_only=True,
-        metric_for_best_model="loss",
-        greater_is_better=False,
+        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
+        prediction_loss_only=True, metric_for_best_model="loss", greater_is_better=False,
         save_total_limit=2,  # the last and the best
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-    )
+        remove_unused_columns=False, ddp_find_unused_parameters=False, report_to="none", disable_tqdm=True)
 
 
 def _write_adapter(checkpoint: Path, folder: Path, base_name: str) -> None:
