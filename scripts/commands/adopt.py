@@ -20,7 +20,6 @@ from utils.tracking import tag
 from utils.tracking.deployments import DeploymentRun, Journal
 
 logger = logging.getLogger("champion")
-
 _ADOPTED = "adopted"  # stands for the score contract in the key of a model that was not made here
 Save = Callable[[Path, Path], None]
 
@@ -124,8 +123,7 @@ def _released(model: ManagedModel, view: LedgerView, save_flavour: Save) -> Unre
     state = repository.state() if repository else None
     if repository is None or state is None or state.head is None or state.tree is None:
         raise Refused("there is nothing to adopt: the registry shows no champion, and no Hub repository holds a model")
-    commit = state.head
-    identity = _stand_in(model, [repository.repo_id, state.tree])
+    commit, identity = state.head, _stand_in(model, [repository.repo_id, state.tree])
     key, params = identity.key(_ADOPTED), model.params
     run = DeploymentRun(model.client, params.mlflow.experiment_name, model.model_name, key)
     registry = registry_of(
@@ -148,8 +146,7 @@ def _fetch_and_save(repository: HubRepository, commit: str, folder: Path, save_f
         fetched = Path(scratch, "release")
         fetch_snapshot(repository.repo_id, commit, fetched)
         there = repository.tree(commit) or {}
-        odd = [name for name, sha256 in manifest(fetched).items() if there.get(name) != sha256]
-        if odd:
+        if odd := [name for name, sha256 in manifest(fetched).items() if there.get(name) != sha256]:
             raise IntegrityError(f"{repository.repo_id}: {odd[0]} arrived with other bytes than it has; run it again")
         shutil.rmtree(folder, ignore_errors=True)
         save_flavour(fetched, folder)

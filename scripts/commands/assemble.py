@@ -23,18 +23,18 @@ from utils.hub import card
 from utils.tracking import registry
 
 logger = logging.getLogger(__name__)
-
 _RUNTIME = ("torch", "transformers", "accelerate", "safetensors")
 
 
 def assemble(params: Params, inputs: results.Inputs, decision: Decision, request: Request) -> None:
     """Merge adapter and base, write results/release, and prove that it is the model that was scored."""
     report = inputs.report
-    here = BaseModelRef.load(BASE_MODEL)
-    base, adapter = check_sources(inputs.model, here, root=Path.cwd())
+    base, adapter = check_sources(inputs.model, BaseModelRef.load(BASE_MODEL), root=Path.cwd())
     model, tokenizer = merging.merge(base, adapter, report.model.dtype)
     predictions = Prediction.load_lines(inputs.evaluations / PREDICTIONS)
-    texts = {CHAMPION_FILE: _champion_file(request).text()}
+    champion = ChampionFile(format=1, key=request.key, model_digest=report.model_digest,
+                            model_name=request.model_name, contract=report.contract_digest, metrics=report.metrics)
+    texts = {CHAMPION_FILE: champion.text()}
     if params.deployment.huggingface.create_model_card:
         facts = _facts(params, request, decision, predictions)
         header = metadata(facts)
@@ -48,26 +48,18 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
                 checked.logits_difference)
 
 
-def _champion_file(request: Request) -> ChampionFile:
-    report = request.report
-    return ChampionFile(format=1, key=request.key, model_digest=report.model_digest, model_name=request.model_name,
-                        contract=report.contract_digest, metrics=report.metrics)
-
-
 def _facts(params: Params, request: Request, decision: Decision, predictions: Sequence[Prediction]) -> CardFacts:
     path, policy = Path(request.model.train.path).with_name("datasets.json"), params.deployment
     seed = seed_from(request.report.contract_digest)
     bounds = score_intervals(
         RowStatistics.from_rows([row.stats for row in predictions]), weights=request.policy.weights,
-        confidence=policy.confidence, resamples=policy.resamples, seed=seed,
-    )
+        confidence=policy.confidence, resamples=policy.resamples, seed=seed)
     return CardFacts(
         repo_id=policy.huggingface.model_id, request=request, decision=decision,
         validation=Datasets.load(path).validation,
         intervals=Intervals(bounds, policy.confidence, policy.resamples, seed),
         versions={name: importlib.metadata.version(name) for name in ("peft", *_RUNTIME)},
-        system_prompt=params.data.system_prompt,
-    )
+        system_prompt=params.data.system_prompt)
 
 
 def save_flavour(release: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from scripts.commands.services import prune
+from src import model_selection as gate
 from src.core.errors import Undecided
 from src.core.params import DeploymentParams, HuggingFaceParams, Params, load_params
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, RELEASE_DIR, canonical_json, contributions
@@ -22,20 +23,6 @@ from src.evaluation.predictions import Prediction
 from src.evaluation.significance import gain_evidence
 from src.ledger.ports import Hub
 from src.ledger.slots import HubRef, LedgerView, Slot
-from src.model_selection import (
-    Decision,
-    GainEvidence,
-    Policy,
-    Question,
-    Reason,
-    ScoredRun,
-    Verdict,
-    challengers_since_head,
-    decide,
-    failed_guard,
-    needs_champion_evaluated,
-    scores_to_beat,
-)
 from src.promotion.protocol import Ports
 from src.promotion.rollback import prunable
 from utils import environment, json_utils, mlflow_utils, process, results
@@ -47,8 +34,7 @@ from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
 logger = logging.getLogger("champion")
-_EVALUATE_CHAMPION = (sys.executable, "scripts/evaluation_script.py", "--model", "champion")
-_CODES = {Verdict.REFUSED: 7, Verdict.UNDECIDED: 4}
+_CODES = {gate.Verdict.REFUSED: 7, gate.Verdict.UNDECIDED: 4}
 
 
 @dataclass(frozen=True)
@@ -84,15 +70,13 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
     git = environment.git_identity()
-    policy = Policy.from_params(params.deployment)
     request = Request(
-        report=inputs.report, model=inputs.model, policy=policy, model_name=params.deployment.model_registry_name,
-        force=asked.force, actor=environment.actor(), reason=asked.reason,
-        git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri,
-    )
-    branches = params.deployment.promoting_branches
+        report=inputs.report, model=inputs.model, policy=gate.Policy.from_params(params.deployment),
+        model_name=params.deployment.model_registry_name, force=asked.force, actor=environment.actor(),
+        reason=asked.reason, git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri)
+    may_promote = environment.may_promote(params.deployment.promoting_branches, git.branch)
     return Setting(params=params, config=config, request=request, inputs=inputs, client=client, hub=hub,
-                   output=output, may_promote=environment.may_promote(branches, git.branch), dry_run=flags.dry_run,
+                   output=output, may_promote=may_promote, dry_run=flags.dry_run,
                    code_when_kept=10 if flags.fail_on_reject else 0, log=log)
 
 
@@ -132,7 +116,7 @@ class Deployer:
         self.registry = MlflowRegistry(
             setting.client, name, save=_save, run_id=self._run.id, tags=self._tags,
             spent=(lambda: prunable(self.ledger.view(), self._keep)) if self._keep else frozenset)
-        self._decision: Decision | None = None
+        self._decision: gate.Decision | None = None
         self._evidence_of_decision: Mapping[str, Any] = {}
 
     def ports(self) -> Ports:
@@ -140,28 +124,27 @@ class Deployer:
         return Ports(ledger=self.ledger, registry=self.registry, hub=self._setting.hub, decide=self.decide,
                      assemble=self._assemble, slot=self._slot, record=self.record, key=self._setting.request.key)
 
-    def decide(self, view: LedgerView) -> Decision:
+    def decide(self, view: LedgerView) -> gate.Decision:
         """Ask the gate, with the history as it is now; a champion without a comparable score is evaluated first."""
         question = self._question(view)
-        if needs_champion_evaluated(question):
+        if gate.needs_champion_evaluated(question):
             self._evaluate_champion()
             question = self._question(view)
-        decision = self._decision = decide(question)
+        decision = self._decision = gate.decide(question)
         self._evidence_of_decision = evidence_of(question, decision, self._setting.inputs.report,
-                                                 challengers_since_head(question))
+                                                 gate.challengers_since_head(question))
         logger.info("decision: %s (%s), score %.6f, %d comparable models", decision.verdict, decision.reason,
                     decision.score, decision.to_beat.runs)
         return decision
 
-    def record(self, decision: Decision, view: LedgerView) -> None:
+    def record(self, decision: gate.Decision, view: LedgerView) -> None:
         """Write results/deployment and the MLflow run, unless both hold this decision already."""
         request, output = self._setting.request, self._setting.output
         compared, last = comparison(decision, request), results.last_info(output)
-        facts = info(decision, request, view, code=self.code(decision), run_id="",
-                     dry_run=self._setting.dry_run)
+        facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
         standing = last.get("result") in ("promoted", "already") and last.get("ledger_slot") == facts["ledger_slot"]
-        said = unchanged or (decision.verdict is Verdict.ALREADY and standing)
+        said = unchanged or (decision.verdict is gate.Verdict.ALREADY and standing)
         if said and (self._setting.dry_run or self._run.ended(last["deployment_run"])):
             facts["deployment_run"] = last["deployment_run"]
         else:
@@ -174,19 +157,19 @@ class Deployer:
         if self._keep:
             prune(self._setting.params, self.ledger, self.registry)
 
-    def code(self, decision: Decision) -> int:
+    def code(self, decision: gate.Decision) -> int:
         """The exit code that a decision leads to."""
-        if decision.verdict is Verdict.KEEP:
+        if decision.verdict is gate.Verdict.KEEP:
             return self._setting.code_when_kept
         return _CODES.get(decision.verdict, 0)
 
-    def result(self, decision: Decision) -> tuple[str, int, str]:
+    def result(self, decision: gate.Decision) -> tuple[str, int, str]:
         """What the PROMOTE line says of a decision."""
-        would = self._setting.dry_run and decision.verdict is Verdict.PROMOTE
+        would = self._setting.dry_run and decision.verdict is gate.Verdict.PROMOTE
         result = "would_promote" if would else RESULTS[decision.verdict]
         return result, self.code(decision), decision.reason.value
 
-    def _question(self, view: LedgerView) -> Question:
+    def _question(self, view: LedgerView) -> gate.Question:
         setting, request = self._setting, self._setting.request
         with process.deadline(setting.params.mlflow.deadline_seconds, "reading the history from MLflow"):
             self._refuse_lost_history(view)
@@ -195,16 +178,16 @@ class Deployer:
             ignored = {request.challenger.model_digest, *view.blocked_digests}
             history = reader.read(request.policy, view, ignored)
         hub_holds_release = view.head is None and setting.hub is not None and setting.hub.holds_release()
-        question = Question(challenger=request.challenger, history=history.runs,
-                            history_complete=history.complete, ledger=view, policy=request.policy,
-                            force=request.force, may_promote=setting.may_promote, hub_holds_release=hub_holds_release,
-                            failed_guard=None, evidence=None)
-        baseline = scores_to_beat(question).best_promoted
+        question = gate.Question(
+            challenger=request.challenger, history=history.runs, history_complete=history.complete, ledger=view,
+            policy=request.policy, force=request.force, may_promote=setting.may_promote,
+            hub_holds_release=hub_holds_release, failed_guard=None, evidence=None)
+        baseline = gate.scores_to_beat(question).best_promoted
         guards, report = setting.params.deployment.guards, setting.inputs.report
-        return replace(question, failed_guard=failed_guard(guards, report, baseline.metrics if baseline else None),
+        return replace(question, failed_guard=gate.failed_guard(guards, report, baseline.metrics if baseline else None),
                        evidence=self._evidence(baseline, question) if baseline else None)
 
-    def _evidence(self, baseline: ScoredRun, question: Question) -> GainEvidence | None:
+    def _evidence(self, baseline: gate.ScoredRun, question: gate.Question) -> gate.GainEvidence | None:
         setting = self._setting
         theirs = logged_predictions(setting.client, baseline.run_id)
         if theirs is None:
@@ -212,8 +195,7 @@ class Deployer:
         return gain_evidence(
             Prediction.load_lines(setting.inputs.evaluations / PREDICTIONS), theirs, policy=question.policy,
             contract=question.challenger.contract, params=setting.params.deployment,
-            challengers=challengers_since_head(question),
-        )
+            challengers=gate.challengers_since_head(question))
 
     def _refuse_lost_history(self, view: LedgerView) -> None:
         name, experiment = self._setting.request.model_name, self._setting.params.mlflow.experiment_name
@@ -231,26 +213,25 @@ class Deployer:
             logger.warning("the champion has no score under today's contract; a dry run does not evaluate it")
             return
         logger.info("the champion has no score under today's contract; evaluating it first")
-        command = [*_EVALUATE_CHAMPION, "--config", str(self._setting.config)]
-        done = subprocess.run(command, check=False, stdout=sys.stderr)
-        if done.returncode:
-            logger.warning("the champion could not be evaluated (exit %d)", done.returncode)
+        command = [sys.executable, "scripts/evaluation_script.py", "--model", "champion", "--config",
+                   str(self._setting.config)]
+        if code := subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+            logger.warning("the champion could not be evaluated (exit %d)", code)
 
-    def _assemble(self, decision: Decision) -> None:
+    def _assemble(self, decision: gate.Decision) -> None:
         from scripts.commands.assemble import assemble
 
         assemble(self._setting.params, self._setting.inputs, decision, self._setting.request)
 
-    def _slot(self, decision: Decision, view: LedgerView, version: int, hub: HubRef | None) -> Slot:
+    def _slot(self, decision: gate.Decision, view: LedgerView, version: int, hub: HubRef | None) -> Slot:
         request, report = self._setting.request, self._setting.inputs.report
         return Slot(
-            number=view.next_number, kind="force" if decision.reason is Reason.FORCED else "promote",
+            number=view.next_number, kind="force" if decision.reason is gate.Reason.FORCED else "promote",
             key=request.key, model_digest=report.model_digest, version=version, score=str(decision.score),
             metrics=report.metrics, contract=report.contract_digest, evaluation_run=report.run_id, hub=hub,
             blocks=[], unblocks=[], previous_sha256=view.head_sha256, actor=request.actor,
             reason=request.reason or "no reason given", git_commit=request.git_commit, ci_url=request.ci_url,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+            time=datetime.now(UTC).isoformat(timespec="seconds"))
 
     def _tags(self) -> dict[str, str]:
         report, decision = self._setting.inputs.report, self._decision

@@ -91,8 +91,7 @@ def origin(reason: str | None, otherwise: str) -> rollback.Origin:
     return rollback.Origin(
         actor=environment.actor(), reason=environment.clean_reason(reason) or otherwise,
         git_commit=environment.git_identity().commit, ci_url=environment.ci_url(),
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+        time=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, save: Callable[[Path], None],

@@ -24,7 +24,6 @@ CHAMPION_FILE = "champion.json"  # in a release
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Unit = Annotated[float, Field(ge=0, le=1)]
 MAX_BYTES = 16 * 1024 * 1024  # of a JSON file
-_NANO = Decimal("1e-9")
 _AGAIN = "run `dvc repro` to write it afresh"
 
 
@@ -58,18 +57,24 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file; raises InvalidInput with the line number for anything else."""
+    if not path.is_file():
+        raise InvalidInput(f"{path}: missing; {_AGAIN}")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise InvalidInput(f"{path}:{number}: not a JSON object: {error}") from None
+            if not isinstance(row, dict):
+                raise InvalidInput(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            yield row
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text; raises ValueError, also for a key given twice, NaN and infinity."""
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, so that it survives a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_text(path: Path) -> str:
@@ -100,20 +105,13 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number that JSON or a score can hold")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file; raises InvalidInput with the line number for anything else."""
-    if not path.is_file():
-        raise InvalidInput(f"{path}: missing; run `dvc repro` to write it afresh")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = parse_json(text)
-            except (ValueError, RecursionError) as error:
-                raise InvalidInput(f"{path}:{number}: not a JSON object: {error}") from None
-            if not isinstance(row, dict):
-                raise InvalidInput(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            yield row
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, so that it survives a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Record(BaseModel):
@@ -139,6 +137,10 @@ class Record(BaseModel):
         """The records of a JSON Lines file; raises InvalidInput as `read_lines` and `parse` do."""
         return [cls.parse(row, where=path) for row in read_lines(path)]
 
+    def digest(self) -> str:
+        """The record as one sha256 (hex)."""
+        return digest_of(self.model_dump(mode="json"))
+
 
 class DatasetRef(Record):
     """One split: chat JSONL, one `{"id", "intent", "messages"}` a line. sha256 is of the file's bytes."""
@@ -160,7 +162,7 @@ class Datasets(Record):
 class BaseModelRef(Record):
     """results/base_model.json. revision is the resolved commit, or `none` for pocket and folders.
 
-    sha256 is the manifest digest of the folder (src.core.records), path is relative to the repository.
+    sha256 is the manifest digest of the folder, path is relative to the repository.
     """
 
     name: str
@@ -220,13 +222,9 @@ class ScoreContract(Record):
     metric_version: str
     metric_signature: str
 
-    def digest(self) -> str:
-        """The score contract as one sha256 (hex)."""
-        return digest_of(self.model_dump(mode="json"))
-
 
 class ModelIdentity(Record):
-    """What a merged model is made of; equal digests mean equal weights."""
+    """What a merged model is made of; equal digests mean equal weights. No time, run id or score enters it."""
 
     adapter_sha256: Digest
     base_name: str
@@ -234,10 +232,6 @@ class ModelIdentity(Record):
     base_sha256: Digest
     dtype: str
     safe_merge: Literal[True]
-
-    def digest(self) -> str:
-        """The model digest: sha256 (hex). No time, run id or score enters it."""
-        return digest_of(self.model_dump(mode="json"))
 
     def key(self, contract: str) -> str:
         """The promotion key: the model under one score contract."""
@@ -292,7 +286,7 @@ def manifest(folder: Path) -> dict[str, str]:
         if path.is_file():
             found[path.relative_to(folder).as_posix()] = file_sha256(path)
     if not found:
-        raise IntegrityError(f"{folder}: holds no file; run `dvc repro` to write it afresh")
+        raise IntegrityError(f"{folder}: holds no file; {_AGAIN}")
     return found
 
 
@@ -341,7 +335,7 @@ def weighted_score(metrics: Mapping[str, float], weights: Mapping[str, float]) -
     Decimals, because 28 of 998 exact steps of 0.001 vanish in binary floats. Raises KeyError for a missing metric.
     """
     total = sum((Decimal(repr(float(weights[m]))) * Decimal(repr(float(metrics[m]))) for m in METRICS), Decimal(0))
-    return total.quantize(_NANO, rounding=ROUND_HALF_EVEN)
+    return total.quantize(Decimal("1e-9"), rounding=ROUND_HALF_EVEN)
 
 
 def contributions(metrics: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
