@@ -10,11 +10,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -52,9 +49,6 @@ class Entrant:
     arrives: float
     force: bool
 
-    def unforced(self) -> "Entrant":
-        return replace(self, force=False)
-
 
 @dataclass
 class Killer:
@@ -80,8 +74,7 @@ class Killer:
 
 def compete(world: World, entrant: Entrant, start: float) -> None:
     """Be evaluated (once) and deployed; how it ended is in outcome.json, unless it was killed."""
-    folder = world.root / entrant.name
-    _enter(world, folder)
+    _enter(world, entrant)
     time.sleep(max(0.0, start + entrant.arrives - time.time()))
     began = time.time()
     if not Path("evaluated").exists():
@@ -89,38 +82,20 @@ def compete(world: World, entrant: Entrant, start: float) -> None:
     flags = ["--force-deploy", "--reason", "race"] if entrant.force else []
     code = weightless.call("--config", "params.yaml", *flags)
     last = re.findall(r"^PROMOTE result=(\w+) code=\d+ reason=(.*)$", Path("log").read_text(), re.MULTILINE)[-1]
-    json_utils.write_object(Path("outcome.json"), {"pid": os.getpid(), "code": code, "result": last[0],
-                                                   "reason": last[1], "seconds": time.time() - began})
+    json_utils.write_object(Path("outcome.json"), {"code": code, "result": last[0], "reason": last[1],
+                                                   "seconds": time.time() - began})
 
 
-def outcome(world: World, entrant: Entrant, pid: int) -> dict[str, Any] | None:
-    """How a process ended, None for one that was killed before."""
-    file = world.root / entrant.name / "outcome.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return found if found.get("pid") == pid else None
-
-
-def steps(world: World, entrant: Entrant, pid: int) -> list[str]:
+def steps(world: World, entrant: Entrant, pid: int | None) -> list[str]:
     """The steps that a process took, from its journal."""
     lines = [json.loads(line) for file in _journals(world, entrant) for line in file.read_text().splitlines()]
     return [line["step"] for line in lines if line["pid"] == pid]
 
 
-def model_digest(world: World, entrant: Entrant) -> str | None:
-    """Of its model, None before it was evaluated."""
-    report = world.root / entrant.name / "results/evaluations/report.json"
-    return str(json.loads(report.read_text())["model_digest"]) if report.exists() else None
-
-
 def status(world: World, entrant: Entrant) -> int:
     """What status_script.py --json exits with, run where this entrant last was; its words are in the folder's log."""
-    _enter(world, world.root / entrant.name)
+    _enter(world, entrant)
     return run_script(status_script, "--json", "--config", "params.yaml")
-
-
-def answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Send what a function returns to the parent."""
-    pipe.send(function(*arguments))
 
 
 def _journals(world: World, entrant: Entrant) -> list[Path]:
@@ -132,9 +107,11 @@ def _lines(world: World, entrant: Entrant) -> int:
     return sum(file.read_bytes().count(b"\n") for file in _journals(world, entrant))
 
 
-def _enter(world: World, folder: Path) -> None:
+def _enter(world: World, entrant: Entrant) -> None:
+    folder = world.root / entrant.name
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
+    os.environ["GITHUB_ACTOR"] = entrant.name  # by which the ledger knows it
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -49,9 +49,8 @@ def unsettled(seen: Observation) -> Iterator[str]:
     """What is not as it must be once a quiet run has ended."""
     if not seen.slots:
         return
-    slots = seen.ledger
-    head = slots[-1]
-    older = [slot["version"] for slot in slots if slot["model_digest"] != head["model_digest"]]
+    head = seen.ledger[-1]
+    older = [slot["version"] for slot in seen.ledger if slot["model_digest"] != head["model_digest"]]
     previous = older[-1] if older else None
     if seen.champion != head["version"]:
         yield f"alias champion is {seen.champion}, the head is version {head['version']}"
@@ -64,9 +63,8 @@ def unsettled(seen: Observation) -> Iterator[str]:
     if seen.tags.get(f"v{head['version']}") != head["hub"]["commit"]:
         yield f"tag v{head['version']} is not at the head's commit"
     if seen.mirror != tuple(seen.slots[name] for name in sorted(seen.slots)):
-        yield f"the mirror has {len(seen.mirror)} of {len(slots)} slots"
-    keys = list(seen.keys.values())
-    if len(keys) != len(set(keys)):
+        yield f"the mirror has {len(seen.mirror)} of {len(seen.slots)} slots"
+    if len(seen.keys) != len(set(seen.keys.values())):
         yield "a key has two versions"
 
 

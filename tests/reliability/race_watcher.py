@@ -4,7 +4,9 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
+from functools import cached_property
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +23,27 @@ PAUSE = 0.05  # seconds between two looks
 class Watcher:
     """Of one model: its registry entry, its ledger, its Hub repository."""
 
-    def __init__(self, uri: str, model: str, repo: str, endpoint: str, token: str) -> None:
-        self._model, self._repo = model, repo
-        self._client = MlflowClient(uri, uri)
-        self._api = HfApi(endpoint=endpoint, token=token)
+    def __init__(self, uri: str, model: str, repo: str) -> None:
+        self._uri, self._model, self._repo = uri, model, repo
         self._trees: dict[str, str | None] = {}
         self._ledger_run: str | None = None
+        self._api = HfApi()
 
-    def watch(self, file: Path, stop: Path) -> None:
-        """Look until the file `stop` is there, and once after that; a line for each look that differs."""
-        looks, last = 0, dict[str, Any]()
-        with file.open("a") as out:
-            while True:
-                enough = stop.exists()
-                seen = asdict(self.look())
-                looks += 1
-                if {**seen, "at": 0} != {**last, "at": 0}:
-                    out.write(json.dumps(seen) + "\n")
-                    last = seen
-                if enough:
-                    out.write(json.dumps({"looks": looks}) + "\n")
-                    return
-                time.sleep(PAUSE)
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return MlflowClient(self._uri, self._uri)
+
+    def watch(self, stop: Event) -> tuple[list[Observation], int]:
+        """Look until the event and once after that; gives the looks that saw something new, and the number of all."""
+        looks, history = 0, list[Observation]()
+        while True:
+            enough = stop.wait(PAUSE)
+            seen = self.look()
+            looks += 1
+            if not history or replace(seen, at=history[-1].at) != history[-1]:
+                history.append(seen)
+            if enough:
+                return history, looks
 
     def look(self) -> Observation:
         """One observation, in the order that race_history explains."""
@@ -111,11 +112,3 @@ class Watcher:
             return ()
         path = self._api.hf_hub_download(self._repo, "ledger.jsonl", revision=info.sha)
         return tuple(Path(path).read_text().splitlines())
-
-
-def recorded(file: Path) -> tuple[list[Observation], int]:
-    """What watch() wrote, and how often it looked."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    seen = [Observation(**{**line, "production": tuple(line["production"]), "mirror": tuple(line["mirror"]),
-                           "kept": tuple(line["kept"])}) for line in lines if "looks" not in line]
-    return seen, sum(line.get("looks", 0) for line in lines)
