@@ -15,9 +15,8 @@ import yaml
 
 from scripts import launch_script
 from src.core.errors import InvalidParams
-from src.core.params import MlflowParams
+from src.core.params import MlflowParams, load_params
 from tests.fakes.history_store import answers, challenger, deploy, write_params
-from utils import yaml_utils
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -71,7 +70,7 @@ def test_a_value_that_a_shell_would_run_ends_the_stage_in_one_line(
 
 
 def test_the_threshold_of_a_profile_decides_under_dvc(mlflow_params: MlflowParams, folder: Path) -> None:
-    params = yaml_utils.load_params(Path("params.yaml"))
+    params = load_params(Path("params.yaml"))
     challenger(params, "first", answers(20))
     deploy(Path("params.yaml"))
     challenger(params, "second", answers(30))  # better by far
