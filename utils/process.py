@@ -25,8 +25,6 @@ from src.core.errors import IntegrityError, InvalidParams, PipelineError, Undeci
 logger = logging.getLogger("champion")
 INTERRUPTED = 130
 TERMINATED = 143
-_FIRST_SPEAKS = 5  # seconds
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 Announce = Callable[[str, int, str], None]
 _SECRET_WORDS = {"TOKEN", "PASSWORD", "PGPASSWORD", "PASSWD", "SECRET", "SECRETS", "KEY"}
 _NO_SECRETS = {"PATH", "FILE", "DIR", "ID", "URL"}  # the last word of HF_TOKEN_PATH and the like
@@ -62,7 +60,7 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
         return TERMINATED if launched() else _failed("terminated", TERMINATED, "terminated by a signal; run it again",
                                                      announce)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _failed("failed", IntegrityError.code, f"{error.filename or 'disk'}: {error.strerror}; make room "
                            "(`df .`, `df /tmp`) and run it again", announce)
         _let_the_first_speak()
@@ -82,7 +80,7 @@ def _let_the_first_speak() -> None:
     """Only rank 0 reports an error that all ranks share; the launcher ends the others while they wait."""
     if not is_first():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(_FIRST_SPEAKS)
+        time.sleep(5)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

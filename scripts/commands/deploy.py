@@ -87,12 +87,11 @@ def _hub(params: HuggingFaceParams) -> Hub:
 
 
 def _tell_overruled(asked: DeploymentParams, stated: DeploymentParams, config: Path) -> None:
-    if asked.min_improvement_threshold != stated.min_improvement_threshold:
-        logger.info("threshold %s by flag, %s says %s", asked.min_improvement_threshold, config,
-                    stated.min_improvement_threshold)
-    if asked.huggingface.model_id != stated.huggingface.model_id:
-        logger.info("Hub repository %s by flag, %s says %s", asked.huggingface.model_id, config,
-                    stated.huggingface.model_id)
+    for what, now, before in (
+            ("threshold", asked.min_improvement_threshold, stated.min_improvement_threshold),
+            ("Hub repository", asked.huggingface.model_id, stated.huggingface.model_id)):
+        if now != before:
+            logger.info("%s %s by flag, %s says %s", what, now, config, before)
 
 
 def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
@@ -154,8 +153,7 @@ class Deployer:
 
     def prune(self) -> None:
         """Delete the weights of old versions, as deployment.keep_versions says."""
-        if self._keep:
-            prune(self._setting.params, self.ledger, self.registry)
+        prune(self._setting.params, self.ledger, self.registry)
 
     def code(self, decision: gate.Decision) -> int:
         """The exit code that a decision leads to."""
