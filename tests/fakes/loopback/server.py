@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from . import writing, xet  # noqa: F401 - register their endpoints
+from . import writing  # noqa: F401 - registers its endpoints
 from .reading import find
 from .spaces import Spaces
 from .store import Reply, Stop, Store

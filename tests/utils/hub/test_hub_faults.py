@@ -6,7 +6,7 @@ In `make test` some; with `-m slow` all of them, each request of a deployment hi
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,23 +21,78 @@ from tests.fakes.faulty_hub import (
     Row,
     World,
     deploy,
+    disk,
     grow_release,
     kill_half_way,
     opened,
     prepare,
     promoted_once,
     start,
+    weighty_shop,
 )
-from tests.fakes.hub_fault_rules import FROM_THERE_ON, LASTING, ONCE, PASSING, Rules
-from tests.fakes.loopback_hub import WRITE
+from tests.fakes.loopback.publishing import Rule
+from tests.fakes.loopback_hub import READ, UNKNOWN, WRITE
 from tests.fakes.promoted import REPO, Shop
 from tests.reliability.reliability_page import report, table
 
-pytest_plugins = ["tests.fakes.promoted_fixtures", "tests.fakes.full_disk"]
+pytest_plugins = ["tests.fakes.promoted_fixtures"]
+__all__ = ["disk", "weighty_shop"]  # fixtures, found by their names
 
+Said = pytest.CaptureFixture[str]
 HEADER = ("fault", "outcome", "exit", "commits on main", "words (stderr)")
 QUICK = ("lost replies of both commits", "stale parent on main (412)", "read-only token",
          "429, Retry-After: 3600", "token expires (401) at main's commit")
+
+RELEASE, MAIN = "/commit/release/", "/commit/main"
+LOCK = {"status": 409, "body": {"error": "Another commit operation is in progress"}}
+EXPIRED = {"status": 401, "body": {"error": "Invalid credentials in Authorization header"}, "times": 999}
+FORBIDDEN = {"status": 403, "body": {"error": "You don't have the rights to write to this repository"}, "times": 999}
+PAGE = {"status": 502, "headers": {"Content-Type": "text/html"}, "body": "<html>bad gateway</html>"}
+LOST = {"after": True, "close": True}
+Rules = list[Rule]
+
+PASSING: Mapping[str, Rules] = {
+    "500 at the release's commit": [{"path": RELEASE, "status": 500}],
+    "500 at main's commit, which was made": [{"path": MAIN, "status": 500, "after": True}],
+    "429, Retry-After: 1": [{"path": RELEASE, "status": 429, "headers": {"Retry-After": "1"}}],
+    "connection reset in the data": [{"path": "/_lfs/", "reset": True}],
+    "lost replies of both commits": [{"path": path, **LOST} for path in (RELEASE, MAIN)],
+    "stale parent on main (412)": [{"path": MAIN, "intrude": {
+        "repo": REPO, "files": {"notes.txt": "by somebody else"}}}],
+    "lock at both commits (409)": [{"path": path, **LOCK} for path in (RELEASE, MAIN)],
+    "a proxy's page instead of an answer": [{"path": "/refs", **PAGE}],
+    "an upload in which nothing moves": [{"path": "/_lfs/", "delay": 60}],
+}
+LASTING: Mapping[str, tuple[Mapping[str, str], Rules, int]] = {  # environment, rules, exit code
+    "read-only token": ({"HF_TOKEN": READ}, [], 6),
+    "expired token": ({"HF_TOKEN": UNKNOWN}, [], 6),
+    "no server": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, [], 6),
+    "a server that never answers": ({}, [{"path": "^/api", "delay": 60, "times": 999}], 6),
+    "answers that drip, a byte in 0.1 s": ({}, [{"path": "^/api", "drip": 0.1, "times": 999}], 6),
+    "500 for ever at the release's commit": ({}, [{"path": RELEASE, "status": 500, "times": 999}], 6),
+    "429, Retry-After: 3600": ({}, [{"path": "/preupload/release/", "status": 429, "headers": {"Retry-After": "3600"},
+                                     "times": 999}], 6),
+    "token without the right (403) at the release's commit": ({}, [{"path": RELEASE, **FORBIDDEN}], 6),
+    "token expires (401) at the release's commit": ({}, [{"path": RELEASE, **EXPIRED}], 6),
+    "token expires (401) at main's commit": ({}, [{"path": MAIN, **EXPIRED}], 75),
+    "500 for ever at main's commit": ({}, [{"path": MAIN, "status": 500, "times": 999}], 75),
+}
+
+# At one request, and at it and all that follow.
+ONCE: Mapping[str, Rule] = {
+    "500": {"status": 500},
+    "500 though the work was done": {"status": 500, "after": True},
+    "connection reset": {"reset": True},
+    "lost reply": LOST,
+    "429": {"status": 429, "headers": {"Retry-After": "0"}},
+    "409": LOCK,
+}
+FROM_THERE_ON: Mapping[str, Rule] = {
+    "503": {"status": 503, "times": 9999},
+    "connection reset": {"reset": True, "times": 9999},
+    "token expired (401)": {**EXPIRED, "times": 9999},
+    "token without the right (403)": {**FORBIDDEN, "times": 9999},
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +121,7 @@ def rows() -> Iterator[list[Row]]:
         print(table(HEADER, cells))
 
 
-def meet(shop: Shop, capfd: pytest.CaptureFixture[str], rules: Rules) -> Ended:
+def meet(shop: Shop, capfd: Said, rules: Rules) -> Ended:
     """Deploy while the hub keeps these rules."""
     for rule in rules:
         shop.hub.fault(**rule)
@@ -76,7 +131,7 @@ def meet(shop: Shop, capfd: pytest.CaptureFixture[str], rules: Rules) -> Ended:
     return ended
 
 
-def met(name: str, shop: Shop, capfd: pytest.CaptureFixture[str]) -> Row:
+def met(name: str, shop: Shop, capfd: Said) -> Row:
     """One of the faults above, and the run after it; returns its row."""
     before = World.of(shop)
     if name in PASSING:
@@ -103,7 +158,7 @@ LEFT = {6: ("nothing published; the next run promotes", "6", "0, then 1"),
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_deployment_recovers_or_publishes_nothing(
-    with_a_champion: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+    with_a_champion: Path, tmp_path: Path, capfd: Said, name: str
 ) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         row = met(name, shop, capfd)
@@ -112,7 +167,7 @@ def test_a_deployment_recovers_or_publishes_nothing(
 
 
 def test_xet_carries_the_data_of_a_whole_promotion(
-    with_a_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    with_a_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said
 ) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         monkeypatch.delenv("HF_HUB_DISABLE_XET")
@@ -129,7 +184,7 @@ FULL = {  # size of the disk, whether the free space that the system tells is tr
 }
 
 
-def filled(name: str, shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str]) -> str:
+def filled(name: str, shop: Shop, disk: Resize, capfd: Said) -> str:
     """Deploy on a disk that is too small; returns the line that says so."""
     size, told, words = FULL[name]
     before, there = World.of(shop), sorted(Path("results").iterdir())
@@ -147,7 +202,7 @@ def filled(name: str, shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(
-    weighty_shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str], *, name: str
+    weighty_shop: Shop, disk: Resize, capfd: Said, *, name: str
 ) -> None:
     filled(name, weighty_shop, disk, capfd)
 
@@ -159,7 +214,7 @@ def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code
 @pytest.mark.parametrize("name", FULL)
 def test_a_disk_with_room_again(
-    weighty_shop: Shop, disk: Resize, capfd: pytest.CaptureFixture[str], rows: list[Row], *, name: str
+    weighty_shop: Shop, disk: Resize, capfd: Said, rows: list[Row], *, name: str
 ) -> None:
     rows.append(Row(name, *LEFT[5], filled(name, weighty_shop, disk, capfd)))
     disk(ENOUGH)
@@ -170,13 +225,13 @@ def test_a_disk_with_room_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PASSING, *LASTING])
 def test_every_named_fault(
-    with_a_champion: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[Row], *, name: str
+    with_a_champion: Path, tmp_path: Path, capfd: Said, rows: list[Row], *, name: str
 ) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         rows.append(met(name, shop, capfd))
 
 
-def requests(source: Path, root: Path, capfd: pytest.CaptureFixture[str]) -> int:
+def requests(source: Path, root: Path, capfd: Said) -> int:
     """How many requests a deployment makes that nothing disturbs."""
     with opened(source, root) as shop:
         assert deploy(capfd).code == 0
@@ -190,7 +245,7 @@ SWEEPS = [*(("with_a_champion", fault) for fault in ONCE),
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "fault"), SWEEPS)
 def test_a_fault_once_at_each_request(
-    request: pytest.FixtureRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[Row],
+    request: pytest.FixtureRequest, tmp_path: Path, capfd: Said, rows: list[Row],
     *, start: str, fault: str
 ) -> None:
     source = request.getfixturevalue(start)
@@ -209,7 +264,7 @@ def test_a_fault_once_at_each_request(
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FROM_THERE_ON)
 def test_a_fault_from_each_request_on(
-    with_a_champion: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[Row], *, fault: str
+    with_a_champion: Path, tmp_path: Path, capfd: Said, rows: list[Row], *, fault: str
 ) -> None:
     number = requests(with_a_champion, tmp_path / "quiet", capfd)
     codes = []

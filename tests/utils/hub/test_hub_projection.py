@@ -7,14 +7,10 @@ from src.core.errors import HubError, IntegrityError
 from src.core.records import manifest
 from src.ledger.ports import HubState
 from src.ledger.slots import HubRef
-from tests.fakes.hub_fault_rules import Rule
-from tests.fakes.loopback.publishing import BRANCH, REPO, put, release_folder, repository, shown
+from tests.fakes.loopback.publishing import BRANCH, REPO, Rule, folder, hub, put, release_folder, repository, shown
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
 
-pytest_plugins = ["tests.fakes.loopback.fixtures"]
-
-
-# Projections.
+__all__ = ["folder", "hub"]  # fixtures, found by their names
 
 
 @pytest.fixture
@@ -22,29 +18,24 @@ def release(hub: LoopbackHub, folder: Path) -> HubRef:
     return put(hub, folder)
 
 
-def project(hub: LoopbackHub, release: HubRef, tag: str = "v1") -> None:
+def project(release: HubRef, tag: str = "v1") -> None:
     repository().project(release, tag, BRANCH)
 
 
 def settled(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     assert shown(hub) == manifest(folder)
-    assert repository().state() == HubState(hub.history(REPO)[0], release.tree, {"v1": release.commit},
-                                               {"main": hub.history(REPO)[0]})
-    assert len(hub.history(REPO)) == 2
+    head, _ = hub.history(REPO)
+    assert repository().state() == HubState(head, release.tree, {"v1": release.commit}, {"main": head})
 
 
-def test_project_shows_the_release_on_main_tags_it_and_removes_the_branch(
+def test_project_shows_the_release_on_main_tags_it_removes_the_branch_and_does_nothing_twice(
     hub: LoopbackHub, folder: Path, release: HubRef
 ) -> None:
-    project(hub, release)
+    project(release)
     settled(hub, folder, release)
     assert ".gitattributes" in hub.files(REPO)
-
-
-def test_projecting_again_changes_nothing(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
-    project(hub, release)
     hub.log.clear()
-    project(hub, release)
+    project(release)
     assert {entry["method"] for entry in hub.log} == {"GET"}
     settled(hub, folder, release)
 
@@ -54,7 +45,7 @@ def test_project_needs_no_local_file_and_sends_no_weights(hub: LoopbackHub, fold
     for path in expected:
         (folder / path).unlink()
     hub.log.clear()
-    project(hub, release)
+    project(release)
     assert shown(hub) == expected
     assert hub.requests("PUT", "/_lfs/") == []
 
@@ -62,19 +53,17 @@ def test_project_needs_no_local_file_and_sends_no_weights(hub: LoopbackHub, fold
 def test_a_rollback_shows_the_older_release_bit_for_bit(
     hub: LoopbackHub, folder: Path, release: HubRef, tmp_path: Path
 ) -> None:
-    project(hub, release)
+    project(release)
     newer = put(hub, release_folder(tmp_path / "newer", b"other weights"))
-    project(hub, newer, "v2")
-    project(hub, release)
+    project(newer, "v2")
+    project(release)
     assert shown(hub) == manifest(folder)
     assert repository().state().tags == {"v1": release.commit, "v2": newer.commit}
 
 
-def test_files_of_somebody_else_on_main_go_with_the_same_commit(
-    hub: LoopbackHub, folder: Path, release: HubRef
-) -> None:
+def test_files_of_somebody_else_on_main_go_in_the_same_commit(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     hub.put(REPO, {"old-shard.safetensors": b"x", "notes.txt": b"x"})
-    project(hub, release)
+    project(release)
     assert shown(hub) == manifest(folder)
     assert len(hub.history(REPO)) == 3
 
@@ -82,25 +71,25 @@ def test_files_of_somebody_else_on_main_go_with_the_same_commit(
 def test_a_tag_never_moves(hub: LoopbackHub, release: HubRef) -> None:
     HfApi(endpoint=hub.url, token=WRITE).create_tag(REPO, tag="v1", revision="main")
     with pytest.raises(IntegrityError, match="tags never move"):
-        project(hub, release)
+        project(release)
     assert shown(hub) == {}
     assert hub.repos[f"models/{REPO}"]["tags"]["v1"] == hub.history(REPO)[0]
 
 
 def test_a_branch_that_has_moved_on_is_kept(hub: LoopbackHub, release: HubRef) -> None:
     hub.put(REPO, {"notes.txt": b"x"}, BRANCH)
-    project(hub, release)
+    project(release)
     assert BRANCH in repository().state().branches
 
 
 def test_a_release_whose_commit_is_gone_is_an_integrity_error(hub: LoopbackHub, release: HubRef) -> None:
     with pytest.raises(IntegrityError, match="is gone"):
-        project(hub, HubRef(repo=REPO, commit="0" * 40, tree=release.tree), tag="v2")
+        project(HubRef(repo=REPO, commit="0" * 40, tree=release.tree), tag="v2")
 
 
 def test_a_stale_parent_on_main_is_settled_by_another_look(hub: LoopbackHub, folder: Path, release: HubRef) -> None:
     hub.fault("/commit/main", intrude={"repo": REPO, "files": {"other.txt": "x"}})
-    project(hub, release)
+    project(release)
     assert shown(hub) == manifest(folder)
     assert [entry["status"] for entry in hub.requests("POST", "/commit/main")] == [412, 200]
 
@@ -115,12 +104,12 @@ def test_project_recovers_from_a_fault_at_each_of_its_requests(
     content = hub.repos[f"models/{REPO}"]
     before = {key: dict(content[key]) for key in ("commits", "branches", "tags")}
     hub.log.clear()
-    project(hub, release)
+    project(release)
     for nth in range(1, len(hub.log) + 1):
         hub.repos[f"models/{REPO}"].update({key: dict(value) for key, value in before.items()})
         hub.faults.clear()
         hub.fault("^/(api/models|acme)", nth=nth, **fault)
-        project(hub, release)
+        project(release)
         settled(hub, folder, release)
 
 
@@ -128,21 +117,12 @@ def test_project_recovers_from_a_fault_at_each_of_its_requests(
 def test_project_stops_where_repeating_is_no_use(hub: LoopbackHub, release: HubRef, status: int) -> None:
     hub.fault("/commit/main", status=status, times=9)
     with pytest.raises(HubError):
-        project(hub, release)
+        project(release)
     assert len(hub.requests("POST", "/commit/main")) == 1
     assert (shown(hub), repository().state().tags) == ({}, {})
 
 
 # The mirror.
-
-
-def test_the_mirror_grows_by_appending_and_holds_nothing_else(hub: LoopbackHub) -> None:
-    hub.put(REPO, {"config.json": b"{}"})
-    repository().mirror(['{"s": 1}'])
-    repository().mirror(['{"s": 1}', '{"s": 2}'])
-    assert repository().mirrored() == ['{"s": 1}', '{"s": 2}']
-    assert list(shown(hub, "ledger")) == ["ledger.jsonl"]
-    assert list(shown(hub)) == ["config.json"]
 
 
 def test_mirroring_what_is_there_makes_no_commit(hub: LoopbackHub) -> None:

@@ -1,6 +1,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -8,21 +9,17 @@ from huggingface_hub import HfApi
 from src.core.errors import HubError, IntegrityError
 from src.core.records import manifest, tree_digest
 from src.ledger.slots import HubRef
-from tests.fakes.hub_fault_rules import Rule
-from tests.fakes.loopback.publishing import BRANCH, COMMIT, REPO, commits_since_main, publish, repository, shown
+from tests.fakes.loopback.publishing import BRANCH, REPO, commits_since_main, folder, hub, publish, repository, shown
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from utils.hub.repository import Patience
 
-pytest_plugins = ["tests.fakes.loopback.fixtures"]
-
-
-# Publishing.
+__all__ = ["folder", "hub"]  # fixtures, found by their names
+COMMIT = "/commit/release/"
 
 
 def test_publish_makes_a_private_repository_and_one_commit(hub: LoopbackHub, folder: Path) -> None:
     release = publish(folder)
-    assert release == HubRef(repo=REPO, commit=hub.history(REPO, BRANCH)[0],
-                             tree=tree_digest(manifest(folder)))
+    assert release == HubRef(repo=REPO, commit=hub.history(REPO, BRANCH)[0], tree=tree_digest(manifest(folder)))
     assert hub.repos[f"models/{REPO}"]["private"]
     assert shown(hub, BRANCH) == manifest(folder)
     assert commits_since_main(hub) == [release.commit]
@@ -79,7 +76,7 @@ def test_what_is_read_back_must_be_what_was_sent(hub: LoopbackHub, folder: Path)
         publish(folder)
 
 
-RECOVERED: Mapping[str, Rule] = {
+RECOVERED: Mapping[str, dict[str, Any]] = {
     "repository 500": {"path": "/repos/create", "status": 500},
     "repository made, answer lost": {"path": "/repos/create", "after": True, "close": True},
     "repository being made": {"path": "/repos/create", "status": 409, "body": {
@@ -118,9 +115,7 @@ def test_a_stale_parent_on_the_release_branch_is_somebody_elses_commit(hub: Loop
 
 
 @pytest.mark.parametrize(("status", "words"), [
-    (400, "correct it"), (401, "wrong or has expired"), (403, f"write access to {REPO}"),
-    (404, "correct the name"),
-])
+    (400, "correct it"), (401, "wrong or has expired"), (403, f"write access to {REPO}"), (404, "correct the name")])
 def test_publish_stops_where_repeating_is_no_use(hub: LoopbackHub, folder: Path, status: int, words: str) -> None:
     hub.fault(COMMIT, status=status, times=9, body={"error": f"token {WRITE} refused"})
     with pytest.raises(HubError, match=words) as error:

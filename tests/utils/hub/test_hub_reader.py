@@ -6,13 +6,10 @@ from huggingface_hub import HfApi, constants
 from src.core.errors import HubError, IntegrityError, InvalidParams
 from src.core.records import manifest
 from src.ledger.ports import HubState
-from tests.fakes.loopback.publishing import REPO, repository
+from tests.fakes.loopback.publishing import REPO, folder, hub, repository
 from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 
-pytest_plugins = ["tests.fakes.loopback.fixtures"]
-
-
-# Preflight.
+__all__ = ["folder", "hub"]  # fixtures, found by their names
 
 
 def test_check_without_a_token_is_a_configuration_error(hub: LoopbackHub) -> None:
@@ -21,11 +18,8 @@ def test_check_without_a_token_is_a_configuration_error(hub: LoopbackHub) -> Non
 
 
 @pytest.mark.parametrize(("token", "repo", "words"), [
-    (UNKNOWN, REPO, "wrong or has expired"),
-    (READ, REPO, "may not create it .read-only token"),
-    (WRITE, "other/shop", "may not create it"),
-    (SCOPED, REPO, "may not create it"),
-    (SCOPED, "acme/scoped", "may not create it"),
+    (UNKNOWN, REPO, "wrong or has expired"), (READ, REPO, "may not create it .read-only token"),
+    (WRITE, "other/shop", "may not create it"), (SCOPED, "acme/scoped", "may not create it"),
 ])
 def test_check_refuses_a_token_that_cannot_publish(hub: LoopbackHub, token: str, repo: str, words: str) -> None:
     with pytest.raises(HubError, match=words) as error:
@@ -62,9 +56,6 @@ def test_check_offline_names_the_variable(hub: LoopbackHub, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="unset HF_HUB_OFFLINE"):
         repository().check()
-
-
-# Reading.
 
 
 def test_an_absent_repository_has_no_tree_and_an_empty_state(hub: LoopbackHub) -> None:

@@ -1,9 +1,7 @@
 """The loopback hub refuses what the real one refuses, and its faults come when their rules say."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -31,11 +29,6 @@ def api(hub: LoopbackHub) -> HfApi:
     return api
 
 
-def commit(api: HfApi, files: Mapping[str, bytes | Path], *, parent: str | None = None) -> str:
-    return api.create_commit(REPO, [CommitOperationAdd(path, data) for path, data in files.items()],
-                             commit_message="test", parent_commit=parent).oid
-
-
 def refused(call: Callable[[], object]) -> int:
     with pytest.raises(HfHubHTTPError) as error:
         call()
@@ -55,21 +48,6 @@ def test_a_token_does_what_it_may_and_no_more(hub: LoopbackHub, api: HfApi) -> N
     assert refused(lambda: stranger.model_info(REPO)) == 401  # private
 
 
-def test_of_four_writers_on_one_parent_one_wins_and_the_others_change_nothing(hub: LoopbackHub, api: HfApi) -> None:
-    parent = api.model_info(REPO).sha
-
-    def write(number: int) -> str | int:
-        try:
-            return commit(api, {f"{number}.txt": b"x"}, parent=parent)
-        except HfHubHTTPError as error:
-            return error.response.status_code
-
-    with ThreadPoolExecutor(4) as pool:
-        outcomes = list(pool.map(write, range(4)))
-    assert sorted(map(str, outcomes))[:3] == ["412"] * 3
-    assert len(hub.history(REPO)) == 2
-
-
 def test_large_files_are_taken_with_their_own_bytes_alone(hub: LoopbackHub, api: HfApi) -> None:
     lines = [{"key": "header", "value": {"summary": "x"}},
              {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": "0" * 64, "size": 3}}]
@@ -78,21 +56,6 @@ def test_large_files_are_taken_with_their_own_bytes_alone(hub: LoopbackHub, api:
     assert never_sent.status_code == 400
     assert httpx2.put(f"{hub.url}/_lfs/{'0' * 64}", content=b"other").status_code == 400
     assert not hub.blob("0" * 64).exists()
-
-
-def test_what_the_client_lists_and_downloads_is_what_was_committed(
-    hub: LoopbackHub, api: HfApi, tmp_path: Path
-) -> None:
-    hub.multipart_over, hub.part_size = 1_000_000, 400_000
-    data = os.urandom(1_100_000)
-    (tmp_path / "w.safetensors").write_bytes(data)
-    oid = commit(api, {"folder/a.txt": b"a", "w.safetensors": tmp_path / "w.safetensors"})
-    assert len(hub.requests("PUT", "/_lfs/")) == 3
-    assert Path(api.hf_hub_download(REPO, "w.safetensors", revision=oid)).read_bytes() == data
-    tree = {entry.path: getattr(entry, "lfs", None) for entry in api.list_repo_tree(REPO, recursive=True)}
-    assert set(tree) == {".gitattributes", "folder", "folder/a.txt", "w.safetensors"}
-    assert [lfs.sha256 for lfs in tree.values() if lfs] == [hub.files(REPO)["w.safetensors"]]
-    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == hub.history(REPO)
 
 
 def test_repositories_branches_and_tags_are_made_once(api: HfApi) -> None:
@@ -108,11 +71,6 @@ def test_repositories_branches_and_tags_are_made_once(api: HfApi) -> None:
     assert [ref.name for ref in api.list_repo_refs(REPO).branches] == ["main"]
 
 
-def test_a_card_with_broken_metadata_is_refused(api: HfApi) -> None:
-    with pytest.raises(ValueError, match="Invalid metadata"):
-        commit(api, {"README.md": b"---\na: [\n---\n"})
-
-
 def test_a_fault_hits_the_requests_that_its_rule_names(hub: LoopbackHub) -> None:
     hub.fault("/whoami", method="GET", nth=2, times=2, status=503, headers={"Retry-After": "1"}, body={"error": "busy"})
     seen = [httpx2.get(f"{hub.url}/api/whoami-v2", headers={"Authorization": f"Bearer {WRITE}"}) for _ in range(4)]
@@ -126,5 +84,5 @@ def test_a_lost_reply_comes_after_the_work_and_a_reset_before_it(
 ) -> None:
     hub.fault("/commit/", **rule)
     with pytest.raises(httpx2.TransportError):
-        commit(api, {"a.txt": b"a"})
+        api.create_commit(REPO, [CommitOperationAdd("a.txt", b"a")], commit_message="test")
     assert ("a.txt" in hub.files(REPO)) is done
