@@ -39,6 +39,17 @@ def environment(**changes: str) -> dict[str, str]:
             "HF_HUB_OFFLINE": "1", "RATE_PER_MINUTE": "0", **changes}
 
 
+def run_to_end(*command: Path | str, cwd: Path | str | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], env=environment(**changes), capture_output=True, text=True,
+                          check=False, cwd=cwd, timeout=120)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @dataclass
 class Server:
     """A process that answers."""
@@ -48,6 +59,10 @@ class Server:
 
     def chat(self, content: str = "Where is my order?", **more: object) -> httpx2.Response:
         return self.client.post(CHAT, json={"messages": [{"role": "user", "content": content}], **more})
+
+    def answer(self, content: str = "Where is my order?", **more: object) -> str:
+        text: str = self.chat(content, **more).json()["choices"][0]["message"]["content"]
+        return text
 
     def stream(self, **more: object) -> Any:
         body = {"messages": [{"role": "user", "content": "Where is my order?"}], "stream": True, **more}
@@ -88,9 +103,6 @@ class Server:
             connection.sendall(head.encode() + body)
             yield
 
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
 
 def wait_until(true: Callable[[], bool], otherwise: str) -> None:
     """Look again and again; fails after a minute."""
@@ -103,9 +115,7 @@ def wait_until(true: Callable[[], bool], otherwise: str) -> None:
 @contextmanager
 def serve(program: Path, python: Path | str = PYTHON, **changes: str) -> Iterator[Server]:
     """Start a program on a free port, wait until it is healthy, end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([str(python), str(program)], env=environment(PORT=str(port), **changes), cwd="/",
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

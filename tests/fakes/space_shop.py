@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
 
 from tests.fakes.loopback.server import LoopbackHub
 from tests.fakes.loopback.store import WRITE
@@ -17,8 +19,7 @@ from tests.fakes.space_process import PYTHON, SPACE, unpack
 NAME = "acme/chat"
 
 
-@dataclass
-class Ended:
+class Ended(NamedTuple):
     """How deploy.py ended."""
 
     code: int
@@ -74,6 +75,12 @@ class Shop:
         """Another identity for the bundle: as if another release had been made into one."""
         path = self.folder / "assets/identity.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with open_shop(tmp_path) as opened:
+        yield opened
 
 
 @contextmanager

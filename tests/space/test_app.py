@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.space_process import CHAT, PYTHON, SPACE, Server, environment, needs_serving, serve, unpack, wait_until
+from tests.fakes.space_process import CHAT, PYTHON, SPACE, Server, needs_serving, run_to_end, serve, unpack, wait_until
 
 pytestmark = needs_serving
 APP = SPACE / "app.py"
@@ -24,13 +23,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(bundle: Path) -> Iterator[Server]:
     with serve(APP, MODEL_DIR=str(bundle), MAX_INPUT_TOKENS="300") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def narrow(bundle: Path) -> Iterator[Server]:
-    """One place, and one that may wait."""
-    with serve(APP, MODEL_DIR=str(bundle), MAX_CONCURRENCY="1", MAX_QUEUE="1") as started:
         yield started
 
 
@@ -69,8 +61,7 @@ def test_what_is_no_json_too_large_or_elsewhere_is_refused_with_its_reason(serve
 def test_a_bundle_that_was_changed_is_not_served(bundle: Path, tmp_path: Path) -> None:
     folder = unpack(tmp_path)
     (folder / "int8/openvino_model.bin").write_bytes(b"")
-    ended = subprocess.run([PYTHON, APP], env=environment(MODEL_DIR=str(folder)), capture_output=True, text=True,
-                           check=False)
+    ended = run_to_end(PYTHON, APP, MODEL_DIR=str(folder))
     assert ended.returncode == 2
     assert "int8/openvino_model.bin has 0 bytes, not 13107" in ended.stderr
 
@@ -100,30 +91,19 @@ def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
     assert server.metric("process_resident_memory_bytes") < 400e6
 
 
-def test_a_full_queue_answers_429_with_when_to_come_back(narrow: Server) -> None:
-    with narrow.engine_held(), narrow.stream() as first:
-        pieces = first.iter_text()
-        assert next(pieces)
-        waiting = threading.Thread(target=narrow.chat, kwargs={"max_tokens": 1})
-        waiting.start()
-        narrow.wait_for("chat_waiting", 1)
-        refused = narrow.chat()
-        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
-        assert int(refused.headers["Retry-After"]) >= 1
-    waiting.join(timeout=60)
-    assert not waiting.is_alive()
-    narrow.wait_for("chat_answering", 0)
-
-
-def test_who_leaves_while_waiting_leaves_the_queue(narrow: Server) -> None:
-    with narrow.engine_held(), narrow.stream() as first:
-        pieces = first.iter_text()
-        assert next(pieces)
-        with narrow.unanswered():
-            narrow.wait_for("chat_waiting", 1)
-        narrow.wait_for("chat_waiting", 0)
-    narrow.wait_for("chat_answering", 0)
-    assert narrow.chat(max_tokens=1).status_code == 200
+def test_a_full_queue_answers_429_with_when_to_come_back_until_somebody_leaves_it(bundle: Path) -> None:
+    with serve(APP, MODEL_DIR=str(bundle), MAX_CONCURRENCY="1", MAX_QUEUE="1") as narrow:
+        with narrow.engine_held(), narrow.stream() as first:
+            pieces = first.iter_text()
+            assert next(pieces)
+            with narrow.unanswered():
+                narrow.wait_for("chat_waiting", 1)
+                refused = narrow.chat()
+                assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+                assert int(refused.headers["Retry-After"]) >= 1
+            narrow.wait_for("chat_waiting", 0)
+        narrow.wait_for("chat_answering", 0)
+        assert narrow.chat(max_tokens=1).status_code == 200
 
 
 def test_an_engine_that_is_gone_is_told_at_once_and_ends_the_app(bundle: Path) -> None:
@@ -158,39 +138,25 @@ def is_running(pid: int) -> bool:
 def test_an_answer_ends_at_its_time_limit_and_sigterm_lets_it_end(bundle: Path) -> None:
     with serve(APP, MODEL_DIR=str(bundle), MAX_SECONDS="1") as server:
         with server.engine_held(), server.stream() as reply:
+            assert reply.headers["Content-Type"].startswith("text/event-stream")
             lines = reply.iter_lines()
             assert next(lines)
-            server.terminate()
+            server.process.terminate()
             *_, last, end = [line for line in lines if line]
         assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert end == "data: [DONE]"
         assert server.process.wait(timeout=60) == 143
 
 
-def test_streamed_or_not_the_answer_is_the_same(server: Server) -> None:
-    whole = server.chat(max_tokens=30).json()
-    with server.stream(max_tokens=30, stream_options={"include_usage": True}) as reply:
-        assert reply.headers["Content-Type"].startswith("text/event-stream")
-        *events, end = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
-    *chunks, usage = [json.loads(text) for text in events]
-    said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-    assert end == "[DONE]"
-    assert said == whole["choices"][0]["message"]["content"]
-    assert len(said) == 30
-    assert usage["usage"] == whole["usage"]
-    assert whole["choices"][0]["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"] == "length"
-
-
 def test_an_answer_ends_before_a_stop_text(server: Server) -> None:
-    said = server.chat(max_tokens=30).json()["choices"][0]["message"]["content"]
+    said = server.answer(max_tokens=30)
     stop = said[10:13]
     cut = server.chat(max_tokens=30, stop=stop).json()["choices"][0]
     assert cut == {**cut, "finish_reason": "stop", "message": {"role": "assistant", "content": said[:said.index(stop)]}}
 
 
 def test_sampling_follows_its_seed(server: Server) -> None:
-    one, again, other = (server.chat(max_tokens=30, temperature=2, seed=seed).json()["choices"][0]["message"]["content"]
-                         for seed in (1, 1, 2))
+    one, again, other = (server.answer(max_tokens=30, temperature=2, seed=seed) for seed in (1, 1, 2))
     assert one == again
     assert one != other
 
@@ -204,12 +170,6 @@ def test_it_says_which_model_answers(server: Server) -> None:
 
 
 def test_many_at_once_are_all_answered_alike(server: Server) -> None:
-    found: list[str] = []
-    ask = lambda: found.append(server.chat(max_tokens=50).json()["choices"][0]["message"]["content"])  # noqa: E731
-    askers = [threading.Thread(target=ask) for _ in range(12)]
-    for asker in askers:
-        asker.start()
-    for asker in askers:
-        asker.join(timeout=60)
-    assert len(found) == 12
+    with ThreadPoolExecutor(12) as askers:
+        found = list(askers.map(lambda _: server.answer(max_tokens=50), range(12)))
     assert len(set(found)) == 1

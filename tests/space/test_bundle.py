@@ -11,62 +11,66 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.space_process import SPACE, environment, unpack
+from tests.fakes.space_process import SPACE, run_to_end, unpack
 
 pytestmark = pytest.mark.usefixtures("modules_of_space")
 
 
-def prepare(release: Path | str, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SPACE / "prepare_assets.py", "--model", str(release), "--output", str(output), *more]
-    return subprocess.run([str(word) for word in command], env=environment(), capture_output=True, text=True,
-                          check=False)
+def prepare(release: Path, *more: Path | str) -> subprocess.CompletedProcess[str]:
+    """Make the bundle `new` beside the release."""
+    return run_to_end(sys.executable, SPACE / "prepare_assets.py", "--model", release, "--output",
+                      release.with_name("new"), *more)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    return unpack(tmp_path).with_name("tiny-chat")
 
 
 def test_what_is_no_release_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    ended = prepare(tmp_path / "empty", tmp_path / "assets")
+    ended = prepare(tmp_path / "empty")
     assert ended.returncode == 2
     assert "has no config.json" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_release_that_differs_from_its_manifest_or_has_a_loose_adapter_is_refused(tmp_path: Path) -> None:
-    unpack(tmp_path)
-    (tmp_path / "tiny-chat/manifest.json").write_text(json.dumps({"config.json": "0" * 64}))
-    ended = prepare(tmp_path / "tiny-chat", tmp_path / "new")
+def test_a_release_that_differs_from_its_manifest_or_has_a_loose_adapter_is_refused(release: Path) -> None:
+    (release / "manifest.json").write_text(json.dumps({"config.json": "0" * 64}))
+    ended = prepare(release)
     assert ended.returncode == 2
     assert "config.json: is not what manifest.json says" in ended.stderr
-    (tmp_path / "tiny-chat/adapter_config.json").write_text("{}")
-    ended = prepare(tmp_path / "tiny-chat", tmp_path / "new")
+    (release / "adapter_config.json").write_text("{}")
+    ended = prepare(release)
     assert (ended.returncode, "has an unmerged adapter" in ended.stderr) == (2, True)
 
 
-def test_where_nothing_can_compress_the_bundle_holds_the_released_weights_and_says_so(tmp_path: Path) -> None:
-    unpack(tmp_path)
+def test_if_nothing_can_compress_the_bundle_holds_the_released_weights_and_says_so(release: Path, tmp_path: Path
+                                                                                    ) -> None:
     deployed = {"model_name": "shop", "version": 7, "model_digest": "ab" * 32, "hub": {"commit": "c" * 40}}
     (tmp_path / "deployment").mkdir()
     (tmp_path / "deployment/deployment_info.json").write_text(json.dumps(deployed))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [
         {"role": "user", "content": "Do you sell tea?"}, {"role": "assistant", "content": "We do."}]}) + "\n")
-    ended = prepare(tmp_path / "tiny-chat", tmp_path / "new", "--questions", str(tmp_path / "rows.jsonl"))
+    ended = prepare(release, "--questions", tmp_path / "rows.jsonl")
     assert ended.returncode == 0
     assert "not compressed: optimum.intel, nncf, openvino missing here" in ended.stderr
     identity = json.loads((tmp_path / "new/identity.json").read_text())
     assert identity == {**identity, "model": "shop", "version": 7, "commit": "c" * 40, "model_digest": "ab" * 32,
                         "weights": ["safetensors"]}
-    assert (tmp_path / "new/model.safetensors").read_bytes() == (tmp_path / "tiny-chat/model.safetensors").read_bytes()
+    assert (tmp_path / "new/model.safetensors").read_bytes() == (release / "model.safetensors").read_bytes()
     stored = json.loads((tmp_path / "new/questions.json").read_text())
     assert stored[-1] == {"question": "Do you sell tea?", "answer": "We do."}
 
 
-def test_a_deployment_of_another_model_gives_no_version(tmp_path: Path) -> None:
-    unpack(tmp_path)
-    (tmp_path / "deployment").mkdir()
-    (tmp_path / "deployment/deployment_info.json").write_text(json.dumps({"version": 9, "model_digest": "cd" * 32}))
+def test_a_deployment_of_another_model_gives_no_version(release: Path) -> None:
+    release.with_name("deployment").mkdir()
+    deployed = {"version": 9, "model_digest": "cd" * 32}
+    (release.parent / "deployment/deployment_info.json").write_text(json.dumps(deployed))
     from bundling import source
 
-    assert source.find(str(tmp_path / "tiny-chat"), None).version is None
-    assert source.find(str(tmp_path / "tiny-chat"), 4).version == 4
+    assert source.find(str(release), None).version is None
+    assert source.find(str(release), 4).version == 4
 
 
 @pytest.mark.parametrize("wrong", [{"PORT": "http"}, {"PORT": "0"}, {"MAX_QUEUE": "-1"}, {"WEIGHTS": "int2"},
@@ -134,21 +138,17 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off_and_leaves_its_place(
     assert gate.inside == 0
 
 
-def test_an_adapter_beside_the_weights_is_refused_where_there_is_no_peft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unpack(tmp_path)
-    (tmp_path / "tiny-chat/adapter_config.json").write_text("{}")
+def test_an_adapter_is_refused_where_there_is_no_peft(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (release / "adapter_config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "peft", None)
     from serving.settings import SettingError
     from serving.transformers_model import TransformersModel
 
     with pytest.raises(SettingError, match=r"has an adapter that is not merged, and .*peft.* strategy cpu-only"):
-        TransformersModel(tmp_path / "tiny-chat", threads=1)
+        TransformersModel(release, threads=1)
 
 
-def test_released_weights_answer_as_transformers_itself_does_several_at_once(tmp_path: Path) -> None:
-    unpack(tmp_path)
+def test_released_weights_answer_as_transformers_itself_does_several_at_once(release: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -156,7 +156,7 @@ def test_released_weights_answer_as_transformers_itself_does_several_at_once(tmp
     from serving.engine import Options
     from serving.transformers_model import TransformersModel
 
-    bundle = Bundle.open(tmp_path / "tiny-chat")
+    bundle = Bundle.open(release)
     prompt = bundle.encode([{"role": "user", "content": "Where is my order?"}])
     model = TransformersModel(bundle.folder, threads=1)
     for number, options in enumerate((Options(12, [], 0.0, 1.0, 0), Options(20_000, [], 0.0, 1.0, 0),

@@ -135,6 +135,7 @@ def test_the_list_has_every_strategy_and_the_space_takes_one_of_them() -> None:
     listed = run(SPACE / "fix_dependencies.py", "--list").stdout
     assert [line.partition(":")[0] for line in listed.splitlines()[::2]] == list(NAMES)
     assert strategies.APPLIED.read_text() == strategies.applied().text
+    assert not [name for name in strategies.applied().complete if name.startswith(("torch", "transformers", "nvidia"))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,8 +190,7 @@ def compatibility_table() -> list[str]:
     from dependencies import strategies
 
     known = strategies.load().values()
-    rows = [(meaning, ["yes" if name in each.works else "no" for each in known])
-            for name, meaning in FEATURES.items()]
+    rows = [(meaning, ["yes" if name in each.works else "no" for each in known]) for name, meaning in FEATURES.items()]
     rows += [("Python", [", ".join(each.python) for each in known]),
              ("NumPy's ABI", [each.complete.get("numpy", "-").partition(".")[0] for each in known]),
              ("torch's build", ["CPU" if "torch" in each.complete else "-" for each in known]),

@@ -3,21 +3,15 @@
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.fakes.space_process import needs_serving
-from tests.fakes.space_shop import NAME, Shop, open_shop
+from tests.fakes.space_shop import NAME, Shop, open_shop, shop
 
+__all__ = ["shop"]  # a fixture
 pytestmark = needs_serving
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with open_shop(tmp_path) as shop:
-        yield shop
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +28,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 @pytest.fixture
 def standing(deployed: Shop) -> Iterator[Shop]:
     """As deployed left it, whatever a test does to its folder."""
-    kept = {path: path.read_text() for path in (deployed.folder / "assets/identity.json",
-                                                deployed.folder / "variables.json", deployed.folder / "README.md")}
+    changed = (deployed.folder / name for name in ("assets/identity.json", "variables.json", "README.md"))
+    kept = {path: path.read_text() for path in changed}
     deployed.hub.spaces.outcomes.clear()
     yield deployed
     deployed.hub.faults.clear()
@@ -55,10 +49,9 @@ def tagged(shop: Shop) -> list[str]:
 
 def go_back_to(shop: Shop) -> str:
     """A commit before the next one is marked as seen answering."""
-    repo = shop.hub.repos.get(f"spaces/{NAME}") or shop.hub.create("spaces", NAME, private=False, sdk="docker",
-                                                                   variables={})
-    first = shop.hub.history(NAME, kind="spaces")[-1]
-    repo["tags"]["live-first"] = first
+    if not shop.made():
+        shop.hub.create("spaces", NAME, private=False, sdk="docker", variables={})
+    first = shop.hub.repos[f"spaces/{NAME}"]["tags"]["live-first"] = shop.hub.history(NAME, kind="spaces")[-1]
     return first
 
 
@@ -67,7 +60,7 @@ def go_back_to(shop: Shop) -> str:
 
 def test_a_push_makes_the_space_waits_and_sees_it_answer(deployed: Shop) -> None:
     assert (deployed.first["result"], deployed.first["stages"][-1]) == ("deployed", "RUNNING")
-    assert deployed.first["commit"] in deployed.hub.repos[f"spaces/{NAME}"]["tags"].values()
+    assert deployed.first["commit"] in tagged(deployed)
     assert (deployed.first["health"]["version"], deployed.commits) == (7, ["Champion: tiny-chat v7"])
 
 
@@ -102,10 +95,10 @@ def test_a_killed_deployment_is_completed_by_the_next_one(shop: Shop) -> None:
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
-    assert not shop.hub.repos[f"spaces/{NAME}"]["tags"]
+    assert tagged(shop) == []
     ended = shop.push()
     assert (ended.code, len(shop.commits)) == (0, 1), ended.err
-    assert [*shop.hub.repos[f"spaces/{NAME}"]["tags"].values()] == [shop.head]
+    assert tagged(shop) == [shop.head]
 
 
 # It does not come up.
@@ -237,8 +230,7 @@ def test_the_live_space_is_checked_alone(standing: Shop) -> None:
     standing.identify(version=9)
     ended = standing.run("--verify-only", "--space", NAME)
     assert (ended.code, ended.out.count("version 7, not 9")) == (5, 1)
-    ended = standing.run("--verify-only", "--url", "http://127.0.0.1:9")
-    assert ended.code == 6
+    assert standing.run("--verify-only", "--url", "http://127.0.0.1:9").code == 6
 
 
 def test_the_build_key_changes_on_the_space_by_one_commit(standing: Shop) -> None:

@@ -1,7 +1,6 @@
 """The serving app with a model from the Hub: downloaded where that is allowed, and refused in one line elsewhere."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.loopback_hub import LoopbackHub
-from tests.fakes.space_process import PYTHON, SPACE, environment, needs_serving, serve, unpack
+from tests.fakes.space_process import PYTHON, SPACE, needs_serving, run_to_end, serve, unpack
 
 pytestmark = needs_serving
 
@@ -42,8 +41,7 @@ def online(hub: LoopbackHub, home: Path, model: str) -> dict[str, str]:
 
 
 def refusal(app: Path, **settings: str) -> str:
-    ended = subprocess.run([PYTHON, app], env=environment(**settings), capture_output=True, text=True, check=False,
-                           cwd="/")
+    ended = run_to_end(PYTHON, app, cwd="/", **settings)
     assert ended.returncode == 2
     *_, last = ended.stderr.splitlines()
     assert "Traceback" not in ended.stderr
@@ -55,19 +53,15 @@ def test_offline_it_says_that_it_may_not_download(hub: LoopbackHub, app: Path, t
     assert said.startswith("no bundle here, and shop/chat may not be downloaded: HF_HUB_OFFLINE")
 
 
-@pytest.mark.parametrize("model", ["shop/nothing", "shop/chat@none", "no name"])
-def test_what_is_not_on_the_hub_is_named(hub: LoopbackHub, app: Path, tmp_path: Path, model: str) -> None:
-    assert refusal(app, **online(hub, tmp_path, model)).startswith(f"HF_MODEL_ID={model}: could not be downloaded; ")
+@pytest.mark.parametrize(("model", "changes"), [("shop/nothing", {}), ("shop/chat@none", {}), ("no name", {}),
+                                                ("shop/chat", {"HF_ENDPOINT": "http://127.0.0.1:9"})])
+def test_what_cannot_be_downloaded_is_named(hub: LoopbackHub, app: Path, tmp_path: Path, model: str,
+                                            changes: dict[str, str]) -> None:
+    said = refusal(app, **{**online(hub, tmp_path, model), **changes})
+    assert said.startswith(f"HF_MODEL_ID={model}: could not be downloaded; ")
 
 
-def test_a_hub_that_does_not_answer_is_named(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
-    unreachable = {**online(hub, tmp_path, "shop/chat"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert refusal(app, **unreachable).startswith("HF_MODEL_ID=shop/chat: could not be downloaded; ")
-
-
-def test_a_plain_release_without_transformers_is_refused_with_what_to_install(
-    hub: LoopbackHub, app: Path, tmp_path: Path
-) -> None:
+def test_a_plain_release_without_transformers_says_what_to_install(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
     assert "install torch and transformers" in refusal(app, **online(hub, tmp_path, "shop/release"))
 
 
@@ -79,9 +73,7 @@ def test_a_bundle_is_downloaded_at_its_revision_and_answers(hub: LoopbackHub, ap
         assert server.chat(max_tokens=5).json()["usage"]["completion_tokens"] == 5
 
 
-def test_a_plain_release_is_served_by_transformers_where_there_is_one(
-    hub: LoopbackHub, app: Path, tmp_path: Path
-) -> None:
+def test_a_plain_release_is_served_by_transformers_if_installed(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
     # The environment of the tests has what the app needs but for this one.
     (tmp_path / "packages").mkdir()
     found, = PYTHON.parents[1].glob("lib/python*/site-packages/prometheus_client")
@@ -91,9 +83,9 @@ def test_a_plain_release_is_served_by_transformers_where_there_is_one(
         health = server.client.get("/healthz").json()
         assert (health["model"], health["commit"]) == ("shop/release", hub.history("shop/release")[0])
         assert health["engine"].startswith("transformers ")
-        whole = server.chat(max_tokens=20).json()["choices"][0]["message"]["content"]
+        whole = server.answer(max_tokens=20)
         with server.stream() as reply:
             pieces = reply.iter_text()
             assert next(pieces)
-            assert server.chat(max_tokens=20).json()["choices"][0]["message"]["content"] == whole
+            assert server.answer(max_tokens=20) == whole
         server.wait_for("chat_answering", 0)

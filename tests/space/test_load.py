@@ -78,7 +78,7 @@ async def press(server: Server, seconds: int) -> Seen:
         clients = [asyncio.create_task(come_again(http, seen, random.Random(seed))) for seed in range(CLIENTS)]
         await watch(server, seen, seconds)
         seen.early = dict(seen.refused)
-        server.terminate()
+        server.process.terminate()
         await asyncio.gather(*clients)
     return seen
 

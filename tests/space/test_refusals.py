@@ -5,37 +5,26 @@ import os
 import pty
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.space_process import PYTHON, SPACE, needs_serving
-from tests.fakes.space_shop import NAME, Shop, open_shop
+from tests.fakes.space_shop import NAME, Shop, shop
 
+__all__ = ["shop"]  # a fixture
 pytestmark = needs_serving
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with open_shop(tmp_path) as shop:
-        yield shop
-
-
-def test_without_a_terminal_to_ask_on_it_refuses_in_one_line(shop: Shop) -> None:
-    ended = shop.run("--push", "--space", NAME)
-    assert (ended.code, shop.made()) == (2, False)
-    assert ended.err.splitlines() == ["this is no terminal to ask on before each step; --auto does without asking"]
 
 
 @pytest.mark.parametrize(("flags", "changes", "said"), [
     (["--push", "--auto"], {}, "--push needs --space"),
+    (["--push", "--space", NAME], {}, "this is no terminal to ask on before each step; --auto does without asking\n"),
     (["--push", "--auto", "--space", NAME], {"HF_TOKEN": ""}, "HF_TOKEN: not set"),
     (["--verify-only"], {}, "--verify-only needs --space"),
 ])
 def test_what_is_not_set_is_named(shop: Shop, flags: list[str], changes: dict[str, str], said: str) -> None:
     ended = shop.run(*flags, **changes)
-    assert ended.code == 2
+    assert (ended.code, len(ended.err.splitlines()), shop.made()) == (2, 1, False)
     assert said in ended.err
 
 
@@ -62,8 +51,8 @@ def test_a_bundle_that_is_not_what_was_validated_is_not_deployed(shop: Shop) -> 
 
 
 def test_a_folder_that_is_not_fit_is_not_deployed(shop: Shop) -> None:
-    text = (shop.folder / "README.md").read_text()
-    (shop.folder / "README.md").write_text(text.replace("sdk: docker\n", ""))
+    readme = shop.folder / "README.md"
+    readme.write_text(readme.read_text().replace("sdk: docker\n", ""))
     ended = shop.push()
     assert (ended.code, shop.made()) == (3, False)
     assert "sdk" in ended.err

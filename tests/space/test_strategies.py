@@ -5,7 +5,6 @@ Minutes, and a download of some 300 MB; with pytorch's wheel on the disk: PIP_FI
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.space_process import SPACE, Server, environment, serve, unpack
+from tests.fakes.space_process import SPACE, Server, free_port, run_to_end, serve, unpack
 from tests.fakes.tiny_model import edit_json, write_adapter
 
 pytestmark = pytest.mark.slow
@@ -39,29 +38,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answer(server: Server) -> str:
-    reply = server.chat(max_tokens=12, temperature=0)
-    assert reply.status_code == 200, reply.text
-    text: str = reply.json()["choices"][0]["message"]["content"]
-    return text
-
-
 def streams(server: Server) -> bool:
     with server.stream(max_tokens=4) as reply:
         return reply.status_code == 200 and "data: [DONE]" in reply.iter_lines()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def refused(python: Path, model: Path) -> bool:
     """Whether the app ends at its start, by itself, since it lacks what the model needs."""
-    ended = subprocess.run([python, SPACE / "app.py"], env=environment(MODEL_DIR=str(model), PORT=str(free_port())),
-                           check=False, capture_output=True, text=True, timeout=120)
+    ended = run_to_end(python, SPACE / "app.py", MODEL_DIR=str(model), PORT=str(free_port()))
     return ended.returncode != 0 and "No module named" in ended.stderr
 
 
@@ -85,7 +69,7 @@ def test_it_serves_what_the_table_says_and_refuses_the_rest(built: tuple[str, Pa
     for kind, folder in {"compressed": "assets", "safetensors": "tiny-chat", "adapter": "adapter"}.items():
         if kind in TABLE[name]["works"]:
             with serve(SPACE / "app.py", python, MODEL_DIR=str(models / folder)) as server:
-                answers[kind] = answer(server)
+                answers[kind] = server.answer(max_tokens=12, temperature=0)
                 found |= {kind, "streaming"} if streams(server) else {kind}
         elif not refused(python, models / folder):
             found.add(kind)
@@ -96,4 +80,4 @@ def test_it_serves_what_the_table_says_and_refuses_the_rest(built: tuple[str, Pa
 
 def fallback_answers(python: Path, models: Path) -> bool:
     with serve(SPACE / "app_minimal_fallback.py", python, MODEL_DIR=str(models / "assets")) as server:
-        return "fallback" in answer(server) and server.chat(stream=True).status_code == 400
+        return "fallback" in server.answer() and server.chat(stream=True).status_code == 400

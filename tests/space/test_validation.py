@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.loopback_hub import LoopbackHub
-from tests.fakes.space_process import PYTHON, ROOT, SPACE, environment, needs_serving, unpack
+from tests.fakes.space_process import PYTHON, SPACE, needs_serving, run_to_end, unpack
 
 BUILDER = SPACE / ".venv-builder/bin/python"
 DIGEST = "ab" * 32
@@ -59,11 +59,10 @@ class World:
         found: list[str] = identity_problems(self.bundle, find(str(self.release), None))
         return found
 
-    def validate(self, *more: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(SPACE / "validate_bundle.py"), "--bundle", str(self.bundle), "--model",
-                   str(self.release), "--evaluation-rows", str(self.root / "rows.jsonl"), "--evaluation",
-                   str(self.root / "evaluations"), "--timed-rows", "1", *more]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    def validate(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return run_to_end(sys.executable, SPACE / "validate_bundle.py", "--bundle", self.bundle, "--timed-rows", "1",
+                          "--model", self.release, "--evaluation-rows", self.root / "rows.jsonl",
+                          "--evaluation", self.root / "evaluations", *more)
 
     def evaluate(self, *answers: str, digest: str = DIGEST) -> None:
         """Records of an evaluation stage that got these answers."""
@@ -179,12 +178,10 @@ def test_a_bundle_that_answers_worse_is_unsafe_and_neither_app_nor_image_takes_i
     assert record["released"]["source"] == "evaluation"
     assert record["released"]["weighted_score"] == pytest.approx(1)
     assert record["weights"]["int8"]["reasons"][0] == "the score falls by 1.0000, more than 0.01"
-    started = subprocess.run([str(PYTHON), str(SPACE / "app.py")], env=environment(MODEL_DIR=str(world.bundle)),
-                             capture_output=True, text=True, check=False, timeout=60)
+    started = run_to_end(PYTHON, SPACE / "app.py", MODEL_DIR=str(world.bundle))
     assert started.returncode == 2
     assert "none of its weights is SAFE" in started.stderr
-    baked = subprocess.run([sys.executable, "-m", "serving.identity", str(world.bundle)], cwd=SPACE, check=False,
-                           capture_output=True, text=True)
+    baked = run_to_end(sys.executable, "-m", "serving.identity", world.bundle, cwd=SPACE)
     assert baked.returncode == 5
     assert "none of its weights is SAFE" in baked.stderr
 
@@ -217,10 +214,10 @@ def test_a_release_on_the_hub_is_fetched_at_its_revision_and_its_tag_gives_the_v
         hub.put("shop/chat", {"config.json": b"{}"})  # later, and not what is asked for
         hub.repos["models/shop/chat"]["tags"]["v3"] = commit
         for model, code in ((f"shop/chat@{commit}", 0), ("shop/chat@nowhere", 2), ("shop/none", 2)):
-            command = [python, str(SPACE / "prepare_assets.py"), "--model", model, "--output", str(tmp_path / "made"),
-                       "--weights", "safetensors"]
-            ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment(
-                HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1"))
+            ended = run_to_end(
+                python, SPACE / "prepare_assets.py", "--model", model, "--output", tmp_path / "made", "--weights",
+                "safetensors", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0",
+                NO_PROXY="127.0.0.1")
             assert ended.returncode == code, ended.stderr
     assert "is no folder here and cannot be fetched from the Hub" in ended.stderr
     identity = json.loads((tmp_path / "made/identity.json").read_text())
@@ -233,12 +230,12 @@ def test_a_release_on_the_hub_is_fetched_at_its_revision_and_its_tag_gives_the_v
 @pytest.mark.slow
 def test_the_builder_compresses_the_release_and_falls_back_where_it_is_too_narrow(world: World, tmp_path: Path) -> None:
     made = tmp_path / "made"
-    command = [str(BUILDER), str(SPACE / "prepare_assets.py"), "--model", str(world.release), "--output", str(made)]
-    ended = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
+    command = (BUILDER, SPACE / "prepare_assets.py", "--model", world.release, "--output", made)
+    ended = run_to_end(*command)
     assert "cannot be compressed to int4" in ended.stderr
     assert json.loads((made / "identity.json").read_text())["weights"] == ["safetensors"]
     assert not (made / "int8").exists()
-    subprocess.run([*command, "--weights", "int8"], check=True, capture_output=True, env=environment())
+    assert run_to_end(*command, "--weights", "int8").returncode == 0
     assert json.loads((made / "identity.json").read_text())["weights"] == ["int8"]
     shutil.rmtree(world.bundle)
     made.rename(world.bundle)

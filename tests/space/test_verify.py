@@ -52,14 +52,11 @@ def grow(space: Path) -> None:
         file.write(b"x")
 
 
-def uncompressed(space: Path) -> None:
-    identity = space / "assets/identity.json"
-    identity.write_text(json.dumps({**json.loads(identity.read_text()), "weights": ["safetensors"]}))
-
-
-def unsafe(space: Path) -> None:
-    identity = space / "assets/identity.json"
-    identity.write_text(json.dumps({**json.loads(identity.read_text()), "weights": []}))
+def weights(*names: str) -> Callable[[Path], None]:
+    def change(space: Path) -> None:
+        identity = space / "assets/identity.json"
+        identity.write_text(json.dumps({**json.loads(identity.read_text()), "weights": names}))
+    return change
 
 
 def adapted(space: Path) -> None:
@@ -77,10 +74,10 @@ BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
      (adapted, "assets: *assets: is adapter, which strategy modern does not serve"),
      (replace("README.md", EMOJI, "emoji:"), "front matter: README.md: emoji is missing, expected exactly one"),
      (replace("README.md", "app_port: 7860", "app_port: 8000"), "ports: *README.md: app_port 8000; *have to agree")],
-    [(uncompressed, "assets: *assets: is safetensors, which strategy modern does not serve"),
+    [(weights("safetensors"), "assets: *assets: is safetensors, which strategy modern does not serve"),
      (replace("README.md", EMOJI, EMOJI + "\U0001f6d2"), "front matter: README.md: emoji is *, expected exactly one"),
      (replace("Dockerfile", "PORT=7860", "PORT=5000"), "ports: *Dockerfile: ENV PORT 5000: *have to agree")],
-    [(unsafe, "assets: *assets: none of its weights is SAFE"),
+    [(weights(), "assets: *assets: none of its weights is SAFE"),
      (replace("README.md", EMOJI, "emoji: x"), "front matter: README.md: emoji is x, expected exactly one"),
      (lose("requirements/modern.txt"), "requirements: *modern.txt: cannot be read")],
     [(replace("README.md", "---\n", ""), "front matter: README.md: has no front matter"),
