@@ -2,6 +2,7 @@
 
 Each request to a service is one `call` of an Outside, atomic and hashable, split where the real one is split: an
 alias is read before it is written, and so is who is in Production, before each is archived by a request of its own.
+Then the invariants of the design over the World.
 """
 
 from collections.abc import Callable
@@ -11,17 +12,14 @@ from functools import cache
 from typing import Any, Protocol
 
 from src.core.errors import IntegrityError
-from src.core.params import METRICS
-from src.core.records import Metrics, digest_of
+from src.core.records import digest_of, weighted_score
 from src.ledger.ports import Holders
 from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
-from src.model_selection import Decision, Policy, Question, Reason, ScoredRun, decide
+from src.model_selection import Decision, Reason, ScoredRun, decide
 from src.promotion.protocol import Ports
+from tests.fakes import factories
 
 REPO = "shop/bot"
-CONTRACT = digest_of("contract")
-WEIGHTS: dict[str, float] = dict(zip(METRICS, (0.1, 0.15, 0.25, 0.4, 0.1), strict=True))
-POLICY = Policy(WEIGHTS, Decimal("0.001"), require_significance=False)
 Effect = Callable[["World"], tuple["World", Any]]
 
 
@@ -68,16 +66,11 @@ class Challenger:
 
     @property
     def key(self) -> str:
-        return digest_of([self.name, CONTRACT])
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.name)
+        return digest_of([self.name, factories.CONTRACT])
 
     @property
     def run(self) -> ScoredRun:
-        metrics = Metrics(**dict.fromkeys(METRICS, self.score))
-        return ScoredRun(f"run-{self.name}", self.digest, CONTRACT, metrics, 0)
+        return factories.run(self.name, self.score)
 
 
 class Outside(Protocol):
@@ -131,7 +124,8 @@ class FakeRegistry:
 
     def set_alias(self, alias: str, version: int | None) -> None:
         if self._call("registry.alias", lambda w: (w, getattr(w, alias))) != version:
-            self._call(f"registry.set_{alias}", lambda w: (_pointing(w, alias, version), None))
+            change: dict[str, Any] = {alias: version}
+            self._call(f"registry.set_{alias}", lambda w: (replace(w, **change), None))
 
     def set_production(self, version: int) -> None:
         there = self._call("registry.in_production", lambda w: (w, w.production))
@@ -139,10 +133,6 @@ class FakeRegistry:
             self._call("registry.transition", lambda w: (replace(w, production=w.production | {version}), None))
         for other in sorted(there - {version}):
             self._call("registry.archive", _archiving(other))
-
-
-def _pointing(world: World, alias: str, version: int | None) -> World:
-    return replace(world, champion=version) if alias == "champion" else replace(world, previous=version)
 
 
 def _archiving(version: int) -> Effect:
@@ -206,30 +196,84 @@ def _mirroring(parent: tuple[str, ...], texts: tuple[str, ...]) -> Effect:
     return lambda w: (replace(w, mirrored=texts), True) if w.mirrored == parent else (w, False)
 
 
-def slot_of(challenger: Challenger, decision: Decision, view: LedgerView, version: int, hub: HubRef | None) -> Slot:
-    return Slot(
-        number=view.next_number, kind="force" if decision.reason is Reason.FORCED else "promote", key=challenger.key,
-        model_digest=challenger.digest, version=version, score=str(decision.score), metrics=challenger.run.metrics,
-        contract=CONTRACT, evaluation_run=f"run-{challenger.name}", hub=hub, blocks=[], unblocks=[],
-        previous_sha256=view.head_sha256, actor=challenger.actor, reason="test", git_commit="0" * 40, ci_url=None,
-        time="2026-11-20T00:00:00+00:00",
-    )
-
-
 def ports_of(challenger: Challenger, known: tuple[Challenger, ...], outside: Outside, *, push: bool = True) -> Ports:
     """The protocol's ports of one deployer; the gate is the real one, over the evaluations in the world."""
 
     def answer(view: LedgerView) -> Decision:
         evaluated = outside.call("history", lambda w: (w, w.evaluated))
         history = [other.run for other in known if other.name in evaluated]
-        return decide(Question(
-            challenger=challenger.run, history=history, history_complete=True, ledger=view, policy=POLICY,
-            force=challenger.force, may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None,
-        ))
+        return decide(factories.question(challenger.run, history, view, force=challenger.force))
+
+    def slot(decision: Decision, view: LedgerView, version: int, hub: HubRef | None) -> Slot:
+        return factories.slot(view, challenger.name, challenger.score, version=version, hub=hub, actor=challenger.actor,
+                              kind="force" if decision.reason is Reason.FORCED else "promote")
 
     return Ports(
         ledger=FakeLedger(outside), registry=FakeRegistry(outside), hub=FakeHub(outside) if push else None,
-        decide=answer, assemble=lambda _decision: None, key=challenger.key,
-        slot=lambda decision, view, version, hub: slot_of(challenger, decision, view, version, hub),
-        record=lambda _decision, _view: None,
-    )
+        decide=answer, assemble=lambda _decision: None, key=challenger.key, slot=slot,
+        record=lambda _decision, _view: None)
+
+
+# The invariants of the design: at every instant, and once the last run has ended.
+
+
+class Violation(AssertionError):
+    """The protocol broke its promise."""
+
+
+def check_always(world: World) -> None:
+    """What holds at every instant; raises Violation. Reading the view checks numbers, holes and hashes."""
+    view = world.view
+    for slot in view.slots:
+        _require(slot.version <= len(world.versions) and world.versions[slot.version - 1] == slot.key,
+                 f"slot {slot.number} names version {slot.version}, which is not its model")
+        _require(slot.hub is None or slot.hub.commit in _reachable(world), f"slot {slot.number}: its commit is gone")
+        _require(_beats_the_bar(slot.number, view), f"slot {slot.number} was promoted below the bar")
+    promoted = [(slot.key, _reign(slot.number, view)) for slot in view.slots if slot.kind == "promote"]
+    _require(len(promoted) == len(set(promoted)), "a key was promoted twice")
+    for alias in (world.champion, world.previous):
+        _require(alias in {None, *(slot.version for slot in view.slots)}, f"an alias names version {alias}")
+    _require(world.main in {None, *(slot.key for slot in view.slots)}, "main shows what was never promoted")
+    _require(world.slots[: len(world.mirrored)] == world.mirrored, "the mirror is not the ledger")
+    _require(len(dict(world.tags)) == len(world.tags), "a tag has two commits")
+
+
+def check_settled(world: World) -> None:
+    """What holds once the last run has ended; raises Violation."""
+    view = world.view
+    if view.head is None:
+        return
+    previous = view.previous.version if view.previous else None
+    _require(world.champion == view.head.version, f"champion is {world.champion}, not {view.head.version}")
+    _require(world.previous == previous, f"previous is {world.previous}, not {previous}")
+    _require(world.production == {view.head.version}, f"in Production: {sorted(world.production)}")
+    if view.head.hub:
+        _require(world.main == view.head.key, "main does not show the champion")
+        _require((view.head.version, view.head.hub.commit) in world.tags, "the champion's tag is missing")
+        _require(world.mirrored == world.slots, "the mirror lacks slots")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Violation(otherwise)
+
+
+def _reachable(world: World) -> set[str]:
+    return {commit for _, commit in world.branches} | {commit for _, commit in world.tags}
+
+
+def _beats_the_bar(number: int, view: LedgerView) -> bool:
+    slot, before = view.slots[number - 1], LedgerView(view.slots[: number - 1])
+    bars = [_score(other) for other in before.slots
+            if other.model_digest in before.promoted_digests and other.model_digest != slot.model_digest]
+    return slot.kind != "promote" or not bars or _score(slot) - max(bars) >= factories.POLICY.threshold
+
+
+def _score(slot: Slot) -> Decimal:
+    assert slot.metrics
+    return weighted_score(slot.metrics.as_dict(), factories.POLICY.weights)
+
+
+def _reign(number: int, view: LedgerView) -> int:
+    """How many slots so far came without the gate: after a forced one, a model may come through it again."""
+    return sum(slot.kind != "promote" for slot in view.slots[:number])

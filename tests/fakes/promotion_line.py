@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from src.promotion.protocol import Ports, Progress, Step, promote
-from tests.fakes.promotion_fakes import Challenger, Effect, World, ports_of
-from tests.fakes.promotion_invariants import check_always
+from tests.fakes.promotion_fakes import Challenger, Effect, World, check_always, ports_of
 
 CHAMPION, CHALLENGER, LATER = Challenger("champion", 0.4), Challenger("challenger", 0.5), Challenger("later", 0.6)
 WORSE = tuple(Challenger(f"worse {n}", 0.4 + n / 200) for n in range(1, 12))

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 from src.core.errors import PipelineError
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Verdict
-from src.promotion.protocol import Progress, Services, Step, advance, append, reconcile
+from src.promotion.protocol import Progress, Step, advance, append, reconcile
 from src.promotion.rollback import Origin, rollback
-from tests.fakes.promotion_fakes import Challenger, Effect, FakeHub, FakeLedger, FakeRegistry, World, ports_of
-from tests.fakes.promotion_invariants import Violation
+from tests.fakes.promotion_fakes import Challenger, Effect, Violation, World, ports_of
 
 FRESH = 0  # the place where a run starts
 _NOTHING = LedgerView(())
@@ -135,7 +134,7 @@ class RollbackRun:
         self.ended: dict[int, Verdict] = {}
         self._asked = asked
         self._turn = Turn(None)
-        self._services = Services(FakeLedger(self._turn), FakeRegistry(self._turn), FakeHub(self._turn))
+        self._services = ports_of(Challenger("nobody", 0.0), (), self._turn)
         self._places: list[tuple[bool, tuple[Any, ...]]] = []  # whether it settles, and the answers since
         self._numbers: dict[tuple[bool, tuple[Any, ...]], int] = {}
         self._number(False, ())

@@ -11,8 +11,7 @@ from src.ledger.slots import LedgerView
 from src.model_selection import Reason, Verdict
 from src.promotion import protocol
 from src.promotion.protocol import MAX_ATTEMPTS, Progress, Step
-from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeRegistry, World, ports_of
-from tests.fakes.promotion_invariants import check_settled
+from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeRegistry, World, check_settled, ports_of
 from tests.fakes.promotion_line import CHALLENGER, CHAMPION, KNOWN, LATER, STARTS, WORSE, Line, deploy, deployed
 
 WHOLE = [Step.PREFLIGHT, Step.RECONCILE, Step.SETTLE, Step.MIRROR, Step.DECIDE, Step.ASSEMBLE, Step.REGISTER,

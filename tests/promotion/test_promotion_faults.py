@@ -6,8 +6,7 @@ import pytest
 
 from src.core.errors import HubError, PipelineError, RunAgain, Undecided
 from src.model_selection import Verdict
-from tests.fakes.promotion_fakes import World
-from tests.fakes.promotion_invariants import check_settled
+from tests.fakes.promotion_fakes import World, check_settled
 from tests.fakes.promotion_line import CHALLENGER, CHAMPION, LATER, STARTS, Crash, Line, deploy, deployed
 
 

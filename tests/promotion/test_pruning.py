@@ -18,19 +18,14 @@ from src.promotion.rollback import (
     require_weights,
     rollback,
 )
-from tests.fakes.promotion_fakes import Challenger
+from tests.fakes import factories
 
 BY = Origin("me", "test", "0" * 40, None, "2026-11-21T00:00:00+00:00")
 
 
 def promoted(view: LedgerView, version: int) -> LedgerView:
     """The ledger after the promotion of a version."""
-    model = Challenger(f"model-{version}", 0.5)
-    return LedgerView((*view.slots, Slot(
-        number=view.next_number, kind="promote", key=model.key, model_digest=model.digest, version=version,
-        score="0.5", metrics=model.run.metrics, contract=None, evaluation_run=None, hub=None, blocks=[], unblocks=[],
-        previous_sha256=view.head_sha256, actor=BY.actor, reason=BY.reason, git_commit=BY.git_commit, ci_url=None,
-        time=BY.time)))
+    return LedgerView((*view.slots, factories.slot(view, f"model-{version}", 0.5, version=version)))
 
 
 def ledger_of(*versions: int) -> LedgerView:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from src.model_selection import Verdict
-from tests.fakes.promotion_fakes import POLICY, Challenger, World
-from tests.fakes.promotion_invariants import Violation, check_always, check_settled
+from tests.fakes.factories import POLICY
+from tests.fakes.promotion_fakes import Challenger, Violation, World, check_always, check_settled
 from tests.fakes.promotion_runs import FRESH, Actor, PromotionRun, Rollback, RollbackRun, Run
 
 _BITS = 14

@@ -10,8 +10,7 @@ import pytest
 
 from src.promotion import protocol
 from src.promotion.protocol import Ports, Progress, Step
-from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeLedger, World
-from tests.fakes.promotion_invariants import Violation
+from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeLedger, Violation, World
 from tests.fakes.promotion_line import CHAMPION, deployed
 from tests.fakes.promotion_runs import Actor, Rollback
 from tests.reliability.promotion_model import Model
