@@ -1,27 +1,20 @@
 """One row of the fault matrix: a deployer is killed at a point, one more run follows, and all is compared."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from tests.fakes.compared_worlds import broken, differences, essence, parts, seen_hub
 from tests.fakes.history_store import write_params
-from tests.fakes.loopback_hub import WRITE, LoopbackHub
+from tests.fakes.loopback_hub import LoopbackHub
 from tests.fakes.postgres import MlflowServer, PostgresCluster
 from tests.fakes.promoted import PUSHING, SOURCE
+from tests.reliability import jobs
 from tests.reliability.kill_points import Point
 
-ROOT = Path(__file__).parents[2]
-DEPLOYER = (sys.executable, "-m", "tests.reliability.killed_deployer")
-KILLED = -9
 FIRST_MODEL = ("one", 10)  # what stands for the weights, and how many of 40 answers are right
 SECOND_MODEL = ("two", 20)
 
@@ -80,44 +73,6 @@ class Postgres:
         return self._artifacts.with_name(f"artifacts-{name}")
 
 
-class Deployers:
-    """The process of tests.reliability.killed_deployer, whose forks do the jobs."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def __enter__(self) -> Self:
-        # Not this process's environment: huggingface_hub and MLflow read theirs when they are imported.
-        self.environment = {
-            "PATH": os.environ["PATH"], "HOME": str(self.home), "HF_HOME": str(self.home / "hf"), "HF_TOKEN": WRITE,
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GITHUB_ACTOR": "tester", "LANG": "C.UTF-8"}
-        self.home.mkdir(exist_ok=True)
-        self.process = subprocess.Popen(DEPLOYER, cwd=ROOT, text=True, env=self.environment, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, start_new_session=True)
-        assert self._answer()["ready"]
-        return self
-
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # and the fork at work, where a test was broken off
-        self.process.communicate()
-
-    def do(self, job: Mapping[str, Any], *, fresh: bool) -> int:
-        """Its exit code, negative for a signal."""
-        if fresh:
-            return subprocess.run([*DEPLOYER, json.dumps(job)], cwd=ROOT, env=self.environment, check=False).returncode
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return int(self._answer()["code"])
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-
 @dataclass(frozen=True)
 class Row:
     """What came of one point; problems is empty where the end is that of a run never killed."""
@@ -152,8 +107,8 @@ class Shop:
 
     merges = False
 
-    def __init__(self, root: Path, store: Store, deployers: Deployers) -> None:
-        self._root, self._store, self._deployers = root, store, deployers
+    def __init__(self, root: Path, store: Store, environment: Mapping[str, str]) -> None:
+        self._root, self._store, self._environment = root, store, {**environment, **store.environment}
         self.folder = root / "shop"
         self._turns = 0
         self._known: dict[str, dict[str, Any]] = {}
@@ -164,12 +119,12 @@ class Shop:
             before = self._known.setdefault(f"before {champion}", {})
             before.update(before or self.look(hub))
             hub.faults = [hub.fault(**rule) for rule in point.faults]
-            code = self._do(hub, "deploy", at=point.name, fresh=fresh)
+            code = self._do(hub, "deploy", at=point.name, fresh=fresh).code
             hub.faults.clear()
             left = self.look(hub)
-            problems = [] if code == KILLED else [f"was not killed but ended with {code}"]
+            problems = [] if code == jobs.KILLED else [f"was not killed but ended with {code}"]
             problems += broken(left)
-            code = self._do(hub, "deploy", fresh=fresh)
+            code = self._do(hub, "deploy", fresh=fresh).code
             end = self.look(hub)
             problems += [] if code == 0 else [f"the next run ended with {code}"]
         made = parts(left, before)
@@ -187,7 +142,7 @@ class Shop:
                 write_params(self.folder, SOURCE, huggingface=PUSHING, resamples=100)
                 self._evaluate(hub, *FIRST_MODEL)
                 if champion:
-                    assert self._do(hub, "deploy") == 0, self._said()
+                    self._done(hub, "deploy")
                     self._evaluate(hub, *SECOND_MODEL)
                 shutil.copytree(self.folder, self._aside(name) / "shop")
                 shutil.copytree(hub.root, self._aside(name) / "hub")
@@ -198,22 +153,19 @@ class Shop:
         """What a run that is not killed leaves; again: what the next one does where its records are lost."""
         if f"clean {champion}" not in self._known:
             with self._hub(self.prior(champion=champion)) as hub:
-                assert self._do(hub, "deploy") == 0, self._said()
+                self._done(hub, "deploy")
                 self._known[f"clean {champion}"] = self.look(hub)
                 shutil.rmtree(self.folder / "results/deployment")
-                assert self._do(hub, "deploy") == 0, self._said()
+                self._done(hub, "deploy")
                 self._known[f"again {champion}"] = self.look(hub)
         return self._known[f"{'again' if again else 'clean'} {champion}"]
 
     def look(self, hub: LoopbackHub) -> dict[str, Any]:
         """All that stands in MLflow, on the Hub and in results/."""
-        out = self._root / "out"
-        out.unlink(missing_ok=True)
-        assert self._do(hub, "look") == 0, self._said()
-        return {**json.loads(out.read_text()), "hub": seen_hub(hub)}
+        return {**json.loads(self._done(hub, "look")), "hub": seen_hub(hub)}
 
     def _evaluate(self, hub: LoopbackHub, mark: str, right: int) -> None:
-        assert self._do(hub, "evaluate", mark, str(right)) == 0, self._said()
+        self._done(hub, "evaluate", mark, str(right))
 
     def _hub(self, prior: str) -> LoopbackHub:
         """All put back; the Hub in a folder of its own, since a request may still be under way to the last one."""
@@ -230,18 +182,18 @@ class Shop:
         hub.multipart_over, hub.part_size = 1_000_000, 500_000
         return hub
 
-    def _do(self, hub: LoopbackHub, what: str, *arguments: str, at: str = "", fresh: bool = False) -> int:
-        environment = {**self._deployers.environment, **self._store.environment, "HF_ENDPOINT": hub.url}
-        (self._root / "log").unlink(missing_ok=True)
-        return self._deployers.do(
-            {"do": what, "at": at, "merges": self.merges, "cwd": str(self.folder), "environment": environment,
-             "arguments": arguments, "out": str(self._root / "out"), "log": str(self._root / "log")}, fresh=fresh)
+    def _done(self, hub: LoopbackHub, what: str, *arguments: str) -> str:
+        """What a job says that ends well."""
+        ended = self._do(hub, what, *arguments)
+        assert ended.code == 0, ended.err[-3000:]
+        return ended.out
+
+    def _do(self, hub: LoopbackHub, what: str, *arguments: str, at: str = "", fresh: bool = False) -> jobs.Ended:
+        return jobs.run(what, *arguments, folder=self.folder, environment={**self._environment, "HF_ENDPOINT": hub.url},
+                        at=at, merges=self.merges, fresh=fresh)
 
     def _aside(self, name: str) -> Path:
         return self._root / f"prior-{name}"
-
-    def _said(self) -> str:
-        return (self._root / "log").read_text()[-3000:]
 
 
 class MergingShop(Shop):
@@ -250,4 +202,4 @@ class MergingShop(Shop):
     merges = True
 
     def _evaluate(self, hub: LoopbackHub, _mark: str, _right: int) -> None:
-        assert self._do(hub, "evaluate_tiny") == 0, self._said()
+        self._done(hub, "evaluate_tiny")

@@ -6,6 +6,7 @@ test knows of it.
 
 import importlib
 import os
+import re
 import signal
 import threading
 import time
@@ -56,13 +57,17 @@ def _before(step: Step, nth: int = 1) -> Arm:
     return arm
 
 
-def _after(owner: Any, name: str, wanted: Callable[..., bool] = lambda *_, **__: True) -> Arm:
-    """Once a call has had its effect, before its answer is known."""
-    return lambda: _wrap(owner, name, wanted, nth=1, after=True)
+def _after(owner: Any, name: str, about: str = "") -> Arm:
+    """Once a call has had its effect, before its answer is known; `about` is a pattern of one of its arguments."""
+    return lambda: _wrap(owner, name, _about(about), nth=1, after=True)
 
 
-def _ahead(owner: Any, name: str, wanted: Callable[..., bool] = lambda *_, **__: True) -> Arm:
-    return lambda: _wrap(owner, name, wanted, nth=1, after=False)
+def _ahead(owner: Any, name: str, about: str = "") -> Arm:
+    return lambda: _wrap(owner, name, _about(about), nth=1, after=False)
+
+
+def _about(pattern: str) -> Callable[..., bool]:
+    return lambda *call, **named: any(re.search(pattern, str(each)) for each in (*call, *named.values()))
 
 
 def _wrap(owner: Any, name: str, wanted: Callable[..., bool], *, nth: int, after: bool) -> None:
@@ -113,30 +118,6 @@ def _some_of_the_model() -> None:
     MlflowClient.log_artifacts = log_artifacts
 
 
-def _is_run(kind: str) -> Callable[..., bool]:
-    return lambda *_, tags=None, **__: (tags or {}).get("kind") == kind
-
-
-def _is_slot(_self: Any, _run: str, name: str, _value: str) -> bool:
-    return name.startswith("s0")
-
-
-def _alias(name: str) -> Callable[..., bool]:
-    return lambda _self, _model, alias, _version: alias == name
-
-
-def _stage(name: str) -> Callable[..., bool]:
-    return lambda _self, _model, _version, stage: stage == name
-
-
-def _branch(prefix: str) -> Callable[..., bool]:
-    return lambda *_, branch, **__: branch.startswith(prefix)
-
-
-def _file(name: str) -> Callable[..., bool]:
-    return lambda path, _value: path.name == name
-
-
 _PART = {"path": "^/_lfs/", "method": "PUT", "nth": 3, "times": 99, "delay": 2.0}
 _LATE = {"path": "/commit/release", "delay": 1.0}
 _LOST = {"path": "/commit/release", "delay": 5.0, "after": True}
@@ -146,10 +127,9 @@ _VERIFY = {"path": "^/_verify", "delay": 2.0}
 POINTS = (
     Point("before preflight", _before(Step.PREFLIGHT)),
     Point("journal line half written", _half_a_line),
-    Point("ledger run made, not pinned", _after(MlflowClient, "create_run", _is_run("ledger")), FIRST),
-    Point("ledger pinned, reply unread",
-          _after(MlflowClient, "create_experiment", lambda _self, name, **_: name.endswith(".ledger")), FIRST),
-    Point("probe written, not checked", _after(MlflowClient, "log_param", lambda *call: call[2].startswith("probe"))),
+    Point("ledger run made, not pinned", _after(MlflowClient, "create_run", "'kind': 'ledger'"), FIRST),
+    Point("ledger pinned, reply unread", _after(MlflowClient, "create_experiment", r"\.ledger$"), FIRST),
+    Point("probe written, not checked", _after(MlflowClient, "log_param", "^probe")),
     Point("before reconcile", _before(Step.RECONCILE)),
     Point("before the reconcile's look", _before(Step.SETTLE)),
     Point("before the reconcile's mirror", _before(Step.MIRROR)),
@@ -159,13 +139,13 @@ POINTS = (
     Point("release folder written, not in place", _ahead(weightless_assembly, "put_in_place")),
     Point("before register", _before(Step.REGISTER)),
     Point("registered model made", _after(MlflowClient, "create_registered_model"), FIRST),
-    Point("deployment run made", _after(MlflowClient, "create_run", _is_run("deployment"))),
+    Point("deployment run made", _after(MlflowClient, "create_run", "'kind': 'deployment'")),
     Point("model kept in part", _some_of_the_model),
     Point("model kept, no version", _ahead(MlflowClient, "create_model_version")),
     Point("version made, reply unread", _after(MlflowClient, "create_model_version")),
     Point("before publish", _before(Step.PUBLISH)),
     Point("repository made", _after(HfApi, "create_repo"), FIRST),
-    Point("release branch made", _after(HfApi, "create_branch", _branch("release/"))),
+    Point("release branch made", _after(HfApi, "create_branch", "^release/")),
     Point("upload: third of six parts", _when_the_hub_gets("PUT", "/_lfs/", 3), faults=(_PART,)),
     Point("upload: all parts there, no commit", _when_the_hub_gets("POST", "/_verify"), faults=(_VERIFY,)),
     Point("upload: commit on its way, done later", _when_the_hub_gets("POST", "/commit/release", later=0.1),
@@ -173,29 +153,28 @@ POINTS = (
     Point("upload: commit made, reply unread", _when_the_hub_gets("POST", "/commit/release", later=0.5),
           faults=(_LOST,)),
     Point("before claim", _before(Step.CLAIM)),
-    Point("slot written, reply unread", _after(MlflowClient, "log_param", _is_slot)),
+    Point("slot written, reply unread", _after(MlflowClient, "log_param", "^s0")),
     Point("before project_hub", _before(Step.PROJECT_HUB)),
     Point("main committed, reply unread", _after(HfApi, "create_commit")),
     Point("main shown, no tag", _ahead(HfApi, "create_tag")),
     Point("tag made, not read back", _after(HfApi, "create_tag")),
     Point("release branch gone", _after(HfApi, "delete_branch")),
     Point("before project_champion", _before(Step.PROJECT_CHAMPION)),
-    Point("alias champion set", _after(MlflowClient, "set_registered_model_alias", _alias("champion"))),
+    Point("alias champion set", _after(MlflowClient, "set_registered_model_alias", "^champion$")),
     Point("before project_previous", _before(Step.PROJECT_PREVIOUS)),
-    Point("alias previous set", _after(MlflowClient, "set_registered_model_alias", _alias("previous")), LATER),
+    Point("alias previous set", _after(MlflowClient, "set_registered_model_alias", "^previous$"), LATER),
     Point("before project_stage", _before(Step.PROJECT_STAGE)),
-    Point("stage Production set", _after(MlflowClient, "transition_model_version_stage", _stage("Production"))),
-    Point("old champion archived", _after(MlflowClient, "transition_model_version_stage", _stage("Archived")), LATER),
+    Point("stage Production set", _after(MlflowClient, "transition_model_version_stage", "^Production$")),
+    Point("old champion archived", _after(MlflowClient, "transition_model_version_stage", "^Archived$"), LATER),
     Point("before settle", _before(Step.SETTLE, 2)),
     Point("before mirror", _before(Step.MIRROR, 2)),
-    Point("mirror's branch made", _after(HfApi, "create_branch", _branch("ledger")), FIRST),
+    Point("mirror's branch made", _after(HfApi, "create_branch", "^ledger"), FIRST),
     Point("mirror committed, reply unread", _when_the_hub_gets("POST", "/commit/ledger", later=0.5),
           faults=(_LOST_MIRROR,)),
     Point("before record", _before(Step.RECORD)),
-    Point("comparison written, no info", _after(json_utils, "write_object", _file(results.COMPARISON))),
-    Point("info written beside its place",
-          _ahead(Path, "replace", lambda _self, target: Path(target).name == results.INFO)),
-    Point("info written, nothing in MLflow", _after(json_utils, "write_object", _file(results.INFO))),
+    Point("comparison written, no info", _after(json_utils, "write_object", f"/{results.COMPARISON}$")),
+    Point("info written beside its place", _ahead(Path, "replace", f"/{results.INFO}$")),
+    Point("info written, nothing in MLflow", _after(json_utils, "write_object", f"/{results.INFO}$")),
     Point("deployment run in part", _after(MlflowClient, "log_batch")),
     Point("deployment run not ended", _after(MlflowClient, "log_dict")),
     Point("deployment run ended, older ones open", _ahead(deployments.DeploymentRun, "_end_abandoned")),

@@ -1,12 +1,13 @@
 """A deployer is killed at any point of the protocol; one more run ends as if nothing had happened."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
-from tests.reliability.fault_matrix import HEADER, Deployers, MergingShop, Postgres, Row, Shop, Sqlite, by_store
+from tests.reliability import jobs
+from tests.reliability.fault_matrix import HEADER, MergingShop, Postgres, Row, Shop, Sqlite, by_store
 from tests.reliability.kill_points import MERGING, NAMED, POINTS, Point
 from tests.reliability.reliability_page import report, table
 
@@ -15,29 +16,29 @@ FRESH = 7  # every seventh row in interpreters of its own, the others in forks o
 
 
 @pytest.fixture(scope="module")
-def deployers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployers]:
-    with Deployers(tmp_path_factory.mktemp("home")) as deployers:
-        yield deployers
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    return jobs.start(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
-def on_sqlite(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, deployers: Deployers) -> Shop:
+def on_sqlite(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, environment: Mapping[str, str]) -> Shop:
     root = tmp_path_factory.mktemp("sqlite")
-    return Shop(root, Sqlite(migrated_store, root / "shop"), deployers)
+    return Shop(root, Sqlite(migrated_store, root / "shop"), environment)
 
 
 @pytest.fixture(scope="module")
-def merging_shop(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, deployers: Deployers) -> MergingShop:
+def merging_shop(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, environment: Mapping[str, str]
+                 ) -> MergingShop:
     root = tmp_path_factory.mktemp("merging")
-    return MergingShop(root, Sqlite(migrated_store, root / "shop"), deployers)
+    return MergingShop(root, Sqlite(migrated_store, root / "shop"), environment)
 
 
 @pytest.fixture(scope="module")
-def on_postgres(tmp_path_factory: pytest.TempPathFactory, deployers: Deployers) -> Iterator[Shop]:
+def on_postgres(tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Iterator[Shop]:
     root = tmp_path_factory.mktemp("postgres")
     artifacts = root / "artifacts"
     with PostgresCluster() as cluster, MlflowServer(cluster.migrated("mlflow"), artifacts) as server:
-        yield Shop(root, Postgres(cluster, server, artifacts), deployers)
+        yield Shop(root, Postgres(cluster, server, artifacts), environment)
 
 
 @pytest.mark.parametrize("point", ["slot written, reply unread",

@@ -1,13 +1,12 @@
 """The MLflow server killed, hung, or dropping a reply at the gate's and the promotion's calls."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOKENS
 from tests.fakes.mlflow_proxy import Fault, Kind, SqliteServer
+from tests.reliability import jobs
 from tests.reliability.reliability_page import report, table
 from tests.reliability.server_faults import HEADER, SECONDS, Place, Row, pivot
 
@@ -17,18 +16,9 @@ CLAIM = ("POST runs/log-parameter", 3)  # the first two are the probe's
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, mlflow_server: SqliteServer
-          ) -> Iterator[Place]:
-    here = Path.cwd()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in TOKENS:
-            patch.delenv(name, raising=False)
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        mlflow_server.put_back(migrated_store)
-        found = Place(tmp_path_factory.mktemp("faults"), mlflow_server)
-        found.prepare()
-        yield found
-        os.chdir(here)
+def place(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, mlflow_server: SqliteServer) -> Place:
+    mlflow_server.put_back(migrated_store)
+    return Place(tmp_path_factory.mktemp("faults"), mlflow_server, jobs.start(tmp_path_factory.mktemp("home")))
 
 
 def points(place: Place) -> Iterator[tuple[str, Fault]]:
@@ -43,8 +33,8 @@ def points(place: Place) -> Iterator[tuple[str, Fault]]:
 
 
 def shown(rows: list[Row]) -> str:
-    slowest = max(rows, key=lambda row: row.ended.seconds)
-    summary = (f"{len(rows)} rows; slowest {slowest.ended.seconds:.1f} s: {slowest.fault.kind} at "
+    slowest = max(rows, key=lambda row: row.seconds)
+    summary = (f"{len(rows)} rows; slowest {slowest.seconds:.1f} s: {slowest.fault.kind} at "
                f"`{slowest.fault.endpoint}`")
     return f"{summary}\n\n{table(HEADER, pivot(rows))}"
 
@@ -81,7 +71,7 @@ def test_with_the_shipped_time_outs_a_hung_server_ends_a_run_within_a_minute(pla
     rows = []
     for fault in faults:
         rows.append(place.row("second", fault, settings={}))
-        print(*rows[-1].call, fault.kind, rows[-1].cell(), f"{rows[-1].ended.after:.1f} s after", flush=True)
+        print(*rows[-1].call, fault.kind, rows[-1].cell(), f"{rows[-1].after:.1f} s after", flush=True)
     report("server-faults-shipped", shown(rows))
     assert not [row for row in rows if row.problems]
-    assert max(row.ended.after for row in rows) < SECONDS
+    assert max(row.after for row in rows) < SECONDS
