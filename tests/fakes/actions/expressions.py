@@ -3,17 +3,18 @@
 docs.github.com/en/actions/reference/workflows-and-actions/expressions: operators, literals, coercion.
 """
 
+import ast
+import keyword
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Value = str | float | bool | None
-_TOKEN = re.compile(r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?)|(?P<name>[A-Za-z_][\w-]*)"
-                    r"|(?P<sign>&&|\|\||==|!=|[!().,\[\]]))")
+_TOKEN = re.compile(r"'(?:[^']|'')*'|\d+(?:\.\d+)?|[A-Za-z_]\w*|&&|\|\||==|!=|[!().]|\s+|(?P<unknown>.)")
+_PYTHON = {"&&": " and ", "||": " or ", "!": "~"}  # `~` binds as GitHub's `!` does, which Python's `not` does not
 _SEGMENT = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
-_STATUS = ("success", "failure", "always", "cancelled")
 _WORDS: Mapping[str, Value] = {"true": True, "false": False, "null": None}
 
 
@@ -61,10 +62,10 @@ def interpolated(text: object, scope: Scope) -> str:
 
 def evaluate(text: str, scope: Scope) -> Value:
     """The value of one expression, without its `${{ }}`."""
-    parser = _Parser(text, scope)
-    value = parser.either()
-    if parser.rest():
-        raise UnknownExpression(f"{text!r}: {parser.rest()!r} was not understood")
+    try:
+        value = _value(ast.parse(_TOKEN.sub(_python, text).strip(), mode="eval").body, scope)
+    except (SyntaxError, UnknownExpression) as error:
+        raise UnknownExpression(f"{text!r}: {error}") from None
     if value is not None and not isinstance(value, str | float | bool):
         raise UnknownExpression(f"{text!r}: is a context, not a value")
     return value
@@ -98,93 +99,49 @@ def _number(value: Value) -> float:
     return float(value or 0)
 
 
-class _Parser:
-    def __init__(self, text: str, scope: Scope) -> None:
-        self._text, self._scope, self._at = text, scope, 0
+def _python(found: re.Match[str]) -> str:
+    """A token as Python has it."""
+    token = found[0]
+    if found["unknown"] or keyword.iskeyword(token):
+        raise UnknownExpression(f"{token!r} was not expected")
+    if token.startswith("'"):
+        return "({!r})".format(token[1:-1].replace("''", "'"))
+    return " " if token.isspace() else _PYTHON.get(token, token)
 
-    def rest(self) -> str:
-        return self._text[self._at:].strip()
 
-    def either(self) -> Any:
-        value = self._both()
-        while self._take("||"):
-            other = self._both()
-            value = value if truth(value) else other
-        return value
+def _value(node: ast.expr, scope: Scope) -> Any:
+    """Every part is evaluated, so that an unknown name is an error wherever it stands."""
+    match node:
+        case ast.Constant(str() | int() | float() as value):
+            return value if isinstance(value, str) else float(value)
+        case ast.BoolOp(operator, parts):
+            *values, last = [_value(part, scope) for part in parts]
+            return next((value for value in values if truth(value) is isinstance(operator, ast.Or)), last)
+        case ast.UnaryOp(ast.Invert(), part):
+            return not truth(_value(part, scope))
+        case ast.Compare(left, [ast.Eq() | ast.NotEq() as sign], [right]):
+            return equal(_value(left, scope), _value(right, scope)) is isinstance(sign, ast.Eq)
+        case ast.Call(ast.Name(name), [], []):
+            return _status(name, scope)
+    return _named(node, scope)
 
-    def _both(self) -> Any:
-        value = self._compared()
-        while self._take("&&"):
-            other = self._compared()
-            value = other if truth(value) else value
-        return value
 
-    def _compared(self) -> Any:
-        left = self._single()
-        for sign, wanted in (("==", True), ("!=", False)):
-            if self._take(sign):
-                return equal(left, self._single()) is wanted
-        return left
+def _named(node: ast.expr, scope: Scope) -> Any:
+    if isinstance(node, ast.Attribute):
+        context, name = _value(node.value, scope), node.attr
+    else:
+        context, name = {**_WORDS, **scope.contexts}, ast.unparse(node)
+    if isinstance(context, Open):
+        return context.values.get(name)
+    if isinstance(context, Mapping) and name in context:
+        return context[name]
+    raise UnknownExpression(f"{name} is not declared here")
 
-    def _single(self) -> Any:
-        if self._take("!"):
-            return not truth(self._single())
-        if self._take("("):
-            value = self.either()
-            self._need(")")
-            return value
-        kind, token = self._next()
-        if kind == "text":
-            return token[1:-1].replace("''", "'")
-        if kind == "number":
-            return float(token)
-        if kind != "name":
-            raise UnknownExpression(f"{self._text!r}: {token!r} was not expected")
-        if self._take("("):
-            self._need(")")
-            return self._status(token)
-        return _WORDS[token] if token in _WORDS else self._named(token)
 
-    def _named(self, name: str) -> Any:
-        if name not in self._scope.contexts:
-            raise UnknownExpression(f"{self._text!r}: no context {name!r} here")
-        value: Any = self._scope.contexts[name]
-        while self._take("."):
-            kind, key = self._next()
-            if kind != "name":
-                raise UnknownExpression(f"{self._text!r}: {key!r} is no name")
-            if isinstance(value, Open):
-                value = value.values.get(key)
-            elif isinstance(value, Mapping) and key in value:
-                value = value[key]
-            else:
-                raise UnknownExpression(f"{self._text!r}: {key!r} is not declared")
-        return value
-
-    def _status(self, name: str) -> bool:
-        if name not in _STATUS:
-            raise UnknownExpression(f"{self._text!r}: no function {name!r} here")
-        scope = self._scope
-        scope.asked.append(name)
-        answers: Mapping[str, Callable[[], bool]] = {
-            "always": lambda: True, "cancelled": lambda: scope.cancelled, "failure": lambda: scope.failed,
-            "success": lambda: not scope.failed and not scope.cancelled}
-        return answers[name]()
-
-    def _next(self) -> tuple[str, str]:
-        found = _TOKEN.match(self._text, self._at)
-        if not found or not found.lastgroup:
-            raise UnknownExpression(f"{self._text!r}: {self.rest()!r} was not understood")
-        self._at = found.end()
-        return found.lastgroup, found.group(found.lastgroup)
-
-    def _take(self, sign: str) -> bool:
-        found = _TOKEN.match(self._text, self._at)
-        if not found or found.group("sign") != sign:
-            return False
-        self._at = found.end()
-        return True
-
-    def _need(self, sign: str) -> None:
-        if not self._take(sign):
-            raise UnknownExpression(f"{self._text!r}: {sign!r} is missing at {self.rest()!r}")
+def _status(name: str, scope: Scope) -> bool:
+    answers = {"always": True, "cancelled": scope.cancelled, "failure": scope.failed,
+               "success": not scope.failed and not scope.cancelled}
+    if name not in answers:
+        raise UnknownExpression(f"no function {name!r} here")
+    scope.asked.append(name)
+    return answers[name]
