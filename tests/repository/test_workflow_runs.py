@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.actions.actions import git
-from tests.fakes.actions.harness import Job
+from tests.fakes.actions.harness import Job, git
 from tests.fakes.actions.shop import PASSWORD, REPO, USER, Shop, log_in
 from tests.fakes.git_http import GitServer
 from tests.fakes.loopback_github import TOKEN, LoopbackGithub

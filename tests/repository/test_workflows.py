@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.actions.actions import ACTIONS
 from tests.fakes.actions.expressions import Open, Scope, UnknownExpression, condition, evaluate, interpolated
-from tests.fakes.actions.harness import Event, GitHub, read, triggered
+from tests.fakes.actions.harness import ACTIONS, Event, GitHub, read, triggered
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / ".github/workflows").glob("*.yml"))

@@ -1,6 +1,6 @@
 """Runs a workflow's jobs and steps as GitHub does, in scratch clones; every `run:` step really runs.
 
-Not GitHub's are: the actions (emulated below; an unknown one is an error), and the installation: where `make
+Not GitHub's are: the actions (emulated here; an unknown one is an error), and the installation: where `make
 .venv/.ready` would make an environment, a `.venv` that links to the tests' own lies ready, so that make finds it
 current, and PYTHONPATH puts the clone before the editable install. Secrets and variables are those of one protected
 environment: a job that does not name it gets none. Any secret in a step's output is an error.
@@ -9,22 +9,102 @@ environment: a job that does not name it gets none. Any secret in a step's outpu
 import fnmatch
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.fakes.actions.actions import ACTIONS, NO_ACCOUNT, Place, git, known
 from tests.fakes.actions.expressions import Open, Scope, UnknownExpression, condition, interpolated
 
+NO_ACCOUNT = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
+_VENV = Path(sys.executable).parents[1]
+Given = Mapping[str, str]
 STEP_SECONDS = 1800
 _WORKFLOW = {"name", True, "permissions", "concurrency", "env", "jobs"}  # YAML 1.1 reads `on` as true
 _JOB = {"name", "needs", "if", "runs-on", "timeout-minutes", "environment", "permissions", "env", "outputs", "steps"}
 _STEP = {"name", "id", "if", "run", "uses", "with", "env"}
+
+
+# The actions that our workflows use, as far as they matter to a step after them.
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job works, and on what commit of what branch."""
+
+    workspace: Path
+    artifacts: Path
+    remote: str
+    branch: str
+    sha: str
+
+
+def _checkout(place: Place, given: Given) -> None:
+    """As actions/checkout: one commit deep, on a local branch, no credentials left behind."""
+    assert given == {"persist-credentials": "false"}
+    there = f"refs/remotes/origin/{place.branch}"
+    git(place.workspace, "init", "--quiet")
+    git(place.workspace, "remote", "add", "origin", place.remote)
+    git(place.workspace, "fetch", "--quiet", "--depth=1", "--no-tags", "origin", f"+{place.sha}:{there}")
+    git(place.workspace, "checkout", "--quiet", "-B", place.branch, there)
+
+
+def _setup_python(place: Place, _given: Given) -> None:
+    venv = place.workspace / ".venv"
+    venv.mkdir()
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (venv / part).symlink_to(_VENV / part)
+    (venv / ".ready").touch()  # the checkout's files are older
+
+
+def _upload(place: Place, given: Given) -> None:
+    """Paths and `!` exceptions below the workspace; nothing hidden. One folder on its own loses its name."""
+    kept, target = given["path"].split(), place.artifacts / given["name"]
+    wanted = [Path(each) for each in kept if not each.startswith("!")]
+    barred = [Path(each[1:]) for each in kept if each.startswith("!")]
+    root = place.workspace / wanted[0] if len(wanted) == 1 else place.workspace
+    files = [path for path in sorted(place.workspace.rglob("*")) if path.is_file()
+             and any((each := path.relative_to(place.workspace)).is_relative_to(folder) for folder in wanted)
+             and not any(each.is_relative_to(folder) for folder in barred)
+             and not any(part.startswith(".") for part in each.parts)]
+    assert files or given["if-no-files-found"] != "error", f"artifact {given['name']}: no files"
+    for path in files:
+        copy = target / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _download(place: Place, given: Given) -> None:
+    shutil.copytree(place.artifacts / given["name"], place.workspace, dirs_exist_ok=True)
+
+
+ACTIONS: Mapping[str, tuple[set[str], Callable[[Place, Given], None]]] = {
+    "actions/checkout": ({"persist-credentials"}, _checkout),
+    "actions/setup-python": ({"python-version", "cache", "cache-dependency-path"}, _setup_python),
+    "actions/upload-artifact": ({"name", "path", "if-no-files-found", "retention-days"}, _upload),
+    "actions/download-artifact": ({"name"}, _download),
+}
+
+
+def known(found: Collection[object], wanted: Collection[object], where: str) -> None:
+    """What is found beyond what is known is an error."""
+    if extra := set(found) - set(wanted):
+        raise UnknownExpression(f"{where}: {', '.join(map(str, extra))}: not known to this harness")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints; raises CalledProcessError."""
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True,
+                          env={**os.environ, **NO_ACCOUNT}).stdout.strip()
+
+
+# Events, jobs and steps.
 
 
 @dataclass(frozen=True)

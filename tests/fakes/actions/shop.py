@@ -15,8 +15,7 @@ import yaml
 
 from src.core.params import MlflowParams
 from src.ledger.slots import LedgerView
-from tests.fakes.actions.actions import git
-from tests.fakes.actions.harness import Event, GitHub, Job, read
+from tests.fakes.actions.harness import Event, GitHub, Job, git, read
 from tests.fakes.git_http import GitServer
 from tests.fakes.loopback_github import TOKEN, LoopbackGithub
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
