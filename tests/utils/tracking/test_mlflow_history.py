@@ -1,6 +1,7 @@
 """Searching a long history finds what reading all of it finds."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,8 @@ def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
 
 
 def same(found: ScoresToBeat, expected: ScoresToBeat) -> bool:
-    return all(getattr(found, name) == getattr(expected, name) for name in
-               ("best_evaluated", "best_promoted", "champion"))
+    return all(getattr(found, name) == getattr(expected, name)
+               for name in ("best_evaluated", "best_promoted", "champion"))
 
 
 @pytest.mark.parametrize("page", [1000, 7])
@@ -91,8 +92,7 @@ def test_where_significance_is_required_every_challenger_since_the_last_promotio
 ) -> None:
     store = Store(params, 120)
     monkeypatch.setattr(mlflow_history, "SHORT", 5)
-    policy = Policy(params.deployment.weighted_scoring.weights, Policy.from_params(params.deployment).threshold,
-                    require_significance=True)
+    policy = replace(Policy.from_params(params.deployment), require_significance=True)
     ledger = LedgerView(store.ledger.slots[:2])
     searched = challengers_since_head(store.question(list(store.history(policy, ledger).runs), policy, ledger))
     everything = [one.run for one in store.made if one.counts]

@@ -6,21 +6,15 @@ from mlflow import MlflowClient
 
 from src.core.errors import IntegrityError, Undecided
 from src.core.params import MlflowParams
-from src.ledger.slots import NO_SLOT, Slot, slot_name
+from src.ledger.slots import slot_name
+from tests.fakes import factories
 from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
 NAME = "test-model"
 
 
-def slot(number: int, previous: str, **changes: Any) -> Slot:
-    values: dict[str, Any] = {
-        "number": number, "kind": "promote", "key": f"{number:064x}", "model_digest": f"{number:064x}",
-        "version": number, "score": "0.5", "metrics": None, "contract": None, "evaluation_run": None, "hub": None,
-        "blocks": [], "unblocks": [], "previous_sha256": previous, "actor": "tester", "reason": "", "git_commit": "",
-        "ci_url": None, "time": "2026-11-20T00:00:00+00:00",
-    }
-    return Slot(**(values | changes))
+FIRST, SECOND = factories.ledger(("a", 0.3), ("b", 0.4)).slots
 
 
 @pytest.fixture
@@ -40,23 +34,23 @@ def ledger_run(client: MlflowClient) -> str:
 def test_a_deleted_ledger_run_is_an_integrity_error_that_names_the_remedy(
     client: MlflowClient, ledger: MlflowLedger
 ) -> None:
-    ledger.claim(slot(1, NO_SLOT))
+    ledger.claim(FIRST)
     client.delete_run(ledger_run(client))
     with pytest.raises(IntegrityError, match="mlflow runs restore"):
         ledger.view()
 
 
 def test_a_hole_in_the_slots_is_an_integrity_error(client: MlflowClient, ledger: MlflowLedger) -> None:
-    first = slot(1, NO_SLOT)
-    ledger.claim(first)
-    ledger.claim(slot(3, first.sha256()))
+    ledger.claim(FIRST)
+    ledger.claim(SECOND.model_copy(update={"number": 3}))
     with pytest.raises(IntegrityError, match="without holes"):
         ledger.view()
 
 
 def test_an_altered_slot_breaks_the_chain(client: MlflowClient, ledger: MlflowLedger) -> None:
-    ledger.claim(slot(1, NO_SLOT))
-    client.log_param(ledger_run(client), slot_name(2), slot(2, "f" * 64).text())
+    ledger.claim(FIRST)
+    altered = SECOND.model_copy(update={"previous_sha256": "f" * 64})
+    client.log_param(ledger_run(client), slot_name(2), altered.text())
     with pytest.raises(IntegrityError, match="does not continue slot 1"):
         ledger.view()
 
@@ -92,30 +86,25 @@ def test_the_probe_passes_again_and_again_on_sqlite_and_leaves_no_slot(ledger: M
 
 
 def test_slots_are_read_back_in_their_order(ledger: MlflowLedger) -> None:
-    first = slot(1, NO_SLOT)
-    second = slot(2, first.sha256())
-    assert ledger.claim(first)
-    assert ledger.claim(second)
-    assert ledger.view().slots == (first, second)
+    assert ledger.claim(FIRST)
+    assert ledger.claim(SECOND)
+    assert ledger.view().slots == (FIRST, SECOND)
 
 
-def test_the_same_record_may_be_claimed_twice_because_a_reply_may_be_lost(ledger: MlflowLedger) -> None:
-    assert ledger.claim(slot(1, NO_SLOT))
-    assert ledger.claim(slot(1, NO_SLOT))
-
-
-def test_another_record_loses_and_leaves_the_first_in_place(ledger: MlflowLedger) -> None:
-    first = slot(1, NO_SLOT)
-    ledger.claim(first)
-    assert not ledger.claim(slot(1, NO_SLOT, actor="late"))
-    assert ledger.view().slots == (first,)
+def test_the_first_record_of_a_number_stays_and_may_be_claimed_again_because_a_reply_may_be_lost(
+    ledger: MlflowLedger
+) -> None:
+    assert ledger.claim(FIRST)
+    assert not ledger.claim(FIRST.model_copy(update={"actor": "late"}))
+    assert ledger.claim(FIRST)
+    assert ledger.view().slots == (FIRST,)
 
 
 def _race(uri: str, experiment: str, actor: int, barrier: Any, won: Any) -> None:
     params = MlflowParams(tracking_uri=uri, experiment_name=experiment, deadline_seconds=120)
     ledger = MlflowLedger(mlflow_utils.connect(params), NAME, experiment)
     barrier.wait(300)
-    won.put((actor, ledger.claim(slot(1, NO_SLOT, actor=str(actor)))))
+    won.put((actor, ledger.claim(FIRST.model_copy(update={"actor": str(actor)}))))
 
 
 def test_of_four_processes_that_create_the_ledger_and_claim_at_once_exactly_one_wins(
@@ -130,6 +119,5 @@ def test_of_four_processes_that_create_the_ledger_and_claim_at_once_exactly_one_
     results = dict(won.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
-    winners = [actor for actor, result in results.items() if result]
-    assert len(winners) == 1
-    assert [s.actor for s in ledger.view().slots] == [str(winners[0])]
+    (winner,) = (actor for actor, result in results.items() if result)
+    assert [slot.actor for slot in ledger.view().slots] == [str(winner)]

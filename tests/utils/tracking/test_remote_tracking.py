@@ -1,6 +1,5 @@
 """A remote MLflow as DagsHub serves it: below a path, behind a login, without logged models."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ pytest_plugins = ["tests.fakes.server_fixtures"]
 
 USER, TOKEN, PREFIX = "alice", "canary-of-alice", "/acme/shop.mlflow"
 INFO = Path("results/deployment/deployment_info.json")
+Answer = Callable[[Call, bytes], tuple[int, bytes] | None]
 NEWER = ("logged-models", "server-info")  # endpoints that DagsHub's server does not know
 
 
@@ -81,7 +81,7 @@ def test_a_wrong_password_is_undecided_and_not_repeated(
     assert nothing_is_promoted()
 
 
-def refusing(method: str, name: str, status: int, text: bytes) -> Callable[[Call, bytes], tuple[int, bytes] | None]:
+def refusing(method: str, name: str, status: int, text: bytes) -> Answer:
     return lambda call, _: (status, text) if (call.method, name in call.path) == (method, True) else None
 
 
@@ -90,10 +90,13 @@ def refusing(method: str, name: str, status: int, text: bytes) -> Callable[[Call
     (refusing("POST", "runs/search", 403, b'{"error_code": "PERMISSION_DENIED"}'), "PERMISSION_DENIED"),
     (refusing("PUT", "model.txt", 413, b"Request Entity Too Large"), "413 Client Error"),
     (refusing("GET", "artifacts?", 200, b"<html>Sign in</html>"), "JSONDecodeError"),
-], ids=["a login page", "runs forbidden", "a proxy that takes no big files", "a login page for the files"])
+    (refusing("POST", "runs/log-parameter", 200, b"{}"), "use MLflow 2.9 or newer on a SQL store"),
+    (refusing("POST", "runs/log-parameter", 400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "had length '
+              b'5999, which exceeded 500"}'), "use MLflow 2.9 or newer on a SQL store"),
+], ids=["a login page", "runs forbidden", "a proxy that takes no big files", "a login page for the files",
+        "a server that keeps no params", "a server that keeps no long params"])
 def test_an_answer_that_is_no_answer_is_undecided_in_one_line(
-    remote: MlflowProxy, capsys: pytest.CaptureFixture[str], answer: Callable[[Call, bytes], tuple[int, bytes] | None],
-    said: str
+    remote: MlflowProxy, capsys: pytest.CaptureFixture[str], answer: Answer, said: str
 ) -> None:
     challenger(params(), "one", answers(10))
     remote.answer = answer
@@ -111,19 +114,6 @@ def test_a_server_without_a_registry_is_undecided_and_told_what_to_use(
     remote.missing = (*NEWER, "registered-models", "model-versions")
     assert bring("one", 10) == 4
     assert "has no Model Registry: use MLflow 2.9 or newer on a SQL store, or DagsHub" in capsys.readouterr().err
-    assert nothing_is_promoted()
-
-
-@pytest.mark.parametrize("status", [200, 400])
-def test_a_server_that_keeps_no_params_or_no_long_ones_is_refused(
-    remote: MlflowProxy, capsys: pytest.CaptureFixture[str], status: int
-) -> None:
-    refusal = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": "had length 5999, which exceeded 500"})
-    challenger(params(), "one", answers(10))
-    remote.answer = refusing("POST", "runs/log-parameter", status, b"{}" if status == 200 else refusal.encode())
-    assert call() == 4
-    assert "use MLflow 2.9 or newer on a SQL store" in capsys.readouterr().err
-    remote.answer = lambda _call, _body: None
     assert nothing_is_promoted()
 
 
