@@ -8,7 +8,7 @@ import pytest
 from src.core.records import digest_of
 from src.ledger.slots import LedgerView
 from src.model_selection import Decision, Reason, ScoredRun, Verdict, decide, needs_champion_evaluated
-from tests.fakes.factories import CONTRACT, ledger, question, rollback, run, slot
+from tests.fakes.factories import CONTRACT, question, rollback, run, slot
 
 NEW_CONTRACT = digest_of("tomorrow's contract")
 
@@ -105,14 +105,6 @@ def test_a_forced_worse_model_is_champion_and_the_bar_stays_the_best() -> None:
     assert reasons(shop, ("better", 0.601)) == [Reason.IMPROVED]
 
 
-def test_force_that_was_not_needed_is_an_ordinary_promotion() -> None:
-    shop = Shop()
-    assert shop.deploy("a", 0.5, force=True).reason is Reason.FIRST_MODEL
-    assert shop.deploy("b", 0.6, force=True).reason is Reason.IMPROVED
-    assert shop.deploy("b", 0.6, force=True).reason is Reason.ALREADY
-    assert [each.kind for each in shop.view.slots] == ["promote", "promote"]
-
-
 def test_after_a_rollback_the_next_weaker_challenger_meets_the_right_bar() -> None:
     shop = Shop()
     reasons(shop, ("a", 0.5), ("b", 0.6), ("c", 0.7))
@@ -153,13 +145,6 @@ def test_running_again_is_already_however_often_and_whatever_the_new_score() -> 
     shop = Shop()
     assert reasons(shop, ("a", 0.5), ("a", 0.5), ("a", 0.9), ("a", 0.1)) == [Reason.FIRST_MODEL, *[Reason.ALREADY] * 3]
     assert len(shop.view.slots) == 1
-
-
-def test_a_kept_challenger_moves_no_bar_of_the_promoted() -> None:
-    shop = Shop()
-    reasons(shop, ("a", 0.5), ("b", 0.5009), ("c", 0.4), ("d", 0.0))
-    assert shop.deploy("e", 0.501).gain == shop.deploy("e", 0.501).score - decide(
-        question(run("z", 0.5), shop.history, ledger(("a", 0.5)))).score
 
 
 def test_a_champion_that_was_rolled_back_to_under_another_contract_is_no_dead_end() -> None:

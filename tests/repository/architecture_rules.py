@@ -21,11 +21,13 @@ FLOORS = (
     ("scripts.commands",),
     ("scripts",),
 )
+_FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What utils may take of src: types, small values and their checks, and nothing that computes a result.
 TYPES = ("src.core", "src.ledger", "src.model_selection", "src.evaluation.predictions", "src.promotion.card",
          "src.promotion.protocol")
 HEAVY_ROOMS = ("src.models", "src.training", "src.evaluation.generation")
 SERVICES = {"mlflow", "huggingface_hub", "dagshub", "dvc"}
+BARRED = {"src": {*SERVICES, "dotenv"}, "benchmarks": {"space"}, "space": {*PACKAGES}}
 HEAVY = {"torch", "transformers", "peft"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
@@ -99,10 +101,10 @@ def upward_imports(root: Path) -> list[str]:
         graph[name] = ours
         if name in PACKAGES:
             continue
-        if _room(name) is None:
-            found.append(f"{name}: lies in no room of FLOORS")
+        room = _room(name)
+        found += [] if room else [f"{name}: lies in no room of FLOORS"]
         found += [f"{name}: imports {each}, which is not below it" for each in sorted(ours)
-                  if _room(each) != _room(name) and _floor(each) >= _floor(name)]
+                  if room and (other := _room(each)) and other != room and _FLOOR[other] >= _FLOOR[room]]
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -112,11 +114,7 @@ def upward_imports(root: Path) -> list[str]:
 
 def _room(name: str) -> str | None:
     """The longest name of FLOORS that this module lies in."""
-    return max((room for floor in FLOORS for room in floor if _within(name, (room,))), key=len, default=None)
-
-
-def _floor(name: str) -> int:
-    return next((number for number, floor in enumerate(FLOORS) if _room(name) in floor), -1)
+    return max((room for room in _FLOOR if _within(name, (room,))), key=len, default=None)
 
 
 def _within(name: str, rooms: tuple[str, ...]) -> bool:
@@ -129,7 +127,7 @@ def forbidden_imports(root: Path) -> list[str]:
     for path in modules(root, *PACKAGES, "benchmarks", "space"):
         file, package = path.relative_to(root).as_posix(), path.relative_to(root).parts[0]
         for each in imported(path, typing_too=True):
-            if each.partition(".")[0] in _barred_from(package) or each == "relative":
+            if each.partition(".")[0] in BARRED.get(package, ()) or each == "relative":
                 found.append(f"{file}: imports {each}")
             if package == "utils" and _local(root, each) and each.startswith("src.") and not _within(each, TYPES):
                 found.append(f"{file}: imports {each}, which is no module of types")
@@ -139,11 +137,6 @@ def forbidden_imports(root: Path) -> list[str]:
         if package == "src":
             found += [f"{file}: reads os.{each}" for each in _environment(path)]
     return found
-
-
-def _barred_from(package: str) -> set[str]:
-    barred = {"src": {*SERVICES, "dotenv"}, "benchmarks": {"space"}, "space": {*PACKAGES}}
-    return barred.get(package, set())
 
 
 def _environment(path: Path) -> list[str]:
@@ -158,12 +151,6 @@ def non_ascii_code(root: Path) -> list[str]:
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1) if not line.isascii()]
 
 
-def missing_docstrings(root: Path) -> list[str]:
-    """Each module says what it is for."""
-    return [f"{path.relative_to(root)}: no docstring" for path in modules(root, *PACKAGES, "benchmarks")
-            if path.name != "__init__.py" and not ast.get_docstring(_tree(path))]
-
-
 def second_defaults(root: Path) -> list[str]:
     """params.yaml is the only place where a default is written: no flag has one, no argument named like a key."""
     keys = set(_keys(yaml.safe_load((root / "params.yaml").read_text())))
@@ -175,24 +162,17 @@ def second_defaults(root: Path) -> list[str]:
 
 
 def _defaults(node: ast.AST, keys: set[str]) -> Iterator[tuple[int, str]]:
+    given: list[tuple[str, ast.expr | None]] = []
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-        for keyword in node.keywords:
-            if keyword.arg == "default" and not _is_none(keyword.value):
-                yield node.lineno, ast.unparse(node.args[0])
-    if isinstance(node, ast.FunctionDef):
-        arguments = node.args
-        positional = [*arguments.posonlyargs, *arguments.args]
-        given = [*zip(positional[::-1], arguments.defaults[::-1], strict=False),
-                 *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-        yield from ((node.lineno, each.arg) for each, value in given if each.arg in keys and not _is_none(value))
-    if isinstance(node, ast.ClassDef):
-        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
-        yield from ((each.lineno, each.target.id) for each in fields
-                    if isinstance(each.target, ast.Name) and each.target.id in keys and each.value is not None)
-
-
-def _is_none(value: ast.expr | None) -> bool:
-    return value is None or (isinstance(value, ast.Constant) and value.value is None)
+        given = [(ast.unparse(node.args[0]), each.value) for each in node.keywords if each.arg == "default"]
+    elif isinstance(node, ast.FunctionDef):
+        named = [*node.args.posonlyargs, *node.args.args][::-1], node.args.defaults[::-1]
+        named_only = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        given = [(each.arg, value) for each, value in [*zip(*named, strict=False), *named_only] if each.arg in keys]
+    elif isinstance(node, ast.ClassDef):
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        given = [(name, each.value) for each in fields if (name := ast.unparse(each.target)) in keys]
+    yield from ((node.lineno, name) for name, value in given if value and ast.unparse(value) != "None")  # type: ignore[attr-defined]
 
 
 def _keys(section: Mapping[str, Any]) -> Iterator[str]:

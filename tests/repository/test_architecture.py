@@ -12,9 +12,8 @@ from tests.repository import architecture_rules as rules
 ROOT = Path(__file__).parents[2]
 Rule = Callable[[Path], list[str]]
 DOC = '"""A module."""\n'
-ORDER, IMPORTS, ASCII, DOCSTRINGS, DEFAULTS = RULES = [
-    rules.upward_imports, rules.forbidden_imports, rules.non_ascii_code, rules.missing_docstrings,
-    rules.second_defaults]
+ORDER, IMPORTS, ASCII, DEFAULTS = RULES = [
+    rules.upward_imports, rules.forbidden_imports, rules.non_ascii_code, rules.second_defaults]
 
 
 @pytest.fixture
@@ -34,7 +33,6 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (ORDER, "src/data/rows.py", "def f():\n    import src.models.merging", "src.data.rows: imports src.models.merging"),
     (ORDER, "src/decisions/words.py", "if TYPE_CHECKING:\n    from src.promotion.release import x",
      "src.decisions.words: imports src.promotion.release"),
-    (ORDER, "src/core/records.py", "from utils import near", "src.core.records: imports utils.near"),
     (ORDER, "utils/near.py", "import scripts.commands.deploy", "utils.near: imports scripts.commands.deploy"),
     (ORDER, "src/x.py", "X = 1", "src.x: lies in no room of FLOORS"),
     (ORDER, "src/core/x.py", "from src.core import y\n", "a circle of imports: src.core."),
@@ -42,15 +40,14 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (IMPORTS, "src/core/x.py", "from . import params", "src/core/x.py: imports relative"),
     (IMPORTS, "src/core/x.py", "import os\nHOME = os.environ['HOME']", "src/core/x.py: reads os.environ"),
     (IMPORTS, "src/core/x.py", "from os import getenv as g", "src/core/x.py: reads os.getenv"),
-    (IMPORTS, "src/core/x.py", "import torch.nn", "src/core/x.py: imports torch.nn, which is heavy"),
     (IMPORTS, "scripts/commands/x.py", "def f():\n    import peft", "scripts/commands/x.py: imports peft, which"),
     (IMPORTS, "utils/x.py", "from src.models import merging", "utils/x.py: imports src.models.merging, which is no"),
     (IMPORTS, "benchmarks/x.py", "import space", "benchmarks/x.py: imports space"),
     (IMPORTS, "space/app.py", "from src.core.params import METRICS", "space/app.py: imports src.core.params"),
     (ASCII, "src/core/x.py", "X = 'na\u00efve'", "src/core/x.py:2: X = 'na\u00efve'"),
-    (ASCII, "utils/x.py", "# \U0001f680", "utils/x.py:2: # \U0001f680"),
     (DEFAULTS, "scripts/x.py", "p.add_argument('--seed', default=3)", "scripts/x.py:2: '--seed' has"),
     (DEFAULTS, "src/core/x.py", "def f(*, learning_rate: float = 1e-3): ...", "src/core/x.py:2: learning_rate has a"),
+    (DEFAULTS, "src/core/x.py", "class P:\n    epochs: int = 3", "src/core/x.py:2: epochs has a default"),
 ]
 
 
@@ -59,11 +56,6 @@ def test_a_planted_violation_is_found(rule: Rule, file: str, code: str, said: st
     (small / "src/core/y.py").write_text(DOC + "from src.core import x\n")
     (small / file).write_text(DOC + code)
     assert any(line.startswith(said) for line in rule(small)), rule(small)
-
-
-def test_a_module_without_a_docstring_is_found(small: Path) -> None:
-    (small / "src/core/x.py").write_text("X = 1\n")
-    assert DOCSTRINGS(small) == ["src/core/x.py: no docstring"]
 
 
 ALLOWED = [
