@@ -107,7 +107,7 @@ def mlflow_hangs(world: World) -> None:
 
 
 def mlflow_too_old(world: World) -> None:
-    world.mlflow.answer = lambda call, _: (200, b"2.2.2") if call.path == "/version" else None
+    world.mlflow.instead = lambda call, _: (200, b"2.2.2") if call.path == "/version" else None
 
 
 def no_registry(world: World) -> None:
@@ -119,16 +119,16 @@ def no_aliases(world: World) -> None:
 
 
 def read_only_mlflow(world: World) -> None:
-    denied = json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()
-    world.mlflow.answer = lambda call, _: (403, denied) if call.method == "POST" and "search" not in call.path else None
+    no = 403, json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()
+    world.mlflow.instead = lambda call, _: no if call.method == "POST" and "search" not in call.path else None
 
 
 def a_page_instead(world: World) -> None:
-    world.mlflow.answer = lambda _call, _body: (200, b"<html>log in</html>")
+    world.mlflow.instead = lambda _call, _body: (200, b"<html>log in</html>")
 
 
 def rewritable_params(world: World) -> None:
-    world.mlflow.answer = lambda call, _: (200, b"{}") if call.endpoint == "POST runs/log-parameter" else None
+    world.mlflow.instead = lambda call, _: (200, b"{}") if call.endpoint == "POST runs/log-parameter" else None
     world.patch.setattr("utils.tracking.ledger.MlflowLedger._stored", lambda *_: "rewritten")
 
 
@@ -169,7 +169,7 @@ def dagshub(world: World) -> None:
     world.set(DAGSHUB_CLIENT_HOST=world.mlflow.url, MLFLOW_TRACKING_PASSWORD="", MLFLOW_TRACKING_USERNAME="",
               DAGSHUB_USER_TOKEN=LOGIN[1])
     user = json.dumps({"id": 1, "login": LOGIN[0], "full_name": "Alice", "username": LOGIN[0]}).encode()
-    world.mlflow.answer = lambda call, _: (200, user) if call.path == "/api/v1/user" else None
+    world.mlflow.instead = lambda call, _: (200, user) if call.path == "/api/v1/user" else None
 
 
 def without_dagshub_token(world: World) -> None:

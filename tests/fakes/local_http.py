@@ -20,6 +20,15 @@ def free_port() -> int:
             return port
 
 
+class Server(ThreadingHTTPServer):
+    """For many clients at once; one that goes away is no error."""
+
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """Quiet."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """Asks its owner for every answer."""
 
@@ -52,7 +61,7 @@ class LocalServer:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (self.handler,), {"owner": self}))
+        self._server = Server(("127.0.0.1", 0), type("Handler", (self.handler,), {"owner": self}))
         threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         return self

@@ -1,8 +1,8 @@
 """A small Hugging Face Hub over HTTP: the real client speaks to it, and faults are injected by rule.
 
 In a test: `with LoopbackHub(tmp_path) as hub: ... hub.url`. On its own: `python -m tests.fakes.loopback_hub --port 0
---root DIR` prints its address; POST a list of rules to /_faults (DELETE clears them), GET /_log lists the requests. It
-speaks huggingface_hub 2.4.0's side of the protocol; agreement with it is not agreement with huggingface.co.
+--root DIR` prints its address, and GET /_log lists the requests. It speaks huggingface_hub 2.4.0's side of the
+protocol; agreement with it is not agreement with huggingface.co.
 """
 
 import argparse
@@ -18,10 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
     parser.add_argument("--root", type=Path, required=True, help="holds the content between runs")
-    parser.add_argument("--xet", action="store_true", help="offer Xet, taking its bytes for granted")
     arguments = parser.parse_args()
     hub = LoopbackHub(arguments.root, arguments.port)
-    hub.xet_sizes = {} if arguments.xet else None
     print(hub.url, flush=True)
     hub.serve()
 

@@ -5,8 +5,8 @@ has the token), without some endpoints.
 """
 
 import base64
+import contextlib
 import http.client
-import http.server
 import json
 import socket
 import sqlite3
@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from email.message import Message
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 from urllib.parse import unquote, urlsplit
+
+from tests.fakes.local_http import Handler, LocalServer
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
 
@@ -80,10 +82,10 @@ class SqliteServer:
 
 
 @dataclass
-class MlflowProxy:
+class MlflowProxy(LocalServer):
     """A context manager; `url` is the tracking address of what it forwards to `upstream`.
 
-    user and password are demanded of every request where they are given, missing endpoints answer 404, and `answer`
+    user and password are demanded of every request where they are given, missing endpoints answer 404, and `instead`
     may give (status, body) in the server's place.
     """
 
@@ -92,24 +94,21 @@ class MlflowProxy:
     prefix: str = ""
     login: tuple[str, str] | None = None
     missing: Sequence[str] = ()
-    answer: Callable[[Call, bytes], tuple[int, bytes] | None] = lambda _call, _body: None
+    instead: Callable[[Call, bytes], tuple[int, bytes] | None] = lambda _call, _body: None
     calls: list[Call] = field(default_factory=list)
     struck_at: float | None = None
     refused_logins: int = 0
 
-    def __enter__(self) -> "MlflowProxy":
+    def __enter__(self) -> Self:
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self.connections: set[socket.socket] = set()
         self._dead = self._hung = False
         self._over = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.proxy = self
-        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}{self.prefix}"
+        super().__enter__()
+        self.url += self.prefix
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self.kill()
 
@@ -117,26 +116,13 @@ class MlflowProxy:
         """Refuse connections from now on, and cut the open ones."""
         with self._lock:
             dead, self._dead = self._dead, True
-            cut = list(self._open)
         if not dead:
-            self._server.shutdown()
-            self._server.socket.close()
-        for connection in cut:
-            try:
+            super().__exit__()
+        for connection in self.connections.copy():
+            with contextlib.suppress(OSError):  # gone already
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # gone already
 
-    def opened(self, connection: socket.socket) -> None:
-        with self._lock:
-            self._open.add(connection)
-
-    def closed(self, connection: socket.socket) -> None:
-        with self._lock:
-            self._open.discard(connection)
-
-    def reply(self, call: Call, headers: Message, body: bytes) -> tuple[int, list[tuple[str, str]],
-                                                                                         bytes]:
+    def reply(self, call: Call, headers: Message, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         """What the client gets; raises _Dead where that is nothing."""
         with self._lock:
             self.calls.append(call)
@@ -150,8 +136,7 @@ class MlflowProxy:
             self.kill()
             raise _Dead
         if refusal := self._refusal(call, headers, body):
-            status, text = refusal
-            return status, [("Content-Type", "application/json")], text
+            return refusal[0], [("Content-Type", "application/json")], refusal[1]
         answered = self._forwarded(call, headers, body)
         if kind is Kind.KILLED:
             self.kill()
@@ -182,10 +167,9 @@ class MlflowProxy:
                 return 401, b"You are not authenticated."
         if any(call.endpoint.partition(" ")[2].startswith(name) for name in self.missing):
             return 404, b"404 page not found"
-        return self.answer(call, body)
+        return self.instead(call, body)
 
-    def _forwarded(self, call: Call, headers: Message, body: bytes
-                   ) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forwarded(self, call: Call, headers: Message, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         host = urlsplit(self.upstream).netloc
         sent = {name: value for name, value in headers.items()
                 if name.lower() not in ("host", "authorization", "connection", "transfer-encoding")}
@@ -198,33 +182,23 @@ class MlflowProxy:
             connection.close()
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 50
-    proxy: MlflowProxy
-
-    def handle_error(self, *_: object) -> None:
-        """A client that was cut off is no news."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    owner: MlflowProxy
 
     def setup(self) -> None:
-        self.server.proxy.opened(self.request)
+        self.owner.connections.add(self.request)
         super().setup()
 
     def finish(self) -> None:
         super().finish()
-        self.server.proxy.closed(self.request)
+        self.owner.connections.discard(self.request)
 
     def _any(self) -> None:
         chunked = self.headers.get("Transfer-Encoding") == "chunked"  # an empty file is sent so
         body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
-            status, headers, text = self.server.proxy.reply(Call(self.command, self.path), self.headers, body)
+            status, headers, text = self.owner.reply(Call(self.command, self.path), self.headers, body)
         except _Dead:
             self.close_connection = True
             return
@@ -244,9 +218,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any  # noqa: N815 - the library's names
 
 
-for _method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-    setattr(_Handler, f"do_{_method}", _Handler._any)
+MlflowProxy.handler = _Handler

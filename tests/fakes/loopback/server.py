@@ -1,19 +1,19 @@
 """The loopback hub's HTTP server and its fault rules."""
 
 import json
-import random
 import re
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..local_http import Server
 from . import writing  # noqa: F401 - registers its endpoints
 from .reading import find
 from .spaces import Spaces
@@ -24,7 +24,7 @@ BLOCK = 1 << 20
 
 @dataclass
 class Fault:
-    """One rule: the nth to (nth+times-1)th request that matches is hit, with this probability.
+    """One rule: the nth to (nth+times-1)th request that matches is hit.
 
     Before it is processed (or `after`): wait `delay` seconds, commit `intrude` as somebody else ({"repo", "kind",
     "branch", "files": {path: text}}), then answer `status`, or `reset` (RST) or `close` (FIN) the connection. With
@@ -35,7 +35,6 @@ class Fault:
     method: str = ".*"
     nth: int = 1
     times: int = 1
-    probability: float = 1.0
     after: bool = False
     delay: float = 0.0
     intrude: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class Fault:
         if not (re.fullmatch(self.method, method) and re.search(self.path, path)):
             return False
         self.seen += 1
-        return self.nth <= self.seen < self.nth + self.times and random.random() < self.probability
+        return self.nth <= self.seen < self.nth + self.times
 
 
 class Dropped(Exception):
@@ -67,8 +66,7 @@ class LoopbackHub(Store):
         self.faults: list[Fault] = []
         self.log: list[dict[str, Any]] = []
         self.spaces = Spaces(self)
-        self._server = _Server(("127.0.0.1", port), Request)
-        self._server.hub = self
+        self._server = Server(("127.0.0.1", port), type("Handler", (Request,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def serve(self) -> None:
@@ -101,33 +99,24 @@ class LoopbackHub(Store):
             return next(iter([rule for rule in self.faults if rule.hits(method, path)]), Fault(path))
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    hub: LoopbackHub
-
-    def handle_error(self, *_: object) -> None:
-        """A client that went away is no error here."""
-
-
 class Request(BaseHTTPRequestHandler):
     """One connection. `token`, `query` and `path` (unquoted only in the log) describe the request at hand."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
-    server: _Server
+    hub: LoopbackHub
 
     def serve(self) -> None:
-        hub, parts = self.server.hub, urlsplit(self.path)
+        hub, parts = self.hub, urlsplit(self.path)
         self.route, self.query = parts.path, parse_qs(parts.query)
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         self._left = int(self.headers.get("Content-Length") or 0)
         path = unquote(self.route)
         entry: dict[str, Any] = {"method": self.command, "path": path, "status": None, "bytes": 0}
         self._entry = entry
-        if self.route in ("/_faults", "/_log"):
-            return self._send(self._control(hub))
+        if self.route == "/_log":
+            return self._send(Reply(hub.log))
         hub.log.append(entry)
         rule = hub.hit(self.command, path)
         try:
@@ -154,15 +143,6 @@ class Request(BaseHTTPRequestHandler):
             self._left -= len(block)
             self._entry["bytes"] += len(block)
             yield block
-
-    def _control(self, hub: LoopbackHub) -> Reply:
-        if self.route == "/_log":
-            return Reply(hub.log)
-        if self.command == "POST":
-            hub.faults += [Fault(**rule) for rule in self.json()]
-        if self.command == "DELETE":
-            hub.faults.clear()
-        return Reply([asdict(rule) for rule in hub.faults])
 
     def _hit(self, hub: LoopbackHub, rule: Fault, reply: Reply | None) -> Reply | None:
         time.sleep(rule.delay)

@@ -99,12 +99,12 @@ def test_an_answer_that_is_no_answer_is_undecided_in_one_line(
     remote: MlflowProxy, capsys: pytest.CaptureFixture[str], answer: Answer, said: str
 ) -> None:
     challenger(params(), "one", answers(10))
-    remote.answer = answer
+    remote.instead = answer
     assert call() == 4
     error, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith(("ERROR", "PROMOTE")))
     assert said in error
     assert "code=4" in last
-    remote.answer = lambda _call, _body: None
+    remote.instead = lambda _call, _body: None
     assert nothing_is_promoted()
 
 
@@ -121,7 +121,7 @@ def test_a_big_file_gets_the_time_that_a_server_needs_to_store_it(
     remote: MlflowProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: dict[str, str] = {}
-    remote.answer = lambda call, _: waits.update({call.endpoint: os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]})
+    remote.instead = lambda call, _: waits.update({call.endpoint: os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]})
     monkeypatch.setattr(mlflow_utils, "_BYTES_PER_SECOND", 1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")  # another test's may still stand
     assert bring("one", 10) == 0
