@@ -35,14 +35,11 @@ def reasons(steps: list[BacktestStep]) -> list[str]:
     return [step.reason for step in steps]
 
 
-def test_an_empty_history_has_no_steps() -> None:
-    assert backtest([], POLICY, none) == []
-
-
 def test_evaluations_are_decided_in_their_order_of_finishing() -> None:
     runs = [run("c", 0.6, at=3000), run("a", 0.5, at=1000), run("b", 0.5005, at=2000)]
     steps = backtest(runs, POLICY, none)
     assert [step.run_id for step in steps] == ["run-a", "run-b", "run-c"]
+    assert backtest([], POLICY, none) == []
     assert reasons(steps) == ["first_model", "below_threshold", "improved"]
 
 
@@ -146,5 +143,3 @@ def test_steps_are_json(params: DeploymentParams) -> None:
     first, second = backtest([run("a", 0.5, at=1), run("b", 0.6, at=2)], POLICY, none)
     assert (first.as_json()["gain"], second.as_json()["gain"]) == (None, 0.1)
     assert set(first.as_json()) == {"run_id", "finished", "score", "gain", "decision", "reason"}
-
-

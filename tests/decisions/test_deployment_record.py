@@ -25,13 +25,24 @@ def request(**changes: Any) -> Request:
     return Request(**{**values, **changes})
 
 
-def decided(asked: Request, view: LedgerView, champion: float = 0.4, **changes: Any) -> Decision:
+ASKED = request()
+CHAMPION = ledger(("champion", 0.4, {"hub": hub_ref("champion")}))
+
+
+def decided(asked: Request = ASKED, view: LedgerView = CHAMPION, champion: float = 0.4, **changes: Any) -> Decision:
     """The gate's answer for this request against one champion."""
     history = [run("champion", champion, contract=asked.report.contract_digest)] if view.head else []
     return decide(question(asked.challenger, history, view, **changes))
 
 
-CHAMPION = ledger(("champion", 0.4, {"hub": hub_ref("champion")}))
+def facts_of(decision: Decision, asked: Request = ASKED, view: LedgerView = CHAMPION, **changes: Any) -> dict[str, Any]:
+    return info(decision, asked, view, **{"code": 0, "run_id": "r", "dry_run": False, **changes})
+
+
+def id_of(asked: Request = ASKED, code: int = 0, **changes: Any) -> str:
+    return decision_id(decided(asked, **changes), asked, CHAMPION, code)
+
+
 QUESTIONS: list[Question] = [row[1] for row in ROWS]
 
 
@@ -45,14 +56,14 @@ def test_each_reason_has_words_and_leaves_no_gap_in_them(reason: Reason) -> None
 
 
 def test_a_forced_promotion_says_what_it_set_aside() -> None:
-    forced = decided(request(), CHAMPION, champion=0.6, force=True)
+    forced = decided(champion=0.6, force=True)
     assert explain(forced, POLICY) == "forced, setting aside: not_best"
-    assert info(forced, request(), CHAMPION, code=0, run_id="r", dry_run=False)["overrode"] == "not_best"
+    assert facts_of(forced)["overrode"] == "not_best"
 
 
 def test_a_challenger_that_is_not_best_is_told_who_is() -> None:
-    kept = decided(request(), CHAMPION, champion=0.6)
-    assert explain(kept, POLICY) == "it is not above the best evaluated model (0.6000, run run-champion)"
+    words = explain(decided(champion=0.6), POLICY)
+    assert words == "it is not above the best evaluated model (0.6000, run run-champion)"
 
 
 @pytest.mark.parametrize(("score", "named"), [(0.5, True), (0.401, True), (0.4009, False), (0.4, False), (0.3, False)])
@@ -68,8 +79,7 @@ def test_a_model_that_was_never_promoted_is_named_where_it_alone_keeps_out_what_
 @pytest.mark.parametrize("asked", QUESTIONS, ids=[row[0] for row in ROWS])
 def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> None:
     decision = decide(replace(asked, evidence=None))
-    facts = info(decision, request(), asked.ledger, code=0, run_id="r", dry_run=False)
-    compared = comparison(decision, request())
+    facts, compared = facts_of(decision, view=asked.ledger), comparison(decision, ASKED)
     assert json.loads(canonical_json([facts, compared])) == json.loads(json.dumps([facts, compared]))
     assert compared.keys() >= DOCUMENTED
     assert compared["should_deploy"] is (decision.verdict is Verdict.PROMOTE)
@@ -81,14 +91,11 @@ def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> Non
 
 
 def test_no_record_holds_a_time_so_that_equal_decisions_make_equal_files() -> None:
-    decision = decided(request(), CHAMPION)
-    facts = info(decision, request(), CHAMPION, code=0, run_id="r", dry_run=False)
-    text = json.dumps([facts, comparison(decision, request())])
-    assert "2026" not in text
+    assert "2026" not in json.dumps([facts_of(decided()), comparison(decided(), ASKED)])
 
 
 def test_the_comparison_holds_the_true_metrics_and_not_their_contributions() -> None:
-    compared = comparison(decided(request(), CHAMPION), request())
+    compared = comparison(decided(), ASKED)
     assert compared["metrics"]["bleu4"] == 0.5
     assert compared["contributions"]["bleu4"] == 0.2
     assert compared["weights"] == WEIGHTS
@@ -98,40 +105,38 @@ def test_the_comparison_holds_the_true_metrics_and_not_their_contributions() -> 
 
 
 def test_a_first_model_is_compared_with_nothing() -> None:
-    first = decided(request(), EMPTY)
-    compared = comparison(first, request())
+    first = decided(view=EMPTY)
+    compared = comparison(first, ASKED)
     assert {compared[key] for key in ("historical_best_score", "improvement", "best_evaluated", "champion")} == {None}
-    facts = info(first, request(), EMPTY, code=0, run_id="r", dry_run=False)
+    facts = facts_of(first, view=EMPTY)
     assert {facts[key] for key in ("version", "champion", "previous_version", "model_uri", "hub")} == {None}
     assert "champion    none yet" in terminal_summary(facts, compared, "out")
     assert "not pushed" in terminal_summary(facts, compared, "out")
 
 
 def test_the_record_names_the_champion_that_stands_and_a_version_only_for_what_it_promoted() -> None:
-    kept = info(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, code=0, run_id="r", dry_run=False)
+    kept = facts_of(decided(champion=0.6))
     assert kept["version"] is None
     assert kept["champion"] == {"version": 1, "score": "0.4", "key": CHAMPION.slots[0].key}
     assert (kept["model_uri"], kept["ledger_slot"]) == ("models:/shop-bot@champion", 1)
-    after = ledger(("champion", 0.4), ("x", 0.5))
-    made = info(decided(request(), CHAMPION), request(), after, code=0, run_id="r", dry_run=False)
+    made = facts_of(decided(), view=ledger(("champion", 0.4), ("x", 0.5)))
     assert (made["result"], made["version"], made["previous_version"]) == ("promoted", 2, 1)
 
 
 def test_after_a_rollback_the_previous_version_is_one_that_may_come_back() -> None:
     view = rollback(ledger(("a", 0.1), ("b", 0.2), ("c", 0.3)), 2, blocks=[3])
-    assert info(decided(request(), view), request(), view, code=0, run_id="r", dry_run=False)["previous_version"] == 1
+    assert facts_of(decided(view=view), view=view)["previous_version"] == 1
 
 
 def test_who_asked_and_why_is_on_record() -> None:
     asked = request(reason="it's time", ci_url="https://ci/1")
-    facts = info(decided(asked, EMPTY), asked, EMPTY, code=0, run_id="r", dry_run=False)
+    facts = facts_of(decided(asked, EMPTY), asked, EMPTY)
     assert (facts["actor"], facts["stated_reason"], facts["ci_url"]) == ("octocat", "it's time", "https://ci/1")
-    unstated = info(decided(request(), EMPTY), request(), EMPTY, code=0, run_id="r", dry_run=False)
-    assert unstated["stated_reason"] == "no reason given"
+    assert facts_of(decided())["stated_reason"] == "no reason given"
 
 
 def test_a_dry_run_says_what_it_would_do_and_names_no_version() -> None:
-    facts = info(decided(request(), CHAMPION), request(), CHAMPION, code=0, run_id="r", dry_run=True)
+    facts = facts_of(decided(), dry_run=True)
     assert (facts["result"], facts["version"], facts["dry_run"]) == ("would_promote", None, True)
 
 
@@ -142,32 +147,22 @@ def test_the_key_is_of_the_model_under_its_contract_and_of_nothing_else() -> Non
 
 
 def test_the_same_evidence_has_the_same_id_whoever_looks_and_whenever() -> None:
-    one = decision_id(decided(request(), CHAMPION), request(), CHAMPION, 0)
-    assert decision_id(decided(request(), CHAMPION), request(actor="other", git_commit="1" * 40), CHAMPION, 0) == one
-    facts = info(decided(request(), CHAMPION), request(), CHAMPION, code=0, run_id="another", dry_run=False)
-    assert facts["decision_id"] == one
+    assert id_of(request(actor="other", git_commit="1" * 40)) == id_of()
+    assert facts_of(decided(), run_id="another")["decision_id"] == id_of()
 
 
 def test_anything_that_a_reader_would_act_on_changes_the_id() -> None:
     ids = [
-        decision_id(decided(request(), CHAMPION), request(), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION), request(), CHAMPION, 10),
-        decision_id(decided(request(), CHAMPION), request(reason="why"), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION), request(force=True), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION, champion=0.6), request(), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION, champion=0.6, force=True), request(), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION, failed_guard="least_rows: 3 evaluated"), request(), CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION, failed_guard="other"), request(), CHAMPION, 0),
-        decision_id(decided(request(), ledger(("champion", 0.4), ("x", 0.1))), request(), ledger(("x", 0.4)), 0),
-        decision_id(decided(request(), CHAMPION), request(policy=replace(POLICY, threshold=POLICY.threshold * 2)),
-                    CHAMPION, 0),
-        decision_id(decided(request(), CHAMPION), request(policy=replace(POLICY, require_significance=True)),
-                    CHAMPION, 0),
+        id_of(), id_of(code=10), id_of(request(reason="why")), id_of(request(force=True)),
+        id_of(champion=0.6), id_of(champion=0.6, force=True),
+        id_of(failed_guard="least_rows: 3 evaluated"), id_of(failed_guard="other"),
+        decision_id(decided(view=ledger(("champion", 0.4), ("x", 0.1))), ASKED, ledger(("x", 0.4)), 0),
+        id_of(request(policy=replace(POLICY, threshold=POLICY.threshold * 2))),
+        id_of(request(policy=replace(POLICY, require_significance=True))),
     ]
     assert len(set(ids)) == len(ids)
 
 
 def test_a_gain_has_a_sign_and_six_digits() -> None:
-    decision = decided(request(), CHAMPION)
-    assert signed(decision.gain) == "+0.100000"
+    assert signed(decided().gain) == "+0.100000"
     assert signed(None) == "none"

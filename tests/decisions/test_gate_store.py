@@ -1,7 +1,6 @@
 """Sequences of deployments through the whole gate, on a real MLflow store; merging alone is left out."""
 
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
 from src.model_selection import Decision, Reason, Verdict
 from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
+from tests.fakes.promoted import run
 from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
@@ -78,13 +78,10 @@ def test_after_a_forced_worse_model_the_bar_is_still_the_best_and_it_can_come_ba
     assert shop.champion == "better"
 
 
-def test_after_a_rollback_the_blocked_model_is_refused_and_is_no_bar(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_rollback_the_blocked_model_is_refused_and_is_no_bar(shop: Shop) -> None:
     shop.deploy("a", 0.5)
     shop.deploy("b", 0.7)
-    monkeypatch.setattr(sys, "argv", ["rollback_script.py", "--config", str(shop.config), "--reason", "complaints"])
-    assert rollback_script.main() == 0
+    assert run(rollback_script, "--config", shop.config, "--reason", "complaints") == 0
     assert shop.champion == "a"
     assert shop.deploy("b", 0.7).verdict is Verdict.REFUSED
     assert shop.deploy("c", 0.6).reason is Reason.IMPROVED

@@ -5,23 +5,12 @@ import io
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from src.core.records import digest_of
-from src.decisions.history import (
-    HEADINGS,
-    Evaluation,
-    age,
-    as_json,
-    csv_text,
-    exclusion,
-    exclusion_words,
-    groups,
-    header,
-    in_the_way,
-    table,
-)
+from src.decisions import history
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy
 from tests.fakes.factories import POLICY, ledger, rollback, run
@@ -34,21 +23,20 @@ TOMORROW = digest_of("tomorrow's contract")
 
 
 def logged(model: str, score: float, hours_ago: float, *, excluded: str | None = None, run_id: str | None = None,
-           contract: str | None = None) -> Evaluation:
+           contract: str | None = None) -> history.Evaluation:
     more = {"contract": contract} if contract else {}
-    return Evaluation(run(model, score, run_id=run_id, at=AT - int(hours_ago * HOUR), **more), excluded)
+    return history.Evaluation(run(model, score, run_id=run_id, at=AT - int(hours_ago * HOUR), **more), excluded)
 
 
-def listed(
-    evaluations: list[Evaluation], view: LedgerView = NOBODY, policy: Policy = POLICY
-) -> list[tuple[str, int | None, str]]:
-    return [(row.run_id, row.rank, row.mark) for group in groups(evaluations, view, policy, {}, NOW)
+def listed(evaluations: list[history.Evaluation], view: LedgerView = NOBODY, policy: Policy = POLICY) -> list[Any]:
+    """Run, rank and mark of each row, of all contracts."""
+    return [(row.run_id, row.rank, row.mark) for group in history.groups(evaluations, view, policy, {}, NOW)
             for row in group.rows]
 
 
 def test_an_empty_history_is_an_empty_list() -> None:
-    assert groups([], NOBODY, POLICY, {}, NOW) == []
-    assert in_the_way([], NOBODY, POLICY) is None
+    assert history.groups([], NOBODY, POLICY, {}, NOW) == []
+    assert history.in_the_way([], NOBODY, POLICY) is None
 
 
 def test_runs_are_ranked_by_score_and_equals_share_a_rank() -> None:
@@ -57,7 +45,7 @@ def test_runs_are_ranked_by_score_and_equals_share_a_rank() -> None:
 
 
 def test_runs_under_another_contract_are_listed_apart_and_never_ranked_together() -> None:
-    found = groups([logged("a", 0.9, 3), logged("b", 0.2, 1, contract=TOMORROW)], NOBODY, POLICY, {}, NOW)
+    found = history.groups([logged("a", 0.9, 3), logged("b", 0.2, 1, contract=TOMORROW)], NOBODY, POLICY, {}, NOW)
     assert [(group.contract, [row.rank for row in group.rows]) for group in found] == [
         (TOMORROW, [1]), (run("a", 0.9).contract, [1])]
 
@@ -78,7 +66,7 @@ def test_where_the_latest_evaluation_is_excluded_the_one_before_counts_again() -
 def test_a_row_says_its_version_alias_age_and_what_was_decided() -> None:
     view = ledger(("a", 0.5), ("b", 0.7))
     evaluations = [logged("a", 0.5, 50), logged("b", 0.7, 5), logged("c", 0.6, 0.5)]
-    (group,) = groups(evaluations, view, POLICY, {evaluations[2].key: "keep (not_best)"}, NOW)
+    (group,) = history.groups(evaluations, view, POLICY, {evaluations[2].key: "keep (not_best)"}, NOW)
     assert [(row.version, row.alias, row.age, row.decision, row.delta and float(row.delta)) for row in group.rows] == [
         (2, "champion", "5 h", "", 0.0),
         (None, "", "30 min", "keep (not_best)", -0.1),
@@ -90,15 +78,15 @@ def test_scores_are_taken_again_under_the_weights_of_today() -> None:
     precise = Policy({**dict.fromkeys(POLICY.weights, 0.0), "bleu4": 1.0}, POLICY.threshold, require_significance=False)
     best = logged("a", 0.5, 2)
     metrics = best.run.metrics.model_copy(update={"bleu4": 0.6, "bleu1": 0.0, "bleu2": 0.0})
-    changed = Evaluation(replace(best.run, run_id="new", model_digest=digest_of("new"), metrics=metrics), None)
+    changed = history.Evaluation(replace(best.run, run_id="new", model_digest=digest_of("new"), metrics=metrics), None)
     assert [row[0] for row in listed([best, changed])] == ["run-a", "new"]
     assert [row[0] for row in listed([best, changed], policy=precise)] == ["new", "run-a"]
 
 
 def test_the_header_shows_champion_best_promoted_and_best_evaluated_side_by_side() -> None:
     view = ledger(("a", 0.6), ("b", 0.5))  # b was forced
-    (group,) = groups([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("c", 0.7, 1)], view, POLICY, {}, NOW)
-    text = header("shop-bot", group, view, POLICY)
+    (group,) = history.groups([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("c", 0.7, 1)], view, POLICY, {}, NOW)
+    text = history.header("shop-bot", group, view, POLICY)
     assert text[0].endswith("comparable models: 3")
     assert [line.split() for line in text[1:]] == [
         ["champion", "version", "2,", "0.500000", "run", "run-b"], ["best", "promoted", "0.600000", "run", "run-a"],
@@ -111,7 +99,7 @@ def test_a_run_that_was_never_promoted_is_named_where_it_alone_keeps_the_latest_
     lone: float, latest: float, named: bool
 ) -> None:
     evaluations = [logged("a", 0.5, 3), logged("lone", lone, 2), logged("new", latest, 1)]
-    found = in_the_way(evaluations, ledger(("a", 0.5)), POLICY)
+    found = history.in_the_way(evaluations, ledger(("a", 0.5)), POLICY)
     assert (found is not None) is named
     if found:
         assert found.startswith("run run-new: ")
@@ -120,31 +108,31 @@ def test_a_run_that_was_never_promoted_is_named_where_it_alone_keeps_the_latest_
 
 def test_a_promoted_model_in_the_way_is_not_called_one_that_was_never_promoted() -> None:
     view = ledger(("a", 0.6), ("b", 0.5))
-    assert in_the_way([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("new", 0.55, 1)], view, POLICY) is None
+    assert history.in_the_way([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("new", 0.55, 1)], view, POLICY) is None
 
 
 def test_the_table_is_aligned_and_csv_and_json_hold_every_column() -> None:
-    (group,) = groups([logged("a", 0.5, 4), logged("b", 0.7, 3, excluded="x")], ledger(("a", 0.5)), POLICY, {}, NOW)
-    lines = table(group.rows).splitlines()
+    evaluations = [logged("a", 0.5, 4), logged("b", 0.7, 3, excluded="x")]
+    (group,) = history.groups(evaluations, ledger(("a", 0.5)), POLICY, {}, NOW)
+    lines = history.table(group.rows).splitlines()
     assert len(lines) == 3
     assert lines[0].index("run") < lines[1].index("run-a") + 1 == lines[2].index("run-b") + 1
-    rows = list(csv.DictReader(io.StringIO(csv_text(group.rows))))
-    assert tuple(rows[0]) == HEADINGS
+    rows = list(csv.DictReader(io.StringIO(history.csv_text(group.rows))))
+    assert tuple(rows[0]) == history.HEADINGS
     assert rows[1]["rank"] == ""
-    value = json.loads(json.dumps(as_json(group, group.rows, POLICY), allow_nan=False))
-    assert set(value["runs"][0]) == set(HEADINGS)
+    value = json.loads(json.dumps(history.as_json(group, group.rows, POLICY), allow_nan=False))
+    assert set(value["runs"][0]) == set(history.HEADINGS)
     assert (value["models"], value["champion"]["score"], value["runs"][0]["delta"]) == (1, 0.5, 0.0)
 
 
 def test_an_exclusion_keeps_reason_actor_and_time_in_one_value() -> None:
-    note = exclusion('a "broken" machine', "octocat", NOW)
+    note = history.exclusion('a "broken" machine', "octocat", NOW)
     assert json.loads(note) == {"reason": 'a "broken" machine', "actor": "octocat", "time": "2026-11-20T12:00:00+00:00"}
-    assert exclusion_words(note) == 'a "broken" machine (octocat, 2026-11-20T12:00:00+00:00)'
-    assert exclusion_words("set by hand") == "set by hand"
-    assert exclusion_words("[1]") == "[1]"
+    assert history.exclusion_words(note) == 'a "broken" machine (octocat, 2026-11-20T12:00:00+00:00)'
+    assert [history.exclusion_words(text) for text in ("set by hand", "[1]")] == ["set by hand", "[1]"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-5, "0 s"), (0, "0 s"), (59, "59 s"), (60, "1 min"), (7300, "2 h"),
                                                (200_000, "2 d")])
 def test_an_age_is_told_in_its_largest_unit(seconds: int, text: str) -> None:
-    assert age(AT - seconds * 1000, NOW) == text
+    assert history.age(AT - seconds * 1000, NOW) == text

@@ -9,41 +9,31 @@ import pytest
 
 from src.core.errors import Refused
 from src.ledger.slots import LedgerView, Slot
-from src.promotion.rollback import (
-    Origin,
-    default_target,
-    kept,
-    prunable,
-    prune,
-    require_weights,
-    rollback,
-)
-from tests.fakes import factories
+from src.promotion.rollback import Origin, default_target, kept, prunable, prune, require_weights, rollback
+from tests.fakes.factories import ledger, slot
 
 BY = Origin("me", "test", "0" * 40, None, "2026-11-21T00:00:00+00:00")
 
 
 def promoted(view: LedgerView, version: int) -> LedgerView:
     """The ledger after the promotion of a version."""
-    return LedgerView((*view.slots, factories.slot(view, f"model-{version}", 0.5, version=version)))
+    return LedgerView((*view.slots, slot(view, f"model-{version}", 0.5, version=version)))
 
 
-def ledger_of(*versions: int) -> LedgerView:
-    view = LedgerView(())
-    for version in versions:
-        view = promoted(view, version)
-    return view
+def ledger_to(version: int) -> LedgerView:
+    """The ledger after the promotions of versions 1 to this one."""
+    return ledger(*((f"model-{number}", 0.5) for number in range(1, version + 1)))
 
 
 def back(view: LedgerView, to: int | None) -> LedgerView:
-    slot = rollback(view, BY, to=to, block=None)
-    return LedgerView((*view.slots, slot)) if slot else view
+    made = rollback(view, BY, to=to, block=None)
+    return LedgerView((*view.slots, made)) if made else view
 
 
 def random_ledger(rng: random.Random) -> LedgerView:
-    view = promoted(LedgerView(()), 1)
+    view = ledger_to(1)
     for _ in range(rng.randrange(12)):
-        known = sorted({slot.version for slot in view.slots})
+        known = sorted({each.version for each in view.slots})
         view = back(view, rng.choice(known)) if rng.random() < 0.4 else promoted(view, known[-1] + 1)
     return view
 
@@ -55,22 +45,21 @@ def test_neither_champion_nor_previous_nor_where_a_rollback_goes_is_ever_prunabl
         for keep in (1, 2, 3):
             going = prunable(view, keep)
             pruned += len(going)
-            assert view.head
-            assert view.head.version not in going
+            assert view.slots[-1].version not in going
             if view.previous:
                 assert default_target(view).version not in going
                 assert view.previous.version not in going
-            assert len({slot.version for slot in view.slots} - going) <= max(keep, 1) + 1
+            assert len({each.version for each in view.slots} - going) <= max(keep, 1) + 1
         assert not prunable(view, 0)
     assert pruned > 1000
 
 
 def test_blocked_versions_count_as_the_others_do() -> None:
-    assert kept(back(ledger_of(1, 2, 3, 4, 5), 2), 3) == {2, 5, 4, 1}
+    assert kept(back(ledger_to(5), 2), 3) == {2, 5, 4, 1}
 
 
 def test_what_was_adopted_is_not_champions_to_delete() -> None:
-    view = ledger_of(1, 2, 3, 4)
+    view = ledger_to(4)
     adopted = LedgerView((view.slots[0].model_copy(update={"metrics": None}), *view.slots[1:]))
     assert prunable(view, 2) == {1, 2}
     assert prunable(adopted, 2) == {2}
@@ -121,12 +110,12 @@ class Outside:
 
 
 def test_a_version_that_somebody_deleted_does_not_keep_the_others_from_being_pruned() -> None:
-    outside = Outside(ledger_of(1, 2, 3, 4), lost=frozenset({1}))
+    outside = Outside(ledger_to(4), lost=frozenset({1}))
     assert prune(outside, outside, 2) == [2]
 
 
 def test_where_nothing_is_pruned_any_more_the_nearest_that_is_left_is_named() -> None:
-    outside = Outside(ledger_of(1, 2, 3, 4, 5, 6), marks={1: True, 2: True}, lost=frozenset({3}))
+    outside = Outside(ledger_to(6), marks={1: True, 2: True}, lost=frozenset({3}))
     with pytest.raises(Refused, match="nearest that is kept is version 4, "):
         require_weights(outside.current, 2, outside, 0)
 
@@ -134,24 +123,24 @@ def test_where_nothing_is_pruned_any_more_the_nearest_that_is_left_is_named() ->
 def going_back(outside: Outside, to: int | None, keep: int) -> Iterator[None]:
     """A rollback in its three requests: read the ledger, look for marks, claim."""
     view = outside.current
-    slot = rollback(view, BY, to=to, block=None)
+    made = rollback(view, BY, to=to, block=None)
     yield
-    if slot is None:
+    if made is None:
         return
     seen = replace(outside, meanwhile=lambda _: None)
     try:
-        require_weights(view, slot.version, seen, keep)
+        require_weights(view, made.version, seen, keep)
     except Refused:
         return
     yield
-    outside.claim(slot)
+    outside.claim(made)
 
 
 def test_of_a_deletion_and_rollbacks_in_any_order_the_champion_keeps_its_weights() -> None:
     """Two rollbacks, of which the second goes to the version that was prunable before the first."""
     ends = set()
     for places in combinations_with_replacement(range(1, 8), 6):
-        outside = Outside(ledger_of(1, 2, 3))
+        outside = Outside(ledger_to(3))
         moves = [going_back(outside, None, 2), going_back(outside, 1, 2)]
         steps = [moves[number // 3] for number in range(6)]
 
@@ -160,13 +149,12 @@ def test_of_a_deletion_and_rollbacks_in_any_order_the_champion_keeps_its_weights
             for place, step in zip(places, steps, strict=True):
                 if place == request:
                     next(step, None)
-                    assert outside.current.head
-                    assert outside.current.head.version not in outside.deleted
+                    assert outside.current.slots[-1].version not in outside.deleted
 
         outside.meanwhile = meanwhile
         prune(outside, outside, 2)
         meanwhile(7)
-        assert outside.current.head
-        assert outside.current.head.version not in outside.deleted
-        ends.add((outside.current.head.version, tuple(outside.deleted)))
+        champion = outside.current.slots[-1].version
+        assert champion not in outside.deleted
+        ends.add((champion, tuple(outside.deleted)))
     assert ends >= {(1, ()), (2, (1,))}  # both happened: the rollback came first, and the deletion did

@@ -26,6 +26,11 @@ def after(view: LedgerView, made: Slot | None) -> LedgerView:
     return parse_slots([each.text() for each in (*view.slots, made)])
 
 
+def stands(view: LedgerView) -> tuple[int, int | None, set[int]]:
+    """The versions of champion and previous champion, and those that are blocked."""
+    return view.slots[-1].version, view.previous.version if view.previous else None, {*view.blocked_versions}
+
+
 def back(view: LedgerView, to: int | None = None, block: int | None = None) -> LedgerView:
     return after(view, rollback(view, BY, to=to, block=block))
 
@@ -65,36 +70,27 @@ def test_the_old_model_stands_again_with_all_that_belongs_to_it() -> None:
 
 def test_without_a_version_it_goes_to_the_last_other_model_that_is_not_blocked() -> None:
     once = back(THREE)
-    assert once.head
-    assert once.head.version == 2
+    assert stands(once) == (2, 1, {3})
     twice = back(once)
-    assert twice.head
-    assert twice.head.version == 1
-    assert twice.blocked_versions == {2, 3}
-    with pytest.raises(Refused):
+    assert stands(twice) == (1, None, {2, 3})
+    with pytest.raises(Refused, match="no other model that is not blocked"):
         rollback(twice, BY, to=None, block=None)
 
 
 def test_a_blocked_version_comes_back_by_name_and_is_unblocked() -> None:
     view = back(back(THREE, to=1), to=3)
-    assert view.head
-    assert (view.head.version, view.head.unblocks, view.head.blocks) == (3, [3], [])
-    assert view.blocked_versions == {2}
+    assert stands(view) == (3, 1, {2})
+    assert (view.slots[-1].unblocks, view.slots[-1].blocks) == ([3], [])
 
 
 def test_going_forward_again_blocks_nothing_that_was_promoted_before() -> None:
-    view = back(back(THREE, to=1), to=2)
-    assert view.blocked_versions == {3}
-    assert view.previous
-    assert view.previous.version == 1
+    assert stands(back(back(THREE, to=1), to=2)) == (2, 1, {3})
 
 
 def test_blocking_another_version_repeats_the_champion() -> None:
     view = back(THREE, block=2)
-    assert view.head
-    assert (view.head.version, view.head.hub, view.blocked_versions) == (3, THREE.slots[2].hub, frozenset({2}))
-    assert view.previous
-    assert view.previous.version == 1
+    assert stands(view) == (3, 1, {2})
+    assert view.slots[-1].hub == THREE.slots[2].hub
 
 
 def test_blocking_the_champion_is_a_rollback() -> None:
@@ -102,10 +98,7 @@ def test_blocking_the_champion_is_a_rollback() -> None:
 
 
 def test_a_rollback_may_block_one_more_version() -> None:
-    view = back(THREE, to=2, block=1)
-    assert view.head
-    assert view.head.version == 2
-    assert view.blocked_versions == {1, 3}
+    assert stands(back(THREE, to=2, block=1)) == (2, None, {1, 3})
 
 
 @pytest.mark.parametrize("flags", [{"to": 1, "block": None}, {"to": None, "block": 2}, {"to": 2, "block": 1}])
@@ -116,10 +109,7 @@ def test_asking_twice_appends_once(flags: dict[str, Any]) -> None:
 
 def test_one_model_under_two_contracts_is_blocked_and_unblocked_as_one() -> None:
     view = LedgerView((*THREE.slots, slot(THREE, "a", 0.6, key=digest_of("a again"), version=4)))
-    gone = back(view)
-    assert gone.head
-    assert gone.head.version == 3
-    assert gone.blocked_versions == {1, 4}
+    assert stands(back(view)) == (3, 2, {1, 4})
     assert back(view, to=1).blocked_versions == {2, 3}
     with pytest.raises(InvalidParams, match="is the model to go back to"):
         rollback(view, BY, to=1, block=4)
@@ -127,9 +117,7 @@ def test_one_model_under_two_contracts_is_blocked_and_unblocked_as_one() -> None
 
 def test_the_release_that_a_version_once_had_on_the_hub_is_shown_again() -> None:
     view = LedgerView((*THREE.slots, slot(THREE, "a", 0.3, kind="force", version=1)))  # without the Hub this time
-    made = rollback(LedgerView((*view.slots, slot(view, "d", 0.9))), BY, to=1, block=None)
-    assert made
-    assert made.hub == hub_ref("a")
+    assert back(LedgerView((*view.slots, slot(view, "d", 0.9))), to=1).slots[-1].hub == hub_ref("a")
 
 
 def test_the_latest_slot_of_a_version_counts() -> None:
@@ -141,28 +129,24 @@ def test_the_latest_slot_of_a_version_counts() -> None:
 
 
 def test_what_stands_outside_of_an_empty_ledger_is_its_genesis() -> None:
-    view = after(EMPTY, adoption(EMPTY, FOUND, BY))
-    assert view.head
-    assert (view.head.kind, view.head.version, view.head.reason) == ("genesis", 9, "bad answers")
-    assert (view.head.metrics, view.head.model_digest) == (None, FOUND.model_digest)
+    (made,) = after(EMPTY, adoption(EMPTY, FOUND, BY)).slots
+    assert (made.kind, made.version, made.reason) == ("genesis", 9, "bad answers")
+    assert (made.metrics, made.model_digest) == (None, FOUND.model_digest)
 
 
 def test_what_stands_outside_of_a_ledger_is_taken_in_by_force_and_can_be_rolled_back() -> None:
     view = after(THREE, adoption(THREE, FOUND, BY))
-    assert view.head
-    assert (view.head.kind, view.head.number) == ("force", 4)
+    assert (view.slots[-1].kind, view.slots[-1].number) == ("force", 4)
     assert adoption(view, FOUND, BY) is None
-    undone = back(view)
-    assert undone.head
-    assert (undone.head.version, undone.blocked_versions) == (3, frozenset({9}))
+    assert stands(back(view)) == (3, 2, {9})
 
 
 def test_adopting_a_version_that_the_ledger_knows_unblocks_it_and_keeps_what_belongs_to_it() -> None:
     view = back(THREE, to=1)
     known = UnrecordedChampion(**{**vars(FOUND), "version": 3})
     again = after(view, adoption(view, known, BY))
-    assert again.head
-    assert (again.head.kind, again.head.hub, again.head.score) == ("force", hub_ref("c"), "0.5")
+    made = again.slots[-1]
+    assert (made.kind, made.hub, made.score) == ("force", hub_ref("c"), "0.5")
     assert again.blocked_versions == {2}
 
 
@@ -191,9 +175,7 @@ def maybe(view: LedgerView, to: int | None, block: int | None) -> LedgerView:
 
 
 def check(before: LedgerView, now: LedgerView, to: int | None, block: int | None) -> None:
-    old, head = before.head, now.head
-    assert old
-    assert head
+    old, head = before.slots[-1], now.slots[-1]
     assert head.version not in now.blocked_versions
     assert now.previous is None or now.previous.version not in {head.version, *now.blocked_versions}
     assert to in (None, head.version)
@@ -208,13 +190,12 @@ def check(before: LedgerView, now: LedgerView, to: int | None, block: int | None
 
 
 def test_over_every_short_history_the_champion_is_never_blocked_and_asking_twice_changes_nothing() -> None:
-    histories = 0
-    for chosen in product(tuple(actions()), repeat=4):
+    histories = [*product(tuple(actions()), repeat=4)]
+    assert len(histories) == 8**4
+    for chosen in histories:
         view = ledger(("m1", 0.5), ("m2", 0.5))
         for action in chosen:
             view = action(view)
-        histories += 1
-    assert histories == 8**4
 
 
 # The record.
