@@ -64,6 +64,16 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a base model of two layers, which no test changes."""
+    from tests.fakes.tiny_model import write_base
+
+    folder = tmp_path_factory.mktemp("base")
+    write_base(folder)
+    return folder
+
+
 @pytest.fixture
 def mlflow_params(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowParams:
     """Parameters of a fresh sqlite store in a folder of its own, which is also the working directory."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from pydantic import BaseModel
 
@@ -27,7 +26,7 @@ THRESHOLD = "deployment.min_improvement_threshold"
 
 
 def shipped(**changes: object) -> dict[str, Any]:
-    """params.yaml with values changed; dots of the key are written `__`."""
+    """params.yaml with values changed; dots of the key are written `__`, and `...` takes a key away."""
     values = copy.deepcopy(SHIPPED)
     for path, value in changes.items():
         *sections, key = path.split("__")
@@ -35,6 +34,8 @@ def shipped(**changes: object) -> dict[str, Any]:
         for name in sections:
             section = section[name]
         section[key] = value
+        if value is ...:
+            del section[key]
     return values
 
 
@@ -46,29 +47,16 @@ def refusal(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> 
     return message
 
 
-@pytest.mark.parametrize("path", ["colour", "data__colour", "model__pocket__colour", "deployment__colour",
-                                  "deployment__huggingface__colour", "mlflow__colour"])
+@pytest.mark.parametrize("path", ["colour", "data__colour", "deployment__huggingface__colour"])
 def test_an_unknown_key_is_named(path: str) -> None:
     assert refusal(shipped(**{path: 1})) == f"params.yaml: {path.replace('__', '.')}: unknown key, found 1"
 
 
-@pytest.mark.parametrize("path", ["data", "mlflow.tracking_uri", "model.pocket.seed", "fine_tuning.lora.r",
-                                  "deployment.huggingface.private", WEIGHTS, "deployment", "evaluation.max_rows"])
-def test_a_missing_key_is_named(path: str) -> None:
-    values = shipped()
-    *sections, key = path.split(".")
-    section = values
-    for name in sections:
-        section = section[name]
-    del section[key]
+@pytest.mark.parametrize("path", ["data", "model.pocket.seed", WEIGHTS, "deployment", "evaluation.max_rows"])
+def test_a_missing_key_is_named_even_where_a_flag_speaks_of_its_section(path: str) -> None:
+    values = shipped(**{path.replace(".", "__"): ...})
     assert refusal(values) == f"params.yaml: {path}: required key is missing"
-
-
-def test_a_missing_section_is_named_even_where_a_flag_speaks_of_it() -> None:
-    values = shipped()
-    del values["deployment"]
-    assert refusal(values, {"deployment": {"min_improvement_threshold": 0.1}}).endswith(
-        "params.yaml: deployment: required key is missing")
+    assert refusal(values, {"deployment": {"min_improvement_threshold": 0.1}}) == refusal(values)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +138,7 @@ def test_no_repository_is_taken_that_the_hubs_own_client_refuses() -> None:
             parse(shipped(deployment__huggingface__model_id=name), {})
         except InvalidParams:
             continue
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            pytest.fail(f"{name}: {error}")
+        validate_repo_id(name)
 
 
 @pytest.mark.parametrize(

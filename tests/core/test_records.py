@@ -15,6 +15,7 @@ from src.core.records import (
     FineTunedModel,
     Metrics,
     ModelIdentity,
+    Record,
     ScoreContract,
     canonical_json,
     digest_of,
@@ -24,26 +25,19 @@ from tests.fakes.factories import DATASET, IDENTITY, SCORE_CONTRACT, metrics, mo
 ADAPTER = digest_of("adapter")
 
 
-def without(values: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != key}
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1.1, 31.2, "0.5", True, None, [0.5]])
 def test_a_component_that_is_no_share_is_refused(value: object) -> None:
     with pytest.raises(InvalidInput, match=r"^report\.json: bleu4: .*run `dvc repro`"):
         Metrics.parse({**metrics(0.5).as_dict(), "bleu4": value}, where="report.json")
 
 
-@pytest.mark.parametrize("key", sorted(report_values(ADAPTER)))
-def test_a_report_without_a_key_is_refused(key: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^report: {key}: required key is missing"):
-        EvaluationReport.parse(without(report_values(ADAPTER), key), where="report")
-
-
-@pytest.mark.parametrize("key", sorted(model_values(ADAPTER)))
-def test_a_location_without_a_key_is_refused(key: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^location: {key}: required key is missing"):
-        FineTunedModel.parse(without(model_values(ADAPTER), key), where="location")
+@pytest.mark.parametrize(("record", "values", "key"), [
+    *((EvaluationReport, report_values(ADAPTER), key) for key in sorted(report_values(ADAPTER))),
+    *((FineTunedModel, model_values(ADAPTER), key) for key in sorted(model_values(ADAPTER))),
+])
+def test_a_record_without_a_key_is_refused(record: type[Record], values: dict[str, Any], key: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^file: {key}: required key is missing"):
+        record.parse({name: value for name, value in values.items() if name != key}, where="file")
 
 
 @pytest.mark.parametrize(
@@ -77,16 +71,12 @@ def test_an_empty_or_unnamed_split_is_refused(value: dict[str, object]) -> None:
         DatasetRef.parse({**DATASET, **value}, where="x")
 
 
-def test_a_message_is_one_line_however_wild_the_value() -> None:
+@pytest.mark.parametrize(("key", "value"), [("rows", "a\nb" * 10_000), ("run_id", "\ud800")])
+def test_a_message_is_one_line_however_wild_the_value(key: str, value: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        Metrics.parse({**metrics(0.5).as_dict(), "bleu1": "a\nb" * 10_000}, where="x")
+        EvaluationReport.parse({**report_values(ADAPTER), key: value}, where="x")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-
-
-def test_a_text_that_is_no_unicode_is_refused() -> None:
-    with pytest.raises(InvalidInput):
-        EvaluationReport.parse({**report_values(ADAPTER), "run_id": "\ud800"}, where="x")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [1, math.nan]}])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -34,17 +35,10 @@ generation.set_greedy(model, tokenizer, max_new_tokens=3)
 prompts = [generation.prompt_tokens(tokenizer, row.prompt()) for row in tiny_model.rows()] * ({ROWS} // 6)
 expected, _ = generation.generate(model, prompts[:6], size=6)
 used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 1000**2, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 1000**2, resource.RLIM_INFINITY))
 answers, size = generation.generate(model, prompts, size={ROWS})
 print(json.dumps([answers == expected * ({ROWS} // 6), size]))
 """
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model.write_base(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +81,10 @@ def test_answers_that_end_leave_the_batch_and_the_others_stay_as_they_are(greedy
     # Each prompt stops where its own answer brings one of these first: at six different lengths.
     tokens = [answer.tokens for answer in single(*greedy)]
     model.generation_config.eos_token_id = sorted({2, *(row[4 + 5 * place] for place, row in enumerate(tokens))})
-    expected, rows = single(*greedy), []
-    seen = model.forward
-
-    def forward(*arguments: Any, **named: Any) -> Any:
-        rows.append(named["input_ids"].shape[0])
-        return seen(*arguments, **named)
-
-    model.forward = forward
-    try:
+    expected = single(*greedy)
+    with mock.patch.object(model, "forward", autospec=True, side_effect=model.forward) as forward:
         assert generation.answer(*greedy, prompts(), tokens_per_batch=100_000) == expected
-    finally:
-        del model.forward
+    rows = [len(call.kwargs["input_ids"]) for call in forward.call_args_list]
     lengths = [len(answer.tokens) for answer in expected]
     assert len(set(lengths)) > 2
     assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
@@ -155,14 +141,8 @@ def test_an_answer_ends_with_the_stop_token_or_is_truncated(greedy: Loaded) -> N
     [stopped, *_] = generation.answer(model, tokenizer, prompts(), tokens_per_batch=1000)
     assert stopped.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3]) + 1]
     assert not stopped.truncated
-
-
-def test_a_stop_token_on_the_last_place_is_no_truncation(greedy: Loaded) -> None:
-    model, tokenizer = greedy
-    tokens = generation.answer(model, tokenizer, prompts()[:1], tokens_per_batch=1)[0].tokens
-    model.generation_config.eos_token_id = [tokens[0]]
-    model.generation_config.max_new_tokens = 1
-    assert not generation.answer(model, tokenizer, prompts()[:1], tokens_per_batch=1)[0].truncated
+    model.generation_config.max_new_tokens = len(stopped.tokens)  # the stop token stands on the last place
+    assert generation.answer(model, tokenizer, prompts()[:1], tokens_per_batch=1) == [stopped]
 
 
 def test_special_tokens_and_outer_blanks_are_no_part_of_an_answer(greedy: Loaded) -> None:
@@ -199,19 +179,13 @@ def test_a_tokenizer_without_pad_token_is_padded_with_a_stop_token(tmp_path: Pat
 
 
 def test_a_model_without_any_stop_token_is_refused(greedy: Loaded) -> None:
-    model, tokenizer = greedy
-    model.generation_config.eos_token_id = None
-    eos, tokenizer.eos_token = tokenizer.eos_token, None
-    try:
-        with pytest.raises(InvalidInput, match="no end-of-turn token"):
-            generation.set_greedy(model, tokenizer, max_new_tokens=5)
-    finally:
-        tokenizer.eos_token = eos
+    model, tokenizer = greedy[0], copy.deepcopy(greedy[1])
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(InvalidInput, match="no end-of-turn token"):
+        generation.set_greedy(model, tokenizer, max_new_tokens=5)
 
 
-def test_prompts_that_leave_no_room_in_the_context_are_counted(
-    greedy: Loaded, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prompts_that_leave_no_room_in_the_context_are_told(greedy: Loaded, caplog: pytest.LogCaptureFixture) -> None:
     long = [{"role": "user", "content": "x?z " * 100}]
     with caplog.at_level(logging.WARNING):
         generation.answer(*greedy, [long, prompts()[0]], tokens_per_batch=1)
@@ -242,13 +216,9 @@ def limit_for(rows: int) -> int:
     return int(get_max_memory()["cpu"] / (rows * bytes_per_token))
 
 
-def refused(base: Path, megabytes: int) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", REFUSED, str(base), str(megabytes)], check=False, capture_output=True,
-                          text=True, cwd=Path(__file__).parents[2])
-
-
 def test_memory_that_is_refused_halves_the_batch_and_changes_no_answer(base: Path) -> None:
-    done = refused(base, 60)
+    done = subprocess.run([sys.executable, "-c", REFUSED, base], check=False, capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     same, size = json.loads(done.stdout)
     assert same

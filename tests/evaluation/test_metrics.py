@@ -86,35 +86,25 @@ def test_rows_that_cannot_be_scored_are_named(predictions: list[str], references
         row_statistics(predictions, references)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_corpus_scores_equal_the_libraries(name: str) -> None:
-    predictions, references = CASES[name]
+@pytest.mark.parametrize(("predictions", "references"), [*CASES.values(), every_row()], ids=[*CASES, "all as one"])
+def test_corpus_scores_equal_the_libraries(predictions: list[str], references: list[str]) -> None:
     scores = corpus_scores(row_statistics(predictions, references))
     assert scores == pytest.approx(library_scores(predictions, references), abs=1e-9, rel=0)
     assert all(0 <= score <= 1 for score in scores.values())
 
 
-def test_all_cases_as_one_corpus_equal_the_libraries() -> None:
-    predictions, references = every_row()
-    scores = corpus_scores(row_statistics(predictions, references))
-    assert scores == pytest.approx(library_scores(predictions, references), abs=1e-9, rel=0)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_row_statistics_are_those_of_sacrebleu(name: str) -> None:
-    predictions, references = CASES[name]
-    theirs = BLEU()._extract_corpus_statistics(predictions, [references])
-    ours = row_statistics(predictions, references).to_rows()
-    assert [row[:-1] for row in ours] == [[*row[2:], *row[:2]] for row in theirs]
-
-
-def test_random_texts_of_awkward_characters_have_the_libraries_statistics() -> None:
+def random_texts() -> tuple[list[str], list[str]]:
+    """Predictions and references of awkward characters."""
     rng = np.random.default_rng(11)
     pieces = np.array([*"aB19.,-&;<>'\"$%[]{}()/ \n\t\x1c\x85\u2028_\u00e9\u0130\u03a3\r", "-\n", "<skipped>", "&amp;"])
     texts = ["".join(rng.choice(pieces, size=size)) for size in rng.integers(0, 30, size=2_000)]
-    predictions, references = texts[:1_000], texts[1_000:]
-    bleu, scorer = BLEU(), RougeScorer(["rougeL"])
-    theirs = bleu._extract_corpus_statistics(predictions, [references])
+    return texts[:1_000], texts[1_000:]
+
+
+@pytest.mark.parametrize(("predictions", "references"), [every_row(), random_texts()], ids=["all cases", "random"])
+def test_row_statistics_are_those_of_the_libraries(predictions: list[str], references: list[str]) -> None:
+    scorer = RougeScorer(["rougeL"])
+    theirs = BLEU()._extract_corpus_statistics(predictions, [references])
     rouge = [scorer.score(r, p)["rougeL"].precision for p, r in zip(predictions, references, strict=True)]
     expected = [[*row[2:], *row[:2], value] for row, value in zip(theirs, rouge, strict=True)]
     assert row_statistics(predictions, references).to_rows() == expected
@@ -157,15 +147,11 @@ def test_statistics_survive_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "value"), [
-    (0, 10.0),          # more matched than predicted
-    (0, 0.5),           # not a count
-    (4, 7.0),           # not the number of tokens
-    (9, -1.0),
-    (9, float("inf")),
-    (10, 1.5),
-    (10, float("nan")),
-    (10, None),
-])  # fmt: skip
+    (0, 10.0),  # more matched than predicted
+    (0, 0.5),  # not a count
+    (4, 7.0),  # not the number of tokens
+    (9, -1.0), (9, float("inf")), (10, 1.5), (10, float("nan")), (10, None),
+])
 def test_impossible_statistics_are_refused_by_row(place: int, value: float) -> None:
     rows = row_statistics(["a b c"] * 3, ["a b d"] * 3).to_rows()
     rows[1][place] = value
@@ -173,15 +159,12 @@ def test_impossible_statistics_are_refused_by_row(place: int, value: float) -> N
         RowStatistics.from_rows(rows)
 
 
-@pytest.mark.parametrize("rows", [[[1.0, 2.0]], [[0.0] * 11, [0.0] * 10], [["a"] * 11]])
-def test_rows_of_another_shape_are_refused(rows: list[list[float]]) -> None:
-    with pytest.raises(InvalidInput, match="expected 11 numbers a row"):
+@pytest.mark.parametrize(("rows", "problem"), [
+    ([[1.0, 2.0]], "expected 11 numbers a row"), ([[0.0] * 11, [0.0] * 10], "expected 11 numbers a row"),
+    ([["a"] * 11], "expected 11 numbers a row"), ([], "no rows to score")])
+def test_rows_of_another_shape_and_none_are_refused(rows: list[list[float]], problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem):
         RowStatistics.from_rows(rows)
-
-
-def test_no_rows_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="no rows to score"):
-        RowStatistics.from_rows([])
 
 
 def test_the_signature_names_all_of_sacrebleus_settings_and_the_order_it_leaves_out() -> None:

@@ -10,9 +10,10 @@ from src.data.rows import parse_rows
 from src.evaluation.predictions import score_contract, spread
 from tests.fakes import tiny_model
 
+Rows = list[dict[str, Any]]
 SPLIT = Path("evaluation.jsonl")
 
-BAD_ROWS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+BAD_ROWS: dict[str, tuple[Callable[[Rows], object], str]] = {
     "none": (lambda rows: rows.clear(), "no rows to evaluate"),
     "given_twice": (lambda rows: rows.append(rows[0]), "is given twice"),
     "foreign_id": (lambda rows: rows[1].update(id="0" * 16), "evaluation.jsonl:2: id 0000000000000000 is not the hash"),
@@ -23,14 +24,11 @@ BAD_ROWS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_split_that_cannot_be_scored_is_refused(
-    spoil: Callable[[list[dict[str, Any]]], object], message: str
-) -> None:
+def test_a_split_that_cannot_be_scored_is_refused(spoil: Callable[[Rows], object], message: str) -> None:
     objects = tiny_model.row_objects()
     spoil(objects)
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInput, match=message):
         parse_rows(objects, where=SPLIT, max_rows=0)
-    assert message in str(caught.value)
 
 
 def test_an_answer_of_blanks_alone_is_no_reference() -> None:

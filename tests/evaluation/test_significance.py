@@ -33,18 +33,9 @@ ROWS, RESAMPLES = 120, 1000
 
 # What the gate once recorded for these answers; a replay must give the same bits.
 GOLDEN = {
-    "gain": 0.040500235,
-    "low": -0.000626515,
-    "high": 0.081626985,
-    "confidence": 0.95,
-    "threshold": 0.001,
-    "p_value": 0.02197802197802198,
-    "p_gain_positive": 0.974,
-    "p_gain_at_least_threshold": 0.973,
-    "minimum_detectable_gain": 0.058670207,
-    "rows_needed": 413064,
-    "rows": 120,
-    "resamples": 1000,
+    "gain": 0.040500235, "low": -0.000626515, "high": 0.081626985, "confidence": 0.95, "threshold": 0.001,
+    "p_value": 0.02197802197802198, "p_gain_positive": 0.974, "p_gain_at_least_threshold": 0.973,
+    "minimum_detectable_gain": 0.058670207, "rows_needed": 413064, "rows": 120, "resamples": 1000,
     "seed": 1250999896491,
 }
 
@@ -80,11 +71,9 @@ def test_systems_of_different_rows_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("challenger", "baseline", "problem"), [
-    (["a", "b", "a"], ["a", "b"], "occurs twice"),
-    (["a", "b"], ["b", "b"], "occurs twice"),
-    (["a", "b"], ["c"], "share no evaluation row"),
-    ([], [], "share no evaluation row"),
-])  # fmt: skip
+    (["a", "b", "a"], ["a", "b"], "occurs twice"), (["a", "b"], ["b", "b"], "occurs twice"),
+    (["a", "b"], ["c"], "share no evaluation row"), ([], [], "share no evaluation row"),
+])
 def test_rows_that_cannot_be_paired_are_refused(challenger: list[str], baseline: list[str], problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem):
         shared_rows(challenger, baseline)
@@ -101,11 +90,8 @@ def test_a_challenger_number_below_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("confidence", "challengers", "expected"), [
-    (0.95, 1, 0.95), (0.95, 2, 0.975), (0.95, 20, 0.9975), (0.9, 4, 0.975), (0.99, 10, 0.999),
-])  # fmt: skip
-def test_confidence_grows_with_the_challengers_since_the_last_slot(
-    confidence: float, challengers: int, expected: float
-) -> None:
+    (0.95, 1, 0.95), (0.95, 2, 0.975), (0.95, 20, 0.9975), (0.9, 4, 0.975), (0.99, 10, 0.999)])
+def test_confidence_grows_with_the_challengers(confidence: float, challengers: int, expected: float) -> None:
     assert adjusted_confidence(confidence, challengers) == expected
 
 
@@ -225,15 +211,12 @@ def test_a_higher_confidence_widens_the_interval_and_needs_more_rows() -> None:
     assert (twentieth.rows_needed or 0) > (usual.rows_needed or 0)
 
 
-def test_rows_needed_fall_with_the_square_of_the_threshold() -> None:
+def test_rows_needed_fall_with_the_square_of_the_threshold_and_none_are_for_a_threshold_of_zero() -> None:
     challenger, baseline = systems()
     detectable = evidence(challenger, baseline).minimum_detectable_gain
     needed = [evidence(challenger, baseline, threshold=detectable * factor).rows_needed for factor in (1, 0.5, 0.1)]
     assert needed == pytest.approx([ROWS, 4 * ROWS, 100 * ROWS], abs=1)
-
-
-def test_a_threshold_of_zero_needs_no_number_of_rows() -> None:
-    assert evidence(*systems(), threshold=0.0).rows_needed is None
+    assert evidence(challenger, baseline, threshold=0.0).rows_needed is None
 
 
 def test_equal_arguments_give_equal_bits_and_the_seed_matters() -> None:

@@ -35,11 +35,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], 
     """Scores by way of `evaluate.load`, and what it says to wrong weights; caches empty and the Hub out of reach."""
     unreachable = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     environment = os.environ | unreachable | {"HF_HOME": str(tmp_path_factory.mktemp("hf")), "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "src/evaluation/weighted_score.py"],
-        input=json.dumps([PREDICTIONS, REFERENCES, WEIGHTS]),
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    finished = subprocess.run([sys.executable, "-c", SCRIPT, "src/evaluation/weighted_score.py"], cwd=ROOT, check=False,
+                              input=json.dumps([PREDICTIONS, REFERENCES, WEIGHTS]), env=environment, text=True,
+                              capture_output=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     scores, message = json.loads(finished.stdout)
     return scores, message
@@ -49,9 +47,7 @@ def test_weights_that_name_other_metrics_are_refused(loaded: tuple[dict[str, flo
     assert loaded[1] == "weights name bleu1; expected bleu1, bleu2, bleu3, bleu4, rougeL_precision"
 
 
-def test_evaluate_loads_the_metric_offline_and_gives_the_pipelines_numbers(
-    loaded: tuple[dict[str, float], str],
-) -> None:
+def test_evaluate_loads_the_metric_offline_and_gives_our_numbers(loaded: tuple[dict[str, float], str]) -> None:
     expected = corpus_scores(row_statistics(PREDICTIONS, REFERENCES))
     scores = dict(loaded[0])
     assert scores.pop("weighted_score") == float(weighted_score(expected, WEIGHTS))

@@ -33,22 +33,14 @@ def test_an_altered_slot_breaks_the_chain_at_the_next_one(number: int, key: str)
         parse_slots(texts)
 
 
-@pytest.mark.parametrize(
-    "order", [(1, 2), (0, 2), (1, 0), (0, 0), (0, 2, 1)]
-)
-def test_missing_doubled_and_reordered_slots_are_found(order: tuple[int, ...]) -> None:
-    with pytest.raises(IntegrityError, match="does not continue slot"):
-        parse_slots([TEXTS[place] for place in order])
-
-
-def test_a_slot_that_skips_a_number_is_found() -> None:
-    with pytest.raises(IntegrityError, match=r"^ledger slot 4: does not continue slot 3"):
-        parse_slots([*TEXTS, slot(THREE, "d", 0.6, number=5).text()])
-
-
-def test_a_first_slot_that_continues_something_is_found() -> None:
-    with pytest.raises(IntegrityError, match=r"^ledger slot 1: does not continue slot 0"):
-        parse_slots([slot(LedgerView(()), "a", 0.3, previous_sha256=digest_of("another ledger")).text()])
+@pytest.mark.parametrize(("number", "texts"), [
+    (1, TEXTS[1:]), (2, TEXTS[::2]), (1, TEXTS[1::-1]), (2, TEXTS[:1] * 2), (2, [TEXTS[0], TEXTS[2], TEXTS[1]]),
+    (4, [*TEXTS, slot(THREE, "d", 0.6, number=5).text()]),
+    (1, [slot(LedgerView(()), "a", 0.3, previous_sha256=digest_of("another ledger")).text()]),
+], ids=["first missing", "missing", "reordered", "doubled", "last two reordered", "number skipped", "another ledger"])
+def test_a_slot_that_does_not_follow_the_one_before_is_found(number: int, texts: list[str]) -> None:
+    with pytest.raises(IntegrityError, match=rf"^ledger slot {number}: does not continue slot {number - 1}"):
+        parse_slots(texts)
 
 
 @pytest.mark.parametrize(
@@ -100,15 +92,12 @@ def test_an_empty_ledger_has_no_champion() -> None:
 
 
 def test_the_last_slot_is_the_champion_and_the_one_before_the_previous() -> None:
+    assert ledger(("a", 0.3)).previous is None
     view = parse_slots(TEXTS)
     assert view.head == THREE.slots[2]
     assert view.previous == THREE.slots[1]
     assert view.next_number == 4
     assert models(view.promoted_digests) == {"a", "b", "c"}
-
-
-def test_a_first_champion_has_no_previous() -> None:
-    assert ledger(("a", 0.3)).previous is None
 
 
 def test_a_rollback_blocks_what_came_after_its_target_and_goes_back_to_it() -> None:

@@ -1,6 +1,6 @@
 """The base model as a folder: pocket is trained from nothing, reproducibly; a foreign folder is taken over safely."""
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from src.core.errors import InvalidInput, InvalidParams, PipelineError, Refused
 from src.core.params import PocketParams
 from src.core.records import manifest, tree_digest
 from src.models import base_model, merging
-from tests.fakes.tiny_model import conversations, edit_json, write_base
+from tests.fakes.tiny_model import conversations, edit_json
 
 TINY = PocketParams(vocabulary=320, hidden_size=32, layers=2, heads=2, context=64, epochs=2, batch_size=4,
                     learning_rate=0.01, seed=3)
 CONVERSATIONS = conversations()
+FILES = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+         "tokenizer_config.json"]
 ODD_TEXTS = ["", "Where is my order?", "a\n\n- **b**\t  c", "\u00e9t\u00e9 \u4f60\u597d \U0001f600", "12.50 {{Order}}",
              "\x01\ufeff"]
 
@@ -28,17 +30,14 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    folder = tmp_path / "foreign"
-    write_base(folder)
-    return folder
+def foreign(base: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(base, tmp_path / "foreign")
 
 
 def test_pocket_is_a_base_like_any_other(pocket: Path) -> None:
     base_model.check(pocket)
     model, tokenizer = merging.load(pocket, "float32")
-    assert sorted(manifest(pocket)) == ["chat_template.jinja", "config.json", "generation_config.json",
-                                        "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(manifest(pocket)) == FILES
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == model.generation_config.eos_token_id
     assert model.generation_config.do_sample is False
 
@@ -89,38 +88,9 @@ def test_only_model_files_are_taken_over_and_the_source_stays(foreign: Path, tmp
     weights.symlink_to(tmp_path / "blob")
     before = weights.stat()
     base_model.take_over(foreign, tmp_path / "base")
-    assert sorted(manifest(tmp_path / "base")) == ["chat_template.jinja", "config.json", "generation_config.json",
-                                                   "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(manifest(tmp_path / "base")) == FILES
     assert (weights.stat().st_ino, weights.stat().st_nlink) == (before.st_ino, 1)
     merging.load(tmp_path / "base", "float32")
-
-
-def without_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def with_pickle_only(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def with_auto_map(folder: Path) -> None:
-    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
-
-
-def with_tokenizer_code(folder: Path) -> None:
-    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
-
-
-def with_code(folder: Path) -> None:
-    (folder / "modeling.py").write_text("raise SystemExit")
-
-
-def without_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def without_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").unlink()
 
 
 def without_tokenizer(folder: Path) -> None:
@@ -128,24 +98,25 @@ def without_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
-def without_end(folder: Path) -> None:
-    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
-
-
 @pytest.mark.parametrize(("spoil", "kind", "message"), [
-    (with_pickle_only, Refused, "pickled weights are never loaded; save the model as safetensors"),
-    (with_auto_map, Refused, "config.json: auto_map asks for custom code"),
-    (with_tokenizer_code, Refused, "tokenizer_config.json: auto_map asks for custom code"),
-    (with_code, Refused, "modeling.py: custom code in a base model is never run"),
-    (without_config, InvalidInput, "no config.json, so this is no model"),
-    (without_weights, InvalidInput, "no safetensors file"),
+    (lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"), Refused,
+     "pickled weights are never loaded; save the model as safetensors"),
+    (lambda base: edit_json(base / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}), Refused,
+     "config.json: auto_map asks for custom code"),
+    (lambda base: edit_json(base / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.Evil", None]}),
+     Refused, "tokenizer_config.json: auto_map asks for custom code"),
+    (lambda base: (base / "modeling.py").write_text("raise SystemExit"), Refused,
+     "modeling.py: custom code in a base model is never run"),
+    (lambda base: (base / "config.json").unlink(), InvalidInput, "no config.json, so this is no model"),
+    (lambda base: (base / "model.safetensors").unlink(), InvalidInput, "no safetensors file"),
     (without_tokenizer, InvalidInput, "no usable tokenizer"),
-    (without_template, InvalidInput, "no chat template; choose a chat model, or put the template into the folder"),
-    (without_end, InvalidInput, "no end-of-turn token; set eos_token"),
+    (lambda base: (base / "chat_template.jinja").unlink(), InvalidInput,
+     "no chat template; choose a chat model, or put the template into the folder"),
+    (lambda base: edit_json(base / "tokenizer_config.json", eos_token=None), InvalidInput,
+     "no end-of-turn token; set eos_token"),
 ])
 def test_an_unusable_folder_is_refused_before_anything_is_copied(
-    foreign: Path, tmp_path: Path, spoil: Callable[[Path], None], kind: type[PipelineError], message: str
+    foreign: Path, tmp_path: Path, spoil: Callable[[Path], object], kind: type[PipelineError], message: str
 ) -> None:
     spoil(foreign)
     with pytest.raises(kind, match=message):

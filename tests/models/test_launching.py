@@ -11,18 +11,10 @@ from peft import LoraConfig
 
 from src.core.errors import InvalidParams, RunAgain
 from src.models import merging, placement
-from tests.fakes.tiny_model import write_base
 from utils import process
 
 ROOT = Path(__file__).parents[2]
 STAGE = "tests/fakes/shared_training.py"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    write_base(folder)
-    return folder
 
 
 def start(folder: Path, base: Path, *more: str, launcher: tuple[str, ...] = (), **changes: Any

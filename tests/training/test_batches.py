@@ -9,18 +9,14 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTraine
 
 from src.models import merging
 from src.training.encoding import IGNORED, Batch, EndToEnd, Example, encode_all
-from tests.fakes.tiny_model import write_base
 from tests.training.test_fine_tuning import TRAIN
 
 PAD = 0
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    write_base(folder)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +86,11 @@ def test_another_neighbour_changes_nothing_for_a_conversation(model: PreTrainedM
     collate = EndToEnd(row_tokens=10_000, pad=PAD)
     batch = collate([examples[0], examples[5]])  # the longer one first
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "use_cache")}
-    first, second = len(examples[5]["labels"]), len(examples[0]["labels"])
+    first = len(examples[5]["labels"])
     with torch.inference_mode():
         expected = model(input_ids=tensor(batch, "input_ids")[:, first:]).logits
-        beside, leaking = (model(**{**inputs, **more}).logits[:, first:]
-                           for more in ({}, {"use_cache": True}))
-    assert expected.shape[1] == second
+        beside, leaking = (model(**{**inputs, **more}).logits[:, first:] for more in ({}, {"use_cache": True}))
+    assert expected.shape[1] == len(examples[0]["labels"])
     assert torch.allclose(beside, expected, atol=1e-4)
     assert not torch.allclose(leaking, expected, atol=1e-2)  # what the batch's use_cache is for
 

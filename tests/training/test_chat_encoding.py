@@ -9,30 +9,22 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from src.core.errors import InvalidInput
 from src.evaluation.generation import prompt_tokens
 from src.training.encoding import IGNORED, encode, encode_all
-from tests.fakes.tiny_model import TEMPLATE, write_base
+from tests.fakes.tiny_model import TEMPLATE
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is my order?"},
         {"role": "assistant", "content": "On its way."}]
 TWO_TURNS = [*CHAT, {"role": "user", "content": "When?"}, {"role": "assistant", "content": "Soon."}]
-# What models in use do: a line break after the end of the turn, none at all, words that join the prompt's last space.
+# What models in use do: a line break after the end of the turn, words that join the prompt's last space.
 LINE_AFTER_END = TEMPLATE.replace("{{ eos_token }}", "{{ eos_token + '\n' }}")
-NO_END = TEMPLATE.replace("{{ eos_token }}", "\n")
 JOINING = ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
            "{% if add_generation_prompt %}assistant: {% endif %}")
 FORGETFUL = ("{% for m in messages %}{% if loop.last or not add_generation_prompt %}{{ m['content'] }}{% endif %}"
              "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    write_base(folder)
-    return folder
-
-
 @pytest.fixture
-def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder)
+def tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(base)
 
 
 def encoded(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, stops: set[int], limit: int = 500
@@ -62,16 +54,13 @@ def test_the_last_answer_and_the_end_of_its_turn_are_learnt_after_the_prompt_of_
     assert example["labels"].count(IGNORED) == len(prompt)
 
 
-def test_an_end_of_turn_that_the_template_lacks_is_added(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = NO_END
-    example = encoded(CHAT, tokenizer, stops={tokenizer.eos_token_id})
-    assert learnt(tokenizer, example) == "On its way.\n</s>"
-
-
-def test_another_stop_token_of_the_model_ends_the_turn_too(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "<s>\n")
+@pytest.mark.parametrize(("end", "answer"), [("\n", "On its way.\n</s>"), ("<s>\n", "On its way.<s>")])
+def test_an_end_of_turn_that_the_template_lacks_is_added_and_another_stop_token_ends_it_too(
+    tokenizer: PreTrainedTokenizerBase, end: str, answer: str
+) -> None:
+    tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", end)
     example = encoded(CHAT, tokenizer, stops={tokenizer.eos_token_id, tokenizer.bos_token_id})
-    assert learnt(tokenizer, example) == "On its way.<s>"
+    assert learnt(tokenizer, example) == answer
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
