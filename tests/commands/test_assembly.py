@@ -38,8 +38,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     json_utils.write_object(Path("results/base_model.json"), tiny_model.base_ref(tmp_path).model_dump())
     json_utils.write_object(Path("results/data/datasets.json"),
                             Datasets(raw=split, train=split, validation=split, evaluation=split).model_dump())
-    json_utils.write_lines(EVALUATIONS / "predictions.jsonl",
-                           [row.model_dump() for row in scored(Path("results"))])
+    json_utils.write_lines(EVALUATIONS / "predictions.jsonl", [row.model_dump() for row in scored(Path("results"))])
     policy = Policy(dict(report.weights), Decimal("0.001"), require_significance=False)
     return Request(report=report, model=model, policy=policy, model_name="shop", force=False,
                    actor="me", reason="", git_commit="none", ci_url=None, tracking_uri="")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CONFIG, REPORT = Path("params.yaml"), Path("results/evaluations/report.json")
 INFO = Path("results/deployment/deployment_info.json")
 NAME = "ecommerce-chatbot"
 YEARS = timedelta(days=3652)
+Line = Callable[[], str]  # the last one that was said
 
 
 @pytest.fixture
@@ -49,53 +51,47 @@ def view(params: Params) -> LedgerView:
     return MlflowLedger(mlflow_utils.connect(params.mlflow), NAME, params.mlflow.experiment_name).view()
 
 
-def line(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.splitlines()[-1]
+@pytest.fixture
+def line(capsys: pytest.CaptureFixture[str]) -> Line:
+    return lambda: capsys.readouterr().err.splitlines()[-1]
 
 
-def experiment(params: Params) -> str:
-    found = mlflow_utils.find_experiment(mlflow_utils.connect(params.mlflow), params.mlflow.experiment_name)
-    assert found
-    return str(found.experiment_id)
+def rename_experiment(params: Params, name: str) -> None:
+    client = mlflow_utils.connect(params.mlflow)
+    client.rename_experiment(client.get_experiment_by_name(params.mlflow.experiment_name).experiment_id, name)
 
 
-def test_row_16_an_evaluation_whose_run_was_deleted_is_refused(
-    champion: Params, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_row_16_an_evaluation_whose_run_was_deleted_is_refused(champion: Params, line: Line) -> None:
     mlflow_utils.connect(champion.mlflow).delete_run(json.loads(REPORT.read_text())["run_id"])
     assert call() == 3
-    assert "is deleted; run `dvc repro --force evaluation`" in line(capsys)
+    assert "is deleted; run `dvc repro --force evaluation`" in line()
     assert len(view(champion).slots) == 1
 
 
-def test_row_16_an_evaluation_of_another_experiment_is_refused(
-    champion: Params, capsys: pytest.CaptureFixture[str]
-) -> None:
-    client = mlflow_utils.connect(champion.mlflow)
-    client.rename_experiment(experiment(champion), "elsewhere")
-    mlflow_utils.ensure_experiment(client, champion.mlflow.experiment_name, {})
+def test_row_16_an_evaluation_of_another_experiment_is_refused(champion: Params, line: Line) -> None:
+    rename_experiment(champion, "elsewhere")
+    mlflow_utils.ensure_experiment(mlflow_utils.connect(champion.mlflow), champion.mlflow.experiment_name, {})
     assert call() == 3
-    assert "is no evaluation of experiment" in line(capsys)
+    assert "is no evaluation of experiment" in line()
 
 
 @pytest.mark.parametrize("known_run", [True, False])
 def test_row_45_a_history_that_is_missing_beside_a_ledger_is_undecided_and_not_made_anew(
-    champion: Params, capsys: pytest.CaptureFixture[str], known_run: bool
+    champion: Params, line: Line, known_run: bool
 ) -> None:
-    client = mlflow_utils.connect(champion.mlflow)
-    client.rename_experiment(experiment(champion), "lost")
+    rename_experiment(champion, "lost")
     if not known_run:
         REPORT.write_text(json.dumps({**json.loads(REPORT.read_text()), "run_id": "0" * 32}))
     assert call() == 4
-    assert "with its history is missing" in line(capsys)
+    assert "with its history is missing" in line()
+    client = mlflow_utils.connect(champion.mlflow)
     assert mlflow_utils.find_experiment(client, champion.mlflow.experiment_name) is None
     assert len(view(champion).slots) == 1
 
 
 @pytest.mark.parametrize("holders", [["alias"], ["Production"], ["Production", "Production"]])
-def test_rows_53_and_54_a_champion_outside_of_an_empty_ledger_is_undecided(
-    params: Params, capsys: pytest.CaptureFixture[str], holders: list[str]
-) -> None:
+def test_rows_53_and_54_a_champion_outside_of_an_empty_ledger_is_undecided(params: Params, line: Line,
+                                                                            holders: list[str]) -> None:
     report, client = challenger(params, "first", answers(20)), mlflow_utils.connect(params.mlflow)
     client.create_registered_model(NAME)
     for held in holders:
@@ -105,20 +101,17 @@ def test_rows_53_and_54_a_champion_outside_of_an_empty_ledger_is_undecided(
         else:
             client.transition_model_version_stage(NAME, str(version), held)
     assert call() == 4
-    assert "run `python scripts/status_script.py --adopt`" in line(capsys)
+    assert "run `python scripts/status_script.py --adopt`" in line()
     assert view(params).head is None
 
 
 def test_row_36_a_flag_wins_over_the_file_and_both_are_recorded(champion: Params) -> None:
     assert call("--min-improvement-threshold", "0.9", "--dry-run") == 0
-    folder = INFO.parent
-    assert json.loads((folder / "model_comparison.json").read_text())["threshold"] == 0.9
-    assert "threshold 0.9 by flag, params.yaml says 0.001" in (folder / "deployment_logs.txt").read_text()
+    assert json.loads(INFO.with_name("model_comparison.json").read_text())["threshold"] == 0.9
+    assert "threshold 0.9 by flag, params.yaml says 0.001" in INFO.with_name("deployment_logs.txt").read_text()
 
 
-def test_row_63_champions_follow_their_slots_whatever_the_clock_says(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_63_champions_follow_their_slots_by_any_clock(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     true_time, found = time.time, []
     for right, offset in ((10, YEARS), (20, timedelta()), (30, -YEARS)):
         shown = (datetime.now(UTC) + offset).isoformat(timespec="seconds")
@@ -130,9 +123,7 @@ def test_row_63_champions_follow_their_slots_whatever_the_clock_says(
     assert found == [Reason.FIRST_MODEL, Reason.IMPROVED, Reason.IMPROVED]
     seen = view(params)
     assert [slot.time[:4] for slot in seen.slots] == sorted((slot.time[:4] for slot in seen.slots), reverse=True)
-    assert seen.head
-    assert seen.previous
-    assert (seen.head.version, seen.previous.version) == (3, 2)
+    assert (seen.head, seen.previous) == (seen.slots[2], seen.slots[1])
     assert deploy(CONFIG).reason is Reason.ALREADY
 
 
@@ -143,8 +134,7 @@ def test_row_66_words_from_outside_are_data_in_every_record(
     monkeypatch.setenv("DEPLOY_REASON", f"$(touch pwned) `id` \"'; exit 9\nPROMOTE result=kept\x1b[2J {'y' * 600}")
     monkeypatch.setenv("GITHUB_ACTOR", "mallory\n::set-output name=x::$(id)")
     assert call("--force-deploy") == 0
-    head = view(champion).head
-    assert head
+    head = view(champion).slots[-1]
     assert head.reason.startswith("$(touch pwned) `id` \"'; exit 9 PROMOTE result=kept [2J yyy")
     assert len(head.reason) == 500
     assert head.actor == "mallory ::set-output name=x::$(id)"
@@ -174,7 +164,7 @@ def test_row_67_a_path_with_blanks_and_umlauts_a_c_locale_and_an_odd_time_zone_c
 
 
 def test_row_68_without_a_network_a_push_is_refused_and_the_rest_works(
-    tmp_path: Path, champion: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, champion: Params, monkeypatch: pytest.MonkeyPatch, line: Line
 ) -> None:
     write_params(tmp_path, ROOT / "params.yaml", huggingface=PUSHING, resamples=100)
     with LoopbackHub(tmp_path / "hub") as hub:
@@ -182,7 +172,7 @@ def test_row_68_without_a_network_a_push_is_refused_and_the_rest_works(
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read once, when the package is imported
         assert call() == 6
-        assert "unset HF_HUB_OFFLINE" in line(capsys)
+        assert "unset HF_HUB_OFFLINE" in line()
         assert (len(view(champion).slots), hub.repos.get(REPO)) == (1, None)
         assert call("--skip-hf-push") == 0
     assert len(view(champion).slots) == 2

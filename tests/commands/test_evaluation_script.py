@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from src.core.records import EvaluationReport, manifest, read_lines, read_object
 from src.evaluation.metrics import RowStatistics, corpus_scores
 from tests.fakes import tiny_model
 from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_shop
+from tests.fakes.promoted import run
 from utils.answers import PartialAnswers
 
 
@@ -29,15 +31,13 @@ def repository(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.
     return tmp_path
 
 
-def evaluate(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluation_script.py", *flags])
-    return evaluation_script.main()
+evaluate = partial(run, evaluation_script)
 
 
 def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(monkeypatch) == 0
+    assert evaluate() == 0
     folder = repository / "results/evaluations"
     report = EvaluationReport.load(folder / "report.json")
     numbers = read_object(folder / "metrics.json")
@@ -56,10 +56,10 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
     assert report.model.adapter_sha256 == tiny_model.fine_tuned(repository).adapter_sha256
 
     client = MlflowClient(report.tracking_uri)
-    run = client.get_run(report.run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics == numbers
-    assert {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")} == {
+    logged = client.get_run(report.run_id)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics == numbers
+    assert {name: value for name, value in logged.data.tags.items() if not name.startswith("mlflow.")} == {
         "kind": "evaluation", "champion.model_name": "ecommerce-chatbot", "champion.model_digest": report.model_digest,
         "champion.contract": report.contract.digest(), "champion.weights": report.weights_digest(),
         "champion.contract_json": json.dumps(report.contract.model_dump(), sort_keys=True, separators=(",", ":")),
@@ -81,11 +81,10 @@ KILLS = [("before", 0, 0), ("torn", 0, 0), ("after", 0, 1), ("torn", 1, 2), ("re
 @pytest.mark.parametrize("kills", [pytest.param(KILLS[2:3], id="once"),
                                    pytest.param(KILLS, id="again_and_again", marks=pytest.mark.slow)])
 def test_a_killed_evaluation_goes_on_where_it_was_and_ends_with_the_identical_file(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    kills: list[tuple[str, int, int]]
+    repository: Path, caplog: pytest.LogCaptureFixture, kills: list[tuple[str, int, int]]
 ) -> None:
     answers, partial = repository / "results/evaluations/predictions.jsonl", repository / "results/checkpoints"
-    evaluate(monkeypatch)
+    evaluate()
     undisturbed = answers.read_bytes()
     assert list(partial.iterdir()) == []
     whole = 0
@@ -96,7 +95,7 @@ def test_a_killed_evaluation_goes_on_where_it_was_and_ends_with_the_identical_fi
         assert answers.exists() == (moment == "records")
     answers.unlink(missing_ok=True)
     with caplog.at_level(logging.INFO):
-        evaluate(monkeypatch)
+        evaluate()
     assert f"resuming: {whole} of 3 batches were answered before" in caplog.messages
     assert answers.read_bytes() == undisturbed
     assert list(partial.iterdir()) == []
@@ -106,64 +105,58 @@ def test_answers_under_other_settings_are_not_gone_on_from(
     repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(PartialAnswers, "remove", lambda _: None)
-    evaluate(monkeypatch)
+    evaluate()
     assert len(kept(repository)) == 3
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["evaluation"]["max_new_tokens"] = 11
     (repository / "params.yaml").write_text(yaml.safe_dump(params))
     with caplog.at_level(logging.INFO):
-        evaluate(monkeypatch)
+        evaluate()
     assert not any("resuming: " in message for message in caplog.messages)
     lines = read_lines(repository / "results/evaluations/predictions.jsonl")
     assert all(line["new_tokens"] == 11 for line in lines)
 
 
-def test_a_model_that_does_not_load_is_an_error_and_leaves_no_score(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_does_not_load_is_an_error_and_leaves_no_score(repository: Path) -> None:
     weights = repository / "results/adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     tiny_model.write_records(repository)
     with pytest.raises(IntegrityError, match="damaged safetensors"):
-        evaluate(monkeypatch)
+        evaluate()
     assert not (repository / "results/evaluations").exists()
 
 
-def test_an_empty_split_is_an_error(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_split_is_an_error(repository: Path) -> None:
     (repository / "results/data/evaluation.jsonl").write_text("")
     with pytest.raises(InvalidInput, match="no rows to evaluate"):
-        evaluate(monkeypatch)
+        evaluate()
 
 
-def test_there_is_no_champion_to_evaluate_before_the_first_promotion(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("repository")
+def test_there_is_no_champion_to_evaluate_before_the_first_promotion() -> None:
     with pytest.raises(Undecided, match="no model was promoted yet"):
-        evaluate(monkeypatch, "--model", "champion")
+        evaluate("--model", "champion")
 
 
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code
-def test_the_champion_comes_from_the_registry_and_scores_as_it_did_without_touching_results(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate(monkeypatch)
+def test_the_champion_comes_from_the_registry_and_scores_as_it_did_without_touching_results(repository: Path) -> None:
+    evaluate()
     path = repository / "results/evaluations/report.json"
     report = EvaluationReport.load(path)
     promote(report, repository)
     shutil.rmtree(repository / "results/adapter")
     before = manifest(repository / "results")
-    assert evaluate(monkeypatch, "--model", "champion") == 0
+    assert evaluate("--model", "champion") == 0
     assert manifest(repository / "results") == before
 
-    own, again = sorted(
-        (run for run in MlflowClient(report.tracking_uri).search_runs(["1"], "tags.kind = 'evaluation'")),
-        key=lambda run: run.info.start_time)
+    runs = MlflowClient(report.tracking_uri).search_runs(["1"], "tags.kind = 'evaluation'")
+    own, again = sorted(runs, key=lambda run: run.info.start_time)
     assert own.info.run_id == report.run_id
     assert again.data.metrics == own.data.metrics
     chosen = [name for name in own.data.tags if not name.startswith("mlflow.")]
     assert {name: again.data.tags[name] for name in chosen} == {name: own.data.tags[name] for name in chosen}
 
 
-def test_the_champions_score_has_no_output_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champions_score_has_no_output_folder() -> None:
     with pytest.raises(InvalidParams, match="--output-dir"):
-        evaluate(monkeypatch, "--model", "champion", "--output-dir", "elsewhere")
+        evaluate("--model", "champion", "--output-dir", "elsewhere")

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from scripts import report_script
 from src.core.errors import InvalidInput
 from src.core.params import MlflowParams, load_params
 from src.core.records import canonical_json
+from tests.fakes.promoted import run
 from tests.fakes.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
 from utils import json_utils, mlflow_utils
 from utils.tracking import runs as evaluation_run
@@ -35,11 +37,11 @@ def log(client: MlflowClient, example: Example, folder: Path) -> Example:
     report = example.report
     home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
     tags = evaluation_run.evaluation_tags(PARAMS.deployment, report.model, report.contract)
-    run = client.create_run(home.experiment_id, tags={KIND: "evaluation", **tags})
+    run_id = client.create_run(home.experiment_id, tags={KIND: "evaluation", **tags}).info.run_id
     json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
-    evaluation_run.log_evaluation(client, run.info.run_id, report.metrics.as_dict(), [folder / "predictions.jsonl"])
-    client.set_terminated(run.info.run_id)
-    return Example(report.model_copy(update={"run_id": run.info.run_id}), example.predictions)
+    evaluation_run.log_evaluation(client, run_id, report.metrics.as_dict(), [folder / "predictions.jsonl"])
+    client.set_terminated(run_id)
+    return Example(report.model_copy(update={"run_id": run_id}), example.predictions)
 
 
 def write_results(example: Example, told: dict[str, object], compared: dict[str, object]) -> None:
@@ -65,16 +67,13 @@ def promoted(client: MlflowClient, tmp_path: Path) -> str:
     return run_id
 
 
-def report(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["report_script.py", *flags])
-    return report_script.main()
+report = partial(run, report_script)
 
 
-def test_an_evaluation_that_is_missing_is_named_with_the_remedy(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("client")
+def test_an_evaluation_that_is_missing_is_named_with_the_remedy() -> None:
     with pytest.raises(InvalidInput, match=r"results/evaluations/report\.json: missing; run `dvc repro`"):
-        report(monkeypatch)
+        report()
 
 
 def test_an_unreachable_server_costs_the_history_and_not_the_report(
@@ -85,29 +84,27 @@ def test_an_unreachable_server_costs_the_history_and_not_the_report(
     Path("params.yaml").write_bytes(CONFIG.read_bytes())
     second = evaluated(2)
     write_results(second, *decided(second, ledger(evaluated(1)), [evaluated(1)]))
-    assert report(monkeypatch) == 0
+    assert report() == 0
     html = PAGE.read_text(encoding="utf-8")
     assert "History not available: MLflow at http://127.0.0.1:9" in html
     assert "Promoted to champion" in html
 
 
-def test_a_failed_deployment_has_a_page_that_stays_out_of_mlflow(
-    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_deployment_has_a_page_that_stays_out_of_mlflow(client: MlflowClient, tmp_path: Path) -> None:
     run_id = promoted(client, tmp_path)
     failure = {"result": "undecided", "code": 4, "reason": "the server did not answer"}
     json_utils.write_object(Path("results/deployment/deployment_info.json"), failure)
-    assert report(monkeypatch, "--output", "page.html") == 0
+    assert report("--output", "page.html") == 0
     assert "exit code 4: the server did not answer" in Path("page.html").read_text(encoding="utf-8")
     assert not PAGE.exists()
     assert not client.list_artifacts(run_id)
 
 
 def test_the_page_tells_of_the_promotion_and_is_kept_with_its_run(
-    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id = promoted(client, tmp_path)
-    assert report(monkeypatch) == 0
+    assert report() == 0
     html = PAGE.read_bytes()
     assert capsys.readouterr().out == f"report: {PAGE} ({len(html):,} bytes)\n"
     for text in (b"The challenger is now version 2", b"2 evaluations under this score contract",
@@ -116,11 +113,9 @@ def test_the_page_tells_of_the_promotion_and_is_kept_with_its_run(
     assert Path(client.download_artifacts(run_id, "report/index.html")).read_bytes() == html
 
 
-def test_a_second_report_leaves_the_same_bytes_and_neither_needs_torch(
-    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_report_leaves_the_same_bytes_and_neither_needs_torch(client: MlflowClient, tmp_path: Path) -> None:
     promoted(client, tmp_path)
-    report(monkeypatch)
+    report()
     html = PAGE.read_bytes()
     PAGE.unlink()
     code = ("import json, sys\nfrom scripts import report_script\nsys.argv = ['report_script.py']\n"
@@ -136,7 +131,7 @@ def test_the_latest_evaluations_are_the_last_ones_oldest_first(client: MlflowCli
     runs = [log(client, evaluated(number), tmp_path).report for number in (3, 1, 2)]
     reader = HistoryReader(client, experiment=EXPERIMENT, model_name=NAME, contract=runs[0].contract_digest)
     found, older = reader.read_latest(2)
-    assert [run.run_id for run in found] == [report.run_id for report in runs[1:]]
+    assert [each.run_id for each in found] == [report.run_id for report in runs[1:]]
     assert older
     assert reader.read_latest(3)[1] is False
     other = HistoryReader(client, experiment=EXPERIMENT, model_name=NAME, contract=canonical_json("other"))

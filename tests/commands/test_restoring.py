@@ -1,33 +1,21 @@
 """history_script.py --promote: an evaluated model comes back from MLflow and goes before the gate."""
 
-import logging
 import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from scripts.commands.history import promote
 from src.core.errors import InvalidInput, InvalidParams, Refused
-from src.core.params import MlflowParams, Params, load_params
+from src.core.params import Params
 from src.core.records import EvaluationReport
-from tests.fakes.history_store import BASE, answers, challenger, deploy, write_params
+from tests.fakes.history_fixtures import client, config, params
+from tests.fakes.history_store import BASE, answers, challenger, deploy
 from utils import json_utils, mlflow_utils
 from utils.tracking import runs
 from utils.tracking.deployments import latest
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def config(mlflow_params: MlflowParams, tmp_path: Path) -> Path:
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    return write_params(tmp_path, ROOT / "params.yaml")
-
-
-@pytest.fixture
-def params(config: Path) -> Params:
-    return load_params(config)
+__all__ = ["config", "params"]  # fixtures, found by their names
 
 
 @pytest.fixture
@@ -45,10 +33,6 @@ def lone(config: Path, params: Params) -> EvaluationReport:
     return report
 
 
-def client(params: Params) -> MlflowClient:
-    return mlflow_utils.connect(params.mlflow)
-
-
 def training_folder(params: Params, report: EvaluationReport) -> Path:
     home = client(params).get_experiment_by_name(params.mlflow.experiment_name).experiment_id
     query = f"tags.`champion.adapter_sha256` = '{report.model.adapter_sha256}' and tags.kind = 'fine_tuning'"
@@ -56,9 +40,8 @@ def training_folder(params: Params, report: EvaluationReport) -> Path:
     return Path(run.info.artifact_uri)
 
 
-def test_the_model_goes_through_the_gate_and_results_stay_as_they_are(
-    config: Path, params: Params, lone: EvaluationReport
-) -> None:
+def test_the_model_goes_to_the_gate_and_results_stay_as_they_are(config: Path, params: Params, lone: EvaluationReport
+                                                                 ) -> None:
     before = Path("results/adapter/adapter_model.safetensors").read_bytes()
     assert promote(config, lone.run_id, "a second look") == 0
     name, experiment = params.deployment.model_registry_name, params.mlflow.experiment_name
@@ -92,8 +75,7 @@ def test_what_mlflow_lacks_is_named(config: Path, params: Params, lone: Evaluati
     client(params).delete_run(folder.parent.name)
     with pytest.raises(InvalidParams, match="no training run"):
         promote(config, lone.run_id, None)
-    report = Path(client(params).get_run(lone.run_id).info.artifact_uri) / "report.json"
-    report.unlink()
+    (Path(client(params).get_run(lone.run_id).info.artifact_uri) / "report.json").unlink()
     with pytest.raises(InvalidInput, match=r"report\.json"):
         promote(config, lone.run_id, None)
     assert not list(Path(".promotion").glob("restored-*"))

@@ -11,7 +11,7 @@ from src.ledger.ports import Holders
 from src.model_selection import Reason
 from src.promotion.protocol import Step
 from tests.fakes.loopback_hub import WRITE
-from tests.fakes.promoted import NAME, REPO, Shop, drift, lose_ledger, lose_mirror, run, status
+from tests.fakes.promoted import NAME, REPO, Shop, Status, drift, lose_ledger, lose_mirror, run
 from utils.tracking.deployments import Journal
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
@@ -22,8 +22,8 @@ SETTLED = Holders(champion=3, previous=2, production=frozenset({3}))
 # Looking.
 
 
-def test_a_quiet_shop_is_told_as_it_is(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    told = status(capsys)
+def test_a_quiet_shop_is_told_as_it_is(shop: Shop, status: Status, capsys: pytest.CaptureFixture[str]) -> None:
+    told = status()
     assert (told["code"], told["drift"], told["unfinished"]) == (0, [], {})
     assert (told["champion"]["version"], told["previous"]["version"], told["blocked_versions"]) == (3, 2, [])
     assert told["registry"] == {"champion": 3, "previous": 2, "production": [3]}
@@ -37,15 +37,15 @@ def test_a_quiet_shop_is_told_as_it_is(shop: Shop, capsys: pytest.CaptureFixture
     assert "drift       none" in said
 
 
-def test_looking_changes_nothing(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_looking_changes_nothing(shop: Shop, status: Status) -> None:
     shop.client.set_registered_model_alias(NAME, "champion", "1")
     shop.hub.log.clear()
-    status(capsys)
+    status()
     assert {entry["method"] for entry in shop.hub.log} == {"GET"}
     assert shop.holders.champion == 1
 
 
-def test_every_hand_edit_is_named_and_repaired(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_hand_edit_is_named_and_repaired(shop: Shop, status: Status) -> None:
     release = shop.main()
     shop.client.set_registered_model_alias(NAME, "champion", "1")
     shop.client.delete_registered_model_alias(NAME, "previous")
@@ -54,7 +54,7 @@ def test_every_hand_edit_is_named_and_repaired(shop: Shop, capsys: pytest.Captur
     HfApi(endpoint=shop.hub.url, token=WRITE).delete_tag(REPO, tag="v3")
     lose_mirror(shop)
     Path("results/deployment/deployment_info.json").write_text('{"result": "promoted", "champion": {"version": 1}}')
-    assert drift(status(capsys)) == [
+    assert drift(status()) == [
         "registry: alias champion is at version 1; the ledger says version 3",
         "registry: alias previous is at no version; the ledger says version 2",
         "registry: stage Production holds versions 2, 3; the ledger says version 3",
@@ -63,46 +63,42 @@ def test_every_hand_edit_is_named_and_repaired(shop: Shop, capsys: pytest.Captur
         "mirror: is 3 slots behind the ledger",
         "record: deployment_info.json names version 1 as champion; the ledger says version 3",
     ]
-    assert drift(status(capsys, "--repair")) == []
+    assert drift(status("--repair")) == []
     assert (shop.holders, shop.main(), shop.info["champion"]["version"]) == (SETTLED, release, 3)
     assert len(shop.view.slots) == 3
 
 
-def test_a_moved_tag_is_named_and_never_moved_back_silently(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_moved_tag_is_named_and_never_moved_back_silently(shop: Shop, status: Status) -> None:
     hub = HfApi(endpoint=shop.hub.url, token=WRITE)
     hub.delete_tag(REPO, tag="v3")
     hub.create_tag(REPO, tag="v3", revision="v1")
-    assert "hub: tag v3 is at" in drift(status(capsys))[0]
+    assert "hub: tag v3 is at" in drift(status())[0]
     with pytest.raises(IntegrityError, match="tags never move"):
         run(status_script, "--repair")
 
 
-def test_a_version_that_is_gone_is_named(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_version_that_is_gone_is_named(shop: Shop, status: Status) -> None:
     shop.client.delete_model_version(NAME, "3")
-    assert "registry: version 3 is gone" in drift(status(capsys))
+    assert "registry: version 3 is gone" in drift(status())
 
 
-def test_an_old_version_may_be_deleted_and_nothing_stands_still(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_old_version_may_be_deleted_and_nothing_stands_still(shop: Shop, status: Status) -> None:
     shop.client.delete_model_version(NAME, "2")  # `previous`
-    assert drift(status(capsys)) == []
-    assert drift(status(capsys, "--repair")) == []
+    assert drift(status()) == []
+    assert drift(status("--repair")) == []
     assert shop.holders == Holders(champion=3, previous=None, production=frozenset({3}))
     assert shop.bring("four", 35).reason is Reason.IMPROVED
     assert shop.holders.previous == 3
 
 
-def test_an_unfinished_promotion_is_found_on_this_machine_on_the_server_and_on_the_hub(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unfinished_promotion_is_found_on_this_machine_the_server_and_the_hub(shop: Shop, status: Status) -> None:
     shop.hub.fault("/tag/|/commit/release", status=403, times=9)
     with pytest.raises(HubError):
         shop.bring("four", 35)
     running = shop.client.search_runs(["1", "2"], "attributes.status = 'RUNNING'")[0]
     key = running.data.tags["champion.key"]
     Journal(key).note(Step.PUBLISH)
-    told = status(capsys)
+    told = status()
     assert told["code"] == 0
     (places,) = told["unfinished"].values()
     assert list(told["unfinished"]) == [key[:12]]
@@ -110,73 +106,67 @@ def test_an_unfinished_promotion_is_found_on_this_machine_on_the_server_and_on_t
         "on this machine at step publish", f"MLflow run {running.info.run_id}", f"Hub branch release/{key[:12]}"]
     shop.hub.faults.clear()
     assert shop.bring("four", 35).reason is Reason.IMPROVED
-    assert status(capsys)["unfinished"] == {}
+    assert status()["unfinished"] == {}
 
 
-def test_the_last_decisions_are_told_newest_first(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_decisions_are_told_newest_first(shop: Shop, status: Status) -> None:
     shop.bring("weak", 2)
-    told = status(capsys)["decisions"]
+    told = status()["decisions"]
     assert [(each["decision"], each["reason"]) for each in told][:2] == [("keep", "not_best"), ("promote", "improved")]
 
 
 # A ledger that was lost.
 
 
-def test_a_deleted_ledger_run_is_brought_back(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deleted_ledger_run_is_brought_back(shop: Shop, status: Status) -> None:
     view = shop.view
     shop.client.delete_run(shop.ledger._find())
     with pytest.raises(IntegrityError, match="is deleted"):
         run(status_script)
-    assert drift(status(capsys, "--repair")) == []
+    assert drift(status("--repair")) == []
     assert shop.view == view
 
 
-def test_a_ledger_run_that_is_gone_for_good_is_restored_from_the_mirror(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_ledger_run_that_is_gone_for_good_is_restored_from_the_mirror(shop: Shop, status: Status) -> None:
     view = shop.view
     shop.client.delete_run(shop.ledger._find())
     shop.client._tracking_client.store._hard_delete_run(shop.ledger._find())
     with pytest.raises(IntegrityError, match=r"is gone; .*--repair"):
         run(status_script)
-    assert drift(status(capsys, "--repair")) == []
+    assert drift(status("--repair")) == []
     assert (shop.view, shop.holders) == (view, SETTLED)
     assert shop.bring("four", 35).reason is Reason.IMPROVED
 
 
-def test_a_lost_experiment_and_lost_last_slots_are_restored_too(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lost_experiment_and_lost_last_slots_are_restored_too(shop: Shop, status: Status) -> None:
     view = shop.view
     lose_ledger(shop)
-    assert drift(status(capsys)) == [
+    assert drift(status()) == [
         "registry: shows version 3 as champion, but the ledger is empty",
         "mirror: has 3 slots, the ledger 0: the ledger lost some",
         "record: deployment_info.json names version 3 as champion; the ledger says no version",
     ]
     for slot in view.slots[:2]:
         assert shop.ledger.claim(slot)
-    assert "mirror: has 3 slots, the ledger 2: the ledger lost some" in drift(status(capsys))
-    assert drift(status(capsys, "--repair")) == []
+    assert "mirror: has 3 slots, the ledger 2: the ledger lost some" in drift(status())
+    assert drift(status("--repair")) == []
     assert (shop.view, shop.holders) == (view, SETTLED)
 
 
-def test_a_mirror_that_the_registry_contradicts_is_not_restored_but_adopting_goes_on_from_both(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mirror_that_the_registry_contradicts_is_not_restored_but_adopted_onto(shop: Shop, status: Status) -> None:
     view = shop.view
     lose_ledger(shop)
     shop.client.set_registered_model_alias(NAME, "champion", "2")
     with pytest.raises(Refused, match=r"champion is version 2, the mirror's version 3; .*--adopt"):
         run(status_script, "--repair")
     assert list(shop.view.slots) == []
-    assert drift(status(capsys, "--adopt")) == []
+    assert drift(status("--adopt")) == []
     assert shop.view.slots[:3] == view.slots
     assert [(slot.version, slot.kind) for slot in shop.view.slots[3:]] == [(2, "force")]
     assert shop.main() == shop.main("v2")
 
 
-def test_an_altered_mirror_restores_nothing(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_altered_mirror_restores_nothing(shop: Shop, status: Status) -> None:
     lose_ledger(shop)
     lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
     shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"score":"0.', b'"score":"1.', 1)}, "ledger")
@@ -185,13 +175,11 @@ def test_an_altered_mirror_restores_nothing(shop: Shop, capsys: pytest.CaptureFi
     assert shop.view.slots == ()
 
 
-def test_a_ledger_that_differs_from_its_mirror_is_named_and_left_to_a_person(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_ledger_that_differs_from_its_mirror_is_named_and_left_to_a_person(shop: Shop, status: Status) -> None:
     lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
     shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"actor":"', b'"actor":"not ', 1)}, "ledger")
-    assert drift(status(capsys)) == ["mirror: differs from the ledger at slot 1: one of them was altered"]
+    assert drift(status()) == ["mirror: differs from the ledger at slot 1: one of them was altered"]
     with pytest.raises(IntegrityError, match="branch `ledger` was altered"):
         run(status_script, "--repair")
     lose_mirror(shop)
-    assert drift(status(capsys, "--repair")) == []
+    assert drift(status("--repair")) == []

@@ -131,11 +131,3 @@ def test_no_way_to_fail_leaves_a_secret_anywhere(shop: Shop) -> None:
     assert "'HF_TOKEN': '***'" in said(shop, "crash")
     assert "refused Basic *** ['***'" in said(shop, "mlflow refuses")
     check(shop, processes)
-
-
-def test_the_watch_sees_a_command_line() -> None:
-    command = [sys.executable, "-c", "input()", MARK]
-    with watched() as processes, subprocess.Popen(command, stdin=subprocess.PIPE) as one:
-        while not any(MARK.encode() in line for line in processes.copy()):
-            assert one.poll() is None
-        one.communicate(b"\n")

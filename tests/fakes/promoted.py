@@ -6,7 +6,7 @@ MLflow is a real sqlite store, the Hub the loopback one, and the whole gate deci
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,7 @@ REPO = "acme/shop"
 NAME = "ecommerce-chatbot"
 SOURCE = Path(__file__).parents[2] / "params.yaml"
 PUSHING = {"model_id": REPO, "push_to_hub": True, "create_model_card": True, "private": True, "deadline_seconds": 120}
+Status = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)

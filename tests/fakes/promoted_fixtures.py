@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.history_store import write_params
 from tests.fakes.loopback_hub import LoopbackHub
-from tests.fakes.promoted import PUSHING, SOURCE, Shop, set_environment
+from tests.fakes.promoted import PUSHING, SOURCE, Shop, Status, set_environment
+from tests.fakes.promoted import status as status_of
 
 RIGHT = {"one": 10, "two": 20, "three": 30}  # of 40 answers
 
@@ -32,3 +34,8 @@ def shop(tmp_path: Path, three_promotions: Path, monkeypatch: pytest.MonkeyPatch
     with LoopbackHub(tmp_path / "hub") as hub:
         set_environment(monkeypatch, tmp_path, hub)
         yield Shop(tmp_path, hub)
+
+
+@pytest.fixture
+def status(capsys: pytest.CaptureFixture[str]) -> Status:
+    return partial(status_of, capsys)
