@@ -8,10 +8,10 @@ from mlflow import MlflowClient
 from src.core.params import MlflowParams
 from src.core.records import EvaluationReport, canonical_json
 from src.evaluation.predictions import AnsweredBatch
-from src.ledger.slots import Slot
+from src.ledger.slots import LedgerView
 from src.models import merging
 from src.promotion import release
-from tests.fakes import tiny_model
+from tests.fakes import factories, tiny_model
 from utils.tracking import registry as mlflow_registry
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.tag import IDENTITY
@@ -43,10 +43,9 @@ def promote(report: EvaluationReport, root: Path) -> int:
                                               tags=lambda: {IDENTITY: identity})
     key = report.model.key(report.contract_digest)
     version = registry.register(key)
-    assert MlflowLedger(client, name, "test-evaluation").claim(Slot(
-        number=1, kind="promote", key=key, model_digest=report.model_digest, version=version, score="0.1",
-        metrics=report.metrics, contract=report.contract_digest, evaluation_run=report.run_id, hub=None, blocks=[],
-        unblocks=[], previous_sha256="0" * 64, actor="test", reason="test", git_commit="none", ci_url=None, time="now"))
+    assert MlflowLedger(client, name, "test-evaluation").claim(factories.slot(
+        LedgerView(()), "", 0.1, key=key, model_digest=report.model_digest, version=version, metrics=report.metrics,
+        contract=report.contract_digest, evaluation_run=report.run_id))
     return version
 
 

@@ -1,22 +1,19 @@
 """Challengers without a model behind them, evaluated into a real MLflow store and brought before the whole gate."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
 from scripts.commands.deploy import Deployer, challenger_setting
-from scripts.commands.services import prune, registry_of
 from scripts.deployment_script import PARSER
-from src.core.params import METRICS, Params
+from src.core.params import Params
 from src.core.records import (
     OUTPUT_DIR,
     BaseModelRef,
     DatasetRef,
     EvaluationReport,
-    FineTunedModel,
-    LoraSettings,
     Metrics,
     ModelIdentity,
     digest_of,
@@ -29,6 +26,8 @@ from src.evaluation.metrics import corpus_scores, row_statistics
 from src.evaluation.predictions import Prediction, numbers, score_contract
 from src.model_selection import Decision
 from src.promotion.protocol import Progress, promote
+from tests.fakes import factories
+from tests.fakes.weightless import without_weights
 from utils import json_utils, mlflow_utils
 from utils.results import LogBuffer, check_output_dir
 from utils.tracking import runs
@@ -73,11 +72,8 @@ def challenger(params: Params, mark: str, given: list[Prediction], score: float 
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").write_text(mark)
     sha256 = tree_digest(manifest(adapter))
-    model = FineTunedModel(
-        run_id="f" * 32, tracking_uri=params.mlflow.tracking_uri, adapter_path=str(adapter), adapter_sha256=sha256,
-        base_model=BASE, train=SPLIT, git_commit="none",
-        lora=LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=["q_proj"]))
-    json_utils.write_object(Path("results/fine_tuned_model_location.json"), model.model_dump())
+    json_utils.write_object(Path("results/fine_tuned_model_location.json"), factories.model_values(sha256) | {
+        "tracking_uri": params.mlflow.tracking_uri, "base_model": BASE.model_dump()})
     identity = ModelIdentity(adapter_sha256=sha256, base_name=BASE.name, base_revision=BASE.revision,
                              base_sha256=BASE.sha256, dtype="float32", safe_merge=True)
     return evaluate(params, identity, given, score, Path("results/evaluations"))
@@ -90,8 +86,7 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], s
             content=row.reference)]) for row in given]
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
     found = corpus_scores(row_statistics([row.prediction for row in given], [row.reference for row in given]))
-    values: dict[str, float] = found if score is None else dict.fromkeys(METRICS, score)
-    metrics = Metrics(**values)
+    metrics = Metrics(**found) if score is None else factories.metrics(score)
     weights = params.deployment.weighted_scoring.weights
     tags = runs.evaluation_tags(params.deployment, identity, contract)
     with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
@@ -111,19 +106,11 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], s
 def deploy(config: Path, *flags: str) -> Decision:
     """The whole deployment of results/ on the real store; only merging is left out, and a text is registered."""
     asked = PARSER.parse_args(["--config", str(config), *flags])
-    deployer = Deployer(challenger_setting(asked, check_output_dir(OUTPUT_DIR), LogBuffer()))
-    if asked.dry_run:
-        return deployer.decide(deployer.ledger.view())
-    ports = deployer.ports()
-    params = deployer._setting.params
-    registry = registry_of(params, deployer._setting.client, deployer.ledger, save=_save, run_id=deployer._run.id,
-                           tags=deployer._tags)
-    ported = replace(ports, registry=registry, assemble=lambda _: None)
-    decision = promote(ported, lambda _: None, Progress()).decided()
-    prune(params, deployer.ledger, registry)
+    with pytest.MonkeyPatch.context() as patch:
+        without_weights(patch)
+        deployer = Deployer(challenger_setting(asked, check_output_dir(OUTPUT_DIR), LogBuffer()))
+        if asked.dry_run:
+            return deployer.decide(deployer.ledger.view())
+        decision = promote(deployer.ports(), lambda _: None, Progress()).decided()
+        deployer.prune()
     return decision
-
-
-def _save(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "model.txt").write_text("stands for the weights")

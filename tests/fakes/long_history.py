@@ -5,7 +5,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlRun, SqlTag
 
-from src.core.params import METRICS, Params
-from src.core.records import EvaluationReport, Metrics, digest_of
+from src.core.params import Params
+from src.core.records import EvaluationReport, digest_of
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import ScoredRun
+from tests.fakes import factories
 from utils.tracking.ledger import MlflowLedger
 
 THRESHOLD = 0.001
@@ -34,11 +34,10 @@ class Made:
     counts: bool
 
 
-GROWTH = 0.3
 SHARES = {"again": 0.05, "FAILED": 0.02, "deleted": 0.01, "excluded": 0.01, "other_contract": 0.02, "weights": 0.01}
 
 
-def make_history(runs: int, contract: str, start: int, growth: float = GROWTH, **odd: float) -> list[Made]:
+def make_history(runs: int, contract: str, start: int, growth: float = 0.3, **odd: float) -> list[Made]:
     """Scores that grow as tuning goes on, the same for the same number; `odd` changes SHARES of the odd ones.
 
     again: evaluations of a model that was evaluated before. Without growth a model's earlier score is often its best.
@@ -54,10 +53,9 @@ def make_history(runs: int, contract: str, start: int, growth: float = GROWTH, *
         tags = {"champion.excluded": "a broken machine"} if drawn["excluded"] else {}
         tags |= {"champion.weights": "0" * 64} if drawn["weights"] else {}
         silent = drawn["FAILED"] or drawn["deleted"] or drawn["excluded"]
-        value = 0.99 if silent else score
         run = ScoredRun(uuid.UUID(int=rng.getrandbits(128)).hex, digest,
                         "e" * 64 if drawn["other_contract"] else contract,
-                        Metrics(**dict.fromkeys(METRICS, value)), start + number * 1000)
+                        factories.metrics(0.99 if silent else score), start + number * 1000)
         made.append(Made(run, tags, "FAILED" if drawn["FAILED"] else "FINISHED",
                          "deleted" if drawn["deleted"] else "active", not silent))
     return made
@@ -98,9 +96,9 @@ class Template:
         tags = {"champion.model_digest": run.model_digest, "champion.contract": run.contract, **one.tags}
         for row in self._rows[table]:
             if table is SqlRun:
-                times = {"start_time": run.finished_at - 900, "end_time": run.finished_at}
-                fresh = row | times | {"run_uuid": run.run_id, "status": one.status, "lifecycle_stage": one.stage,
-                                       "artifact_uri": row["artifact_uri"].replace(row["run_uuid"], run.run_id)}
+                fresh = row | {"start_time": run.finished_at - 900, "end_time": run.finished_at,
+                               "run_uuid": run.run_id, "status": one.status, "lifecycle_stage": one.stage,
+                               "artifact_uri": row["artifact_uri"].replace(row["run_uuid"], run.run_id)}
                 yield fresh
                 yield fresh | {"run_uuid": deployment, "status": "FINISHED", "lifecycle_stage": "active",
                                "name": "deployment", "start_time": run.finished_at, "end_time": run.finished_at + 90}
@@ -142,10 +140,6 @@ def fill(client: MlflowClient, params: Params, report: EvaluationReport, runs: i
 
 def slot(view: LedgerView, run: ScoredRun) -> Slot:
     """The next slot: a promotion of what this run scored."""
-    when = datetime.fromtimestamp(run.finished_at / 1000, UTC).isoformat(timespec="seconds")
-    return Slot(
-        number=view.next_number, kind="promote", key=digest_of([run.model_digest, run.contract]),
-        model_digest=run.model_digest, version=view.next_number, score=str(run.metrics.bleu4), metrics=run.metrics,
-        contract=run.contract, evaluation_run=run.run_id, hub=None, blocks=[], unblocks=[],
-        previous_sha256=view.head_sha256, actor="benchmark", reason="no reason given", git_commit="none", ci_url=None,
-        time=when)
+    return factories.slot(view, "", run.metrics.bleu4, key=digest_of([run.model_digest, run.contract]),
+                          model_digest=run.model_digest, metrics=run.metrics, contract=run.contract,
+                          evaluation_run=run.run_id)

@@ -7,7 +7,6 @@ from typing import Any
 
 from src.core.params import DeploymentParams, load_params
 from src.core.records import (
-    BaseModelRef,
     DatasetRef,
     EvaluationReport,
     FineTunedModel,
@@ -30,7 +29,6 @@ from tests.fakes import factories
 CONFIG = Path(__file__).parents[2] / "params.yaml"
 POLICY: DeploymentParams = load_params(CONFIG).deployment.model_copy(update={"resamples": 200})
 DATA = DatasetRef(path="results/data/evaluation.jsonl", sha256="d" * 64, rows=30)
-BASE = BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="b" * 64)
 TOPICS = (
     ("Where is my parcel?", "Open Account > Orders > Tracking, where the carrier adds news every evening."),
     ("How do I return shoes that do not fit?", "Press New label under Account > Returns and hand the parcel in."),
@@ -81,8 +79,7 @@ def evaluated(number: int) -> Example:
                    prediction=text, new_tokens=12, truncated=place == 9, tokens=[1], stats=stats)
         for place, (row, text, stats) in enumerate(zip(rows(), texts, statistics.to_rows(), strict=True))
     ]
-    identity = ModelIdentity(adapter_sha256=f"{number:064x}", base_name=BASE.name, base_revision=BASE.revision,
-                             base_sha256=BASE.sha256, dtype="float32", safe_merge=True)
+    identity = ModelIdentity.parse({**factories.IDENTITY, "adapter_sha256": f"{number:064x}"}, where="example")
     contract, metrics = score_contract(rows(), max_new_tokens=160), Metrics(**corpus_scores(statistics))
     weights = POLICY.weighted_scoring.weights
     report = EvaluationReport(

@@ -25,7 +25,7 @@ def call(*flags: str, weights: bool = False) -> int:
     try:
         with pytest.MonkeyPatch.context() as patch:
             if not weights:
-                _without_weights(patch)
+                without_weights(patch)
             process.run(asked.run, announce=asked.failed)
     except SystemExit as ended:
         return int(ended.code or 0)
@@ -36,7 +36,7 @@ def call(*flags: str, weights: bool = False) -> int:
     raise AssertionError("unreachable: a stage ends by exiting")
 
 
-def _without_weights(patch: pytest.MonkeyPatch) -> None:
+def without_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(deploy.Deployer, "_assemble", _assemble)
     patch.setattr(deploy, "_save", _save)
 

@@ -115,7 +115,7 @@ def _evaluate_tiny() -> None:
 
 
 def _look() -> None:
-    from tests.fakes.seen_world import look
+    from tests.fakes.compared_worlds import look
 
     look()
 

@@ -1,6 +1,6 @@
 """One row of the server's fault matrix: the MLflow server fails a deployment at one call, and one more run follows.
 
-Its client, the proxy and the server are real. A world is what tests.fakes.seen_world sees in MLflow.
+Its client, the proxy and the server are real. A world is what tests.fakes.compared_worlds sees in MLflow.
 """
 
 import json
