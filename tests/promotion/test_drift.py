@@ -8,18 +8,8 @@ import pytest
 from src.core.records import digest_of
 from src.ledger.ports import Holders, HubState
 from src.ledger.slots import LedgerView
-from src.promotion.status import (
-    EndedDeployment,
-    ObservedHub,
-    ObservedState,
-    StartedPromotion,
-    drift,
-    facts,
-    highest_release,
-    text,
-    unfinished,
-    versions,
-)
+from src.promotion import status
+from src.promotion.status import ObservedHub, ObservedState, drift
 from tests.fakes.factories import hub_ref, ledger, rollback, slot
 
 THREE = ledger(*((model, 0.3, {"hub": hub_ref(model)}) for model in "abc"))
@@ -125,13 +115,13 @@ def test_several_differences_are_all_found() -> None:
 
 
 def test_numbers_are_said_as_a_person_would() -> None:
-    assert [versions([]), versions([None]), versions([3]), versions({2, 10, 3})] == [
-        "no version", "no version", "version 3", "versions 2, 3, 10"]
+    told = [status.versions(numbers) for numbers in ([], [None], [3], {2, 10, 3})]
+    assert told == ["no version", "no version", "version 3", "versions 2, 3, 10"]
 
 
 def test_of_all_tags_only_releases_count() -> None:
-    assert highest_release({"v2": "", "v10": "", "v1x": "", "w99": "", "v": ""}) == 10
-    assert highest_release({}) == 0
+    assert status.highest_release({"v2": "", "v10": "", "v1x": "", "w99": "", "v": ""}) == 10
+    assert status.highest_release({}) == 0
 
 
 # What is unfinished, and the whole report.
@@ -139,14 +129,14 @@ def test_of_all_tags_only_releases_count() -> None:
 KEY = digest_of("new")
 
 
-def begun(key: str, time: str, place: str = "here") -> StartedPromotion:
-    return StartedPromotion(key=key, time=time, text=place)
+def begun(key: str, time: str, place: str = "here") -> status.StartedPromotion:
+    return status.StartedPromotion(key=key, time=time, text=place)
 
 
 def test_a_promotion_that_no_slot_accounts_for_is_unfinished_with_all_its_places() -> None:
     branches = {**STATE.branches, f"release/{KEY[:12]}": "b" * 40}
     traces = [begun(KEY[:12], "2026-11-20T12:00:00.123"), begun(KEY, "2026-11-20T12:00:01", "run 7")]
-    assert unfinished(traces, state(branches=branches)) == {
+    assert status.unfinished(traces, state(branches=branches)) == {
         KEY[:12]: ["here", "run 7", f"Hub branch release/{KEY[:12]}"]}
 
 
@@ -158,15 +148,15 @@ def test_a_promotion_that_no_slot_accounts_for_is_unfinished_with_all_its_places
     ("rollback", "2026-11-20T12:00:01", True),
 ])
 def test_a_later_slot_of_the_same_key_accounts_for_a_promotion(key: str, time: str, open_: bool) -> None:
-    assert bool(unfinished([begun(key, time)], QUIET)) is open_
+    assert bool(status.unfinished([begun(key, time)], QUIET)) is open_
 
 
 def test_the_report_says_everything_in_plain_ascii() -> None:
     view = rollback(THREE, 1, blocks=[2, 3])
     wanted = Holders(champion=1, previous=None, production=frozenset({1}))
     seen = replace(QUIET, view=view, expected=wanted)
-    told = facts("shop", seen, drift(seen), [EndedDeployment("2026", "keep", "not_best", "None", "r1")], [])
-    said = text(told)
+    ended = status.EndedDeployment("2026", "keep", "not_best", "None", "r1")
+    said = status.text(status.facts("shop", seen, drift(seen), [ended], []))
     assert said.isascii()
     for line in ("shop: version 1 is the champion, score 0.3\n", "blocked     versions 2, 3\n", "ledger      4 slots",
                  "decisions   2026  keep (not_best), run r1\n", "drift       registry: alias champion is at version 3"):
@@ -175,7 +165,7 @@ def test_the_report_says_everything_in_plain_ascii() -> None:
 
 
 def test_the_report_of_nothing_says_so() -> None:
-    said = text(facts("shop", EMPTY, [], [], []))
+    said = status.text(status.facts("shop", EMPTY, [], [], []))
     assert said.startswith("shop: no champion yet\n")
     for line in ("registry    champion None, previous None, Production None\n", "Hub         not pushed\n",
                  "record      none\n", "drift       none"):

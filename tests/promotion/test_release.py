@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from src.promotion import release
 from tests.fakes import tiny_model
 
 TEXTS = {release.CARD: "# A card\n", release.EVAL_RESULTS: "- value: 1\n"}
+Rows = list[Prediction]
 NEW_TOKENS = {"float32": 16, "bfloat16": 6}  # below float32 a CPU takes 0.1 s for each
 
 
@@ -33,31 +34,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "results"
 
 
-def assemble(models: Path, folder: Path, *, dtype: str = "float32", texts: Mapping[str, str] = TEXTS
-             ) -> dict[str, str]:
+def assemble(models: Path, folder: Path, *, dtype: str = "float32", texts: Mapping[str, str] = TEXTS) -> dict[str, str]:
     model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
     return release.assemble_release(model, tokenizer, folder, max_new_tokens=NEW_TOKENS[dtype], texts=texts)
 
 
-def scored(models: Path, dtype: str = "float32", count: int = 6) -> list[Prediction]:
+def scored(models: Path, dtype: str = "float32", count: int = 6) -> Rows:
     """What the evaluation stage records: answers of the merged model in memory, two at a time."""
     model, tokenizer = merging.merge(models / "base_model", models / "adapter", dtype)
     generation.set_greedy(model, tokenizer, max_new_tokens=NEW_TOKENS[dtype])
-    rows = tiny_model.rows()[:count]
-    answers = generation.answer(model, tokenizer, [row.prompt() for row in rows], tokens_per_batch=200)
+    asked = tiny_model.rows()[:count]
+    answers = generation.answer(model, tokenizer, [row.prompt() for row in asked], tokens_per_batch=200)
     texts = [answer.text for answer in answers]
-    return as_predictions(rows, answers, row_statistics(texts, [row.reference() for row in rows]))
+    return as_predictions(asked, answers, row_statistics(texts, [row.reference() for row in asked]))
 
 
-def verify(
-    models: Path, folder: Path, predictions: Sequence[Prediction], dtype: str = "float32"
-) -> release.Verification:
+def verify(models: Path, folder: Path, rows: Rows, dtype: str = "float32") -> release.Verification:
     return release.verify_release(folder, base=models / "base_model", adapter=models / "adapter", dtype=dtype,
-                                  predictions=predictions)
+                                  predictions=rows)
 
 
 @pytest.fixture(scope="module")
-def predictions(models: Path) -> list[Prediction]:
+def rows(models: Path) -> Rows:
     return scored(models)
 
 
@@ -73,17 +71,15 @@ def folder(assembled: Path, tmp_path: Path) -> Path:
     return shutil.copytree(assembled, tmp_path / "release")
 
 
-def test_plain_transformers_give_the_scored_answers_token_for_token(
-    folder: Path, predictions: list[Prediction]
-) -> None:
+def test_plain_transformers_give_the_scored_answers_token_for_token(folder: Path, rows: Rows) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    for row in predictions:
+    for row in rows:
         inputs = tokenizer.apply_chat_template(row.prompt(), add_generation_prompt=True, return_dict=True,
                                                return_tensors="pt")
         output = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
         assert output.tolist() == row.tokens
         assert tokenizer.decode(output, skip_special_tokens=True).strip() == row.prediction
-    assert len({row.prediction for row in predictions}) == len(predictions)  # else equality would say little
+    assert len({row.prediction for row in rows}) == len(rows)  # else equality would say little
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -101,9 +97,8 @@ def scale_a_layer(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_weights_that_answer_alike_but_are_not_the_merge_are_refused(
-    models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_answer_alike_but_are_not_the_merge_are_refused(models: Path, folder: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     scale_a_layer(folder)
     seal(folder)
     monkeypatch.setattr(release, "_same_answer", lambda *_: True)
@@ -117,21 +112,19 @@ def seal(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest(folder)))
 
 
-def test_a_release_of_another_model_is_refused(models: Path, folder: Path, predictions: list[Prediction]) -> None:
+def test_a_release_of_another_model_is_refused(models: Path, folder: Path, rows: Rows) -> None:
     shutil.copy(models / "base_model/model.safetensors", folder / "model.safetensors")
     seal(folder)
     with pytest.raises(IntegrityError, match="is answered differently from token"):
-        verify(models, folder, predictions)
+        verify(models, folder, rows)
 
 
-def test_one_other_token_among_the_scored_ones_is_noticed(
-    models: Path, folder: Path, predictions: list[Prediction]
-) -> None:
-    tokens = [*predictions[2].tokens]
+def test_one_other_token_among_the_scored_ones_is_noticed(models: Path, folder: Path, rows: Rows) -> None:
+    tokens = [*rows[2].tokens]
     tokens[5] += 1
-    changed = predictions[2].model_copy(update={"tokens": tokens})
+    changed = rows[2].model_copy(update={"tokens": tokens})
     with pytest.raises(IntegrityError, match=f"row {changed.id} is answered differently from token 6 on"):
-        verify(models, folder, [*predictions[:2], changed])
+        verify(models, folder, [*rows[:2], changed])
 
 
 def test_below_float32_only_a_near_tie_may_part_the_answers(models: Path, tmp_path: Path) -> None:
@@ -148,11 +141,9 @@ def test_below_float32_only_a_near_tie_may_part_the_answers(models: Path, tmp_pa
         verify(models, tmp_path / "release", [unlikely], "bfloat16")
 
 
-def test_another_precision_than_the_scored_one_is_refused(
-    models: Path, folder: Path, predictions: list[Prediction]
-) -> None:
+def test_another_precision_than_the_scored_one_is_refused(models: Path, folder: Path, rows: Rows) -> None:
     with pytest.raises(IntegrityError, match=r"weights are torch\.float32, expected bfloat16"):
-        verify(models, folder, predictions, "bfloat16")
+        verify(models, folder, rows, "bfloat16")
 
 
 TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -162,23 +153,16 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "secret": (lambda f: (f / ".env").write_text("HF_TOKEN=hf_x"), ".env: is no part of a release"),
     "in a folder": (lambda f: (f / ".eval_results/other.yaml").write_text("[]"), "other.yaml: is no part of a release"),
     "code": (lambda f: (f / "modeling.py").write_text(""), "modeling.py: is no part of a release"),
+    "manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json"),
     "link": (lambda f: (f / "vocab.json").symlink_to("/etc/hostname"), "is a link"),
 }
 
 
 @pytest.mark.parametrize(("tamper", "message"), TAMPERED.values(), ids=TAMPERED)
-def test_a_release_that_was_tampered_with_is_refused(
-    folder: Path, tamper: Callable[[Path], object], message: str
-) -> None:
+def test_a_release_that_was_tampered_with_is_refused(folder: Path, tamper: Callable[[Path], object], message: str
+                                                     ) -> None:
     tamper(folder)
-    with pytest.raises(IntegrityError) as caught:
-        release.check_release(folder)
-    assert message in str(caught.value)
-
-
-def test_a_folder_without_manifest_is_no_release(folder: Path) -> None:
-    (folder / "manifest.json").unlink()
-    with pytest.raises(InvalidInput, match=r"manifest\.json"):
+    with pytest.raises((IntegrityError, InvalidInput), match=re.escape(message)):
         release.check_release(folder)
 
 
@@ -191,9 +175,7 @@ def test_a_release_holds_the_expected_files_and_a_manifest_of_them(models: Path,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_stored_generation_settings_are_greedy_and_nothing_of_the_bases_sampling_is_left(
-    models: Path, folder: Path
-) -> None:
+def test_the_stored_generation_settings_are_greedy_and_without_the_bases_sampling(models: Path, folder: Path) -> None:
     assert json.loads((models / "base_model/generation_config.json").read_bytes())["temperature"] == 0.7
     found = json.loads((folder / "generation_config.json").read_bytes())
     found.pop("transformers_version")
@@ -212,19 +194,17 @@ def test_equal_models_give_equal_bytes_whatever_was_generated_and_set_before(mod
     assert json.loads(done.stdout.splitlines()[-1]) == first
 
 
-def test_shards_are_released_and_load(
-    models: Path, tmp_path: Path, predictions: list[Prediction], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_released_and_load(models: Path, tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+                                      ) -> None:
     monkeypatch.setattr(merging, "SHARD_SIZE", "40KB")
     files = assemble(models, tmp_path / "release")
     assert "model-00001-of-00005.safetensors" in files
     assert "model.safetensors.index.json" in files
-    verify(models, tmp_path / "release", predictions)
+    verify(models, tmp_path / "release", rows)
 
 
-def test_a_failed_assembly_leaves_the_old_release_and_a_good_one_replaces_it_whole(
-    models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_assembly_leaves_the_old_release_and_a_good_one_replaces_it(
+        models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = release.check_release(folder)
     monkeypatch.setattr(release, "_ALLOWED", re.compile("config.json"))
     with pytest.raises(IntegrityError, match="is no part of a release"):
@@ -236,9 +216,8 @@ def test_a_failed_assembly_leaves_the_old_release_and_a_good_one_replaces_it_who
     assert [path.name for path in folder.parent.iterdir()] == ["release"]
 
 
-def test_too_small_a_disk_is_reported_with_both_figures(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_disk_is_reported_with_both_figures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                        ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(IntegrityError, match=r"1000 bytes are free, a release needs \d+"):
         assemble(models, tmp_path / "release")
