@@ -1,19 +1,15 @@
-"""The protocol as a finite model: runs that take turns request by request, and crash, in every possible order.
+"""The protocol as a finite model: runs that take turns request by request, and crash, in every possible order."""
 
-A state is the World, where each run stands, and how often somebody crashed.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from struct import Struct
 
 from src.model_selection import Verdict
 from tests.fakes.factories import POLICY
 from tests.fakes.promotion_fakes import Challenger, Violation, World, check_always, check_settled
 from tests.fakes.promotion_runs import FRESH, Actor, PromotionRun, Rollback, RollbackRun, Run
 
-_BITS = 14
-_ABSENT = (1 << _BITS) - 1  # before its evaluation run ended
+_ABSENT = -1  # the place of a run before its evaluation ended
 
 
 @dataclass
@@ -37,10 +33,11 @@ class Model:
     def run(self) -> None:
         """Visit every state; raises Violation for the first one that breaks an invariant."""
         self._runs = [self._run(actor) for actor in self.actors]
-        first = self._pack(self._id(self.start), [_ABSENT] * len(self._runs), 0)
+        self._state = Struct(f"=iB{len(self._runs)}h")  # of a world's number, the crashes so far, each run's place
+        first = self._state.pack(self._id(self.start), 0, *[_ABSENT] * len(self._runs))
         seen, frontier = {first}, [first]
         while frontier:
-            following: list[int] = []
+            following: list[bytes] = []
             for state in frontier:
                 for after in self._told(state):
                     if after not in seen:
@@ -57,25 +54,26 @@ class Model:
         others = (other for other in self.actors if isinstance(other, Challenger))
         return PromotionRun(actor, (*self.known, *others), self.splits)
 
-    def _told(self, state: int) -> list[int]:
+    def _told(self, state: bytes) -> list[bytes]:
         try:
             return self._after(state)
         except Violation as error:
-            world, places, _ = self._unpack(state)
+            world, _, *places = self._state.unpack(state)
             stood = [f"{actor.name} {'absent' if place == _ABSENT else run.where(place)}"
                      for actor, run, place in zip(self.actors, self._runs, places, strict=True)]
             raise Violation(f"{error}; next to move in {stood}, {self.worlds[world]}") from error
 
-    def _after(self, state: int) -> list[int]:
-        world, places, crashes = self._unpack(state)
+    def _after(self, state: bytes) -> list[bytes]:
+        world, crashes, *places = self._state.unpack(state)
         found = []
         for who, place in enumerate(places):
             if place in self._runs[who].ended:
                 continue
+            before, after = places[:who], places[who + 1:]
             after_world, after_place = self._move(who, world, place)
-            found.append(self._with(state, who, after_place, after_world, crashes))
+            found.append(self._state.pack(after_world, crashes, *before, after_place, *after))
             if crashes < self.crashes and place not in (FRESH, _ABSENT):
-                found.append(self._with(state, who, FRESH, world, crashes + 1))
+                found.append(self._state.pack(world, crashes + 1, *before, FRESH, *after))
         if not found:
             check_settled(self.worlds[world])
             self._check_champion(self.worlds[world])
@@ -92,7 +90,6 @@ class Model:
         if place == _ABSENT:  # its evaluation run ends
             return self._id(replace(before, evaluated=before.evaluated | {name})), FRESH
         after, next_place = run.move(before, place)
-        assert next_place < _ABSENT
         if run.ended.get(next_place) in self._unexpected:
             raise Violation(f"{name} ended {run.ended[next_place]}")
         return self._id(after), next_place
@@ -134,21 +131,3 @@ class Model:
             self._ids[world] = len(self.worlds)
             self.worlds.append(world)
         return self._ids[world]
-
-    def _pack(self, world: int, places: Sequence[int], crashes: int) -> int:
-        packed = world << 4 | crashes
-        for place in places:
-            packed = packed << _BITS | place
-        return packed
-
-    def _with(self, state: int, who: int, place: int, world: int, crashes: int) -> int:
-        _, places, _ = self._unpack(state)
-        places[who] = place
-        return self._pack(world, places, crashes)
-
-    def _unpack(self, state: int) -> tuple[int, list[int], int]:
-        places = []
-        for _ in self._runs:
-            places.append(state & _ABSENT)
-            state >>= _BITS
-        return state >> 4, places[::-1], state & 15
