@@ -10,54 +10,52 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
 
 from scripts.commands import diagnose
 from src.core.params import load_params
-from tests.fakes import doctor_world as broken
-from tests.fakes.doctor_world import DVC, LOGIN, NOWHERE, ROOT, SECRETS, World, server, world
+from tests.fakes.doctor_world import BREAKING, DVC, LOGIN, NOWHERE, ROOT, SECRETS, World, server, world
 
 __all__ = ["server", "world"]  # fixtures, found by their names
 
-ROWS: list[tuple[Any, str, int, str]] = [
-    (broken.good, "mlflow", 0, "params are write-once, registry with aliases and stages"),
-    (broken.without_login, "mlflow", 2, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-    (broken.wrong_login, "mlflow", 4, "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-    (broken.credentials_in_the_address, "mlflow", 2, "put them in MLFLOW_TRACKING_USERNAME"),
-    (broken.mlflow_down, "mlflow", 4, "no answer; check that it runs"),
-    (broken.mlflow_hangs, "mlflow", 4, "took longer than 1 s; check the server"),
-    (broken.a_page_instead, "mlflow", 4, "not in a valid JSON format"),
-    (broken.mlflow_too_old, "mlflow", 4, "MLflow 2.2.2 is too old for the ledger; upgrade the server to 2.9"),
-    (broken.rewritable_params, "mlflow", 4, "lets a run param be overwritten"),
-    (broken.read_only_mlflow, "mlflow", 4, "may not write"),
-    (broken.no_registry, "mlflow", 4, "no Model Registry; use MLflow 2.9 or newer on a SQL store, or DagsHub"),
-    (broken.no_aliases, "mlflow", 4, "no aliases"),
-    (broken.dagshub, "dagshub", 0, "as alice"),
-    (broken.without_dagshub_token, "dagshub", 2, "DAGSHUB_USER_TOKEN: not set; make a token at"),
-    (broken.wrong_dagshub_token, "dagshub", 4, "DAGSHUB_USER_TOKEN could not be used"),
-    (broken.dagshub_down, "dagshub", 4, "(ConnectError); check that it answers"),
-    (broken.good, "hub", 0, "acme/shop: not there yet, and may be created, as alice (write token"),
-    (broken.nothing_pushed, "hub", 0, "nothing is pushed (DEPLOY_SKIP_HF_PUSH)"),
-    (broken.without_hub_token, "hub", 2, "needs HF_TOKEN"),
-    (broken.wrong_hub_token, "hub", 6, "401"),
-    (broken.read_only_hub_token, "hub", 6, "may not create it (read-only token"),
-    (broken.hub_token_for_another_repository, "hub", 6, "may not create it (fine-grained token"),
-    (broken.hub_down, "hub", 6, "check the network"),
-    (broken.hub_hangs, "hub", 6, "check the network"),
+ROWS: list[tuple[str, str, int, str]] = [
+    ("good", "mlflow", 0, "params are write-once, registry with aliases and stages"),
+    ("without login", "mlflow", 2, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ("wrong login", "mlflow", 4, "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ("credentials in the address", "mlflow", 2, "put them in MLFLOW_TRACKING_USERNAME"),
+    ("mlflow down", "mlflow", 4, "no answer; check that it runs"),
+    ("mlflow hangs", "mlflow", 4, "took longer than 1 s; check the server"),
+    ("a page instead", "mlflow", 4, "not in a valid JSON format"),
+    ("mlflow too old", "mlflow", 4, "MLflow 2.2.2 is too old for the ledger; upgrade the server to 2.9"),
+    ("rewritable params", "mlflow", 4, "lets a run param be overwritten"),
+    ("read-only mlflow", "mlflow", 4, "may not write"),
+    ("no registry", "mlflow", 4, "no Model Registry; use MLflow 2.9 or newer on a SQL store, or DagsHub"),
+    ("no aliases", "mlflow", 4, "no aliases"),
+    ("dagshub", "dagshub", 0, "as alice"),
+    ("without dagshub token", "dagshub", 2, "DAGSHUB_USER_TOKEN: not set; make a token at"),
+    ("wrong dagshub token", "dagshub", 4, "DAGSHUB_USER_TOKEN could not be used"),
+    ("dagshub down", "dagshub", 4, "(ConnectError); check that it answers"),
+    ("good", "hub", 0, "acme/shop: not there yet, and may be created, as alice (write token"),
+    ("nothing pushed", "hub", 0, "nothing is pushed (DEPLOY_SKIP_HF_PUSH)"),
+    ("without hub token", "hub", 2, "needs HF_TOKEN"),
+    ("wrong hub token", "hub", 6, "401"),
+    ("read-only hub token", "hub", 6, "may not create it (read-only token"),
+    ("hub token for another repository", "hub", 6, "may not create it (fine-grained token"),
+    ("hub down", "hub", 6, "check the network"),
+    ("hub hangs", "hub", 6, "check the network"),
 ]
 
 
 @pytest.mark.parametrize(("breaking", "service", "code", "words"), ROWS,
-                         ids=[f"{row[1]}: {row[0].__name__}" for row in ROWS])
-def test_one_line_names_the_trouble_and_its_remedy(breaking: Any, service: str, code: int, words: str, world: World
+                         ids=[f"{row[1]}: {row[0]}" for row in ROWS])
+def test_one_line_names_the_trouble_and_its_remedy(breaking: str, service: str, code: int, words: str, world: World
                                                    ) -> None:
-    breaking(world)
+    BREAKING[breaking](world)
     found = world.check(service)
     line = diagnose.text([found])
-    print(f"\n{breaking.__name__.replace('_', ' '):34} exit {found.code}  {line}", end="")
+    print(f"\n{breaking:34} exit {found.code}  {line}", end="")
     assert (found.code, found.state in ("ok", "unused")) == (code, code == 0), line
     assert words in line
     assert (found.remedy != "") == (code != 0)
@@ -89,10 +87,19 @@ def test_a_branch_that_may_not_promote_is_a_warning(world: World) -> None:
     assert "this branch may not promote" in found.text
 
 
-def test_a_base_model_of_the_hub_is_looked_for(world: World) -> None:
+def name_base_model(world: World) -> None:
     values = yaml.safe_load(world.params().read_bytes())
     values["model"]["base_model"] = "acme/base"
     Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+def configure_dvc(remote: str) -> None:
+    Path(".dvc").mkdir(exist_ok=True)
+    Path(".dvc/config").write_text(f"[core]\n    no_scm = true\n{remote}")
+
+
+def test_a_base_model_of_the_hub_is_looked_for(world: World) -> None:
+    name_base_model(world)
     asked = diagnose.checks(load_params(Path("params.yaml")))
     (absent,) = diagnose.performed({"base": asked["base"]})
     assert (absent.code, "acme/base" in absent.text) == (6, True)
@@ -103,13 +110,11 @@ def test_a_base_model_of_the_hub_is_looked_for(world: World) -> None:
 
 def test_a_remote_is_looked_at_by_dvc_itself(world: World) -> None:
     assert (world.check("dvc").code, world.check("dvc").remedy) == (2, "run it in the repository's root")
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text("[core]\n    no_scm = true\n")
+    configure_dvc("")
     assert world.check("dvc").state == "unused"
     said = []
     for url in (world.root / "gone", world.root / "hub", NOWHERE, f"{world.mlflow.url}/x", "s3://bucket/x"):
-        Path(".dvc/config").write_text(f"[core]\n    no_scm = true\n    remote = storage\n"
-                                       f"['remote \"storage\"']\n    url = {url}\n")
+        configure_dvc(f"    remote = storage\n['remote \"storage\"']\n    url = {url}\n")
         found = world.check("dvc")
         said.append((found.code, found.state, found.remedy))
     assert said == [
@@ -128,9 +133,8 @@ def test_it_says_everything_of_the_embedded_default_within_seconds(tmp_path: Pat
     done = subprocess.run([sys.executable, ROOT / "scripts/doctor_script.py", "--json"], cwd=tmp_path, check=False,
                           capture_output=True, text=True, env={**environment, "PYTHONPATH": str(ROOT)})
     told = json.loads(done.stdout)
-    found = {check["service"]: check["state"] for check in told["checks"]}
-    assert found == {"config": "ok", "machine": "ok", "git": "warning", "dvc": "failed", "mlflow": "ok",
-                     "hub": "unused"}
+    seen = {check["service"]: check["state"] for check in told["checks"]}
+    assert seen == {"config": "ok", "machine": "ok", "git": "warning", "dvc": "failed", "mlflow": "ok", "hub": "unused"}
     assert (done.returncode, told["code"]) == (2, 2)
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -157,17 +161,12 @@ def test_servers_before_2_9_are_too_old(version: str, old: bool) -> None:
 
 @pytest.mark.slow  # the time limits of six services, one after another
 def test_it_ends_within_a_minute_when_every_service_hangs(world: World) -> None:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(50)  # connections are taken by the kernel, and nothing is answered
+    listener = socket.create_server(("127.0.0.1", 0), backlog=50)  # the kernel takes connections, nobody answers
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     world.set(MLFLOW_TRACKING_URI=url, HF_ENDPOINT=url, DAGSHUB_CLIENT_HOST=url, DAGSHUB_USER_TOKEN="hanging-canary",
               MLFLOW_TRACKING_USERNAME="", MLFLOW_TRACKING_PASSWORD="")
-    values = yaml.safe_load(world.params().read_bytes())
-    values["model"]["base_model"] = "acme/base"
-    Path("params.yaml").write_text(yaml.safe_dump(values))
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(f"[core]\n    no_scm = true\n    remote = s\n['remote \"s\"']\n    url = {url}\n")
+    name_base_model(world)
+    configure_dvc(f"    remote = s\n['remote \"s\"']\n    url = {url}\n")
     started = time.monotonic()
     checks = diagnose.examine(Path("params.yaml"))
     assert time.monotonic() - started < 60

@@ -1,9 +1,9 @@
-"""Good services for the doctor, as fixtures, and one function for each way to break them."""
+"""Good services for the doctor, as fixtures, and the ways to break them."""
 
 import importlib.metadata
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from scripts.commands import diagnose
 from scripts.commands.diagnose import Check
 from src.core.params import load_params
 from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
-from tests.fakes.mlflow_proxy import Fault, Kind, MlflowProxy
+from tests.fakes.mlflow_proxy import Call, Fault, Kind, MlflowProxy
 from utils.hub.repository import Patience
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +38,13 @@ class World:
     def set(self, **names: str) -> None:
         for name, value in names.items():
             self.patch.setenv(name, value)
+
+    def answer(self, instead: Callable[[Call], tuple[int, bytes] | None]) -> None:
+        """In MLflow's place, if it is something."""
+        self.mlflow.instead = lambda call, _body: instead(call)
+
+    def lose(self, *endpoints: str) -> None:
+        self.mlflow.missing = endpoints
 
     def params(self, **deployment: object) -> Path:
         values = yaml.safe_load((ROOT / "params.yaml").read_bytes())
@@ -85,75 +92,19 @@ def world(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield world
 
 
-def good(world: World) -> None:
-    """Nothing is broken."""
-
-
-def without_login(world: World) -> None:
-    world.set(MLFLOW_TRACKING_USERNAME="", MLFLOW_TRACKING_PASSWORD="")
-
-
-def wrong_login(world: World) -> None:
-    world.set(MLFLOW_TRACKING_PASSWORD="another-canary")
-
-
-def mlflow_down(world: World) -> None:
-    world.mlflow.kill()
-
-
 def mlflow_hangs(world: World) -> None:
     world.patch.setattr(diagnose, "MLFLOW_SECONDS", 1)
     world.mlflow.fault = Fault(Kind.HUNG, "POST experiments/search")
 
 
-def mlflow_too_old(world: World) -> None:
-    world.mlflow.instead = lambda call, _: (200, b"2.2.2") if call.path == "/version" else None
-
-
-def no_registry(world: World) -> None:
-    world.mlflow.missing = ["registered-models", "model-versions"]
-
-
-def no_aliases(world: World) -> None:
-    world.mlflow.missing = ["registered-models/alias"]
-
-
 def read_only_mlflow(world: World) -> None:
     no = 403, json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()
-    world.mlflow.instead = lambda call, _: no if call.method == "POST" and "search" not in call.path else None
-
-
-def a_page_instead(world: World) -> None:
-    world.mlflow.instead = lambda _call, _body: (200, b"<html>log in</html>")
+    world.answer(lambda call: no if call.method == "POST" and "search" not in call.path else None)
 
 
 def rewritable_params(world: World) -> None:
-    world.mlflow.instead = lambda call, _: (200, b"{}") if call.endpoint == "POST runs/log-parameter" else None
+    world.answer(lambda call: (200, b"{}") if call.endpoint == "POST runs/log-parameter" else None)
     world.patch.setattr("utils.tracking.ledger.MlflowLedger._stored", lambda *_: "rewritten")
-
-
-def credentials_in_the_address(world: World) -> None:
-    world.set(MLFLOW_TRACKING_URI=world.mlflow.url.replace("://", "://alice:mlflow-canary@"))
-
-
-def without_hub_token(world: World) -> None:
-    world.set(HF_TOKEN="")
-
-
-def wrong_hub_token(world: World) -> None:
-    world.set(HF_TOKEN=UNKNOWN)
-
-
-def read_only_hub_token(world: World) -> None:
-    world.set(HF_TOKEN=READ)
-
-
-def hub_token_for_another_repository(world: World) -> None:
-    world.set(HF_TOKEN=SCOPED)
-
-
-def hub_down(world: World) -> None:
-    world.set(HF_ENDPOINT=NOWHERE)
 
 
 def hub_hangs(world: World) -> None:
@@ -161,28 +112,41 @@ def hub_hangs(world: World) -> None:
     world.hub.fault("/whoami", delay=3)
 
 
-def nothing_pushed(world: World) -> None:
-    world.set(DEPLOY_SKIP_HF_PUSH="true")
-
-
-def dagshub(world: World) -> None:
+def dagshub(world: World, token: str = LOGIN[1]) -> None:
     world.set(DAGSHUB_CLIENT_HOST=world.mlflow.url, MLFLOW_TRACKING_PASSWORD="", MLFLOW_TRACKING_USERNAME="",
-              DAGSHUB_USER_TOKEN=LOGIN[1])
+              DAGSHUB_USER_TOKEN=token)
     user = json.dumps({"id": 1, "login": LOGIN[0], "full_name": "Alice", "username": LOGIN[0]}).encode()
-    world.mlflow.instead = lambda call, _: (200, user) if call.path == "/api/v1/user" else None
-
-
-def without_dagshub_token(world: World) -> None:
-    dagshub(world)
-    world.set(DAGSHUB_USER_TOKEN="")
-
-
-def wrong_dagshub_token(world: World) -> None:
-    dagshub(world)
-    world.set(DAGSHUB_USER_TOKEN="another-canary")
+    world.answer(lambda call: (200, user) if call.path == "/api/v1/user" else None)
 
 
 def dagshub_down(world: World) -> None:
-    dagshub(world)
-    world.set(DAGSHUB_USER_TOKEN="third-canary")  # its client remembers answers
+    dagshub(world, "third-canary")  # its client remembers answers
     world.mlflow.kill()
+
+
+BREAKING: Mapping[str, Callable[[World], None]] = {
+    "good": lambda _: None,
+    "without login": lambda world: world.set(MLFLOW_TRACKING_USERNAME="", MLFLOW_TRACKING_PASSWORD=""),
+    "wrong login": lambda world: world.set(MLFLOW_TRACKING_PASSWORD="another-canary"),
+    "credentials in the address": lambda world: world.set(
+        MLFLOW_TRACKING_URI=world.mlflow.url.replace("://", "://alice:mlflow-canary@")),
+    "mlflow down": lambda world: world.mlflow.kill(),
+    "mlflow hangs": mlflow_hangs,
+    "a page instead": lambda world: world.answer(lambda _: (200, b"<html>log in</html>")),
+    "mlflow too old": lambda world: world.answer(lambda call: (200, b"2.2.2") if call.path == "/version" else None),
+    "rewritable params": rewritable_params,
+    "read-only mlflow": read_only_mlflow,
+    "no registry": lambda world: world.lose("registered-models", "model-versions"),
+    "no aliases": lambda world: world.lose("registered-models/alias"),
+    "dagshub": dagshub,
+    "without dagshub token": lambda world: dagshub(world, ""),
+    "wrong dagshub token": lambda world: dagshub(world, "another-canary"),
+    "dagshub down": dagshub_down,
+    "nothing pushed": lambda world: world.set(DEPLOY_SKIP_HF_PUSH="true"),
+    "without hub token": lambda world: world.set(HF_TOKEN=""),
+    "wrong hub token": lambda world: world.set(HF_TOKEN=UNKNOWN),
+    "read-only hub token": lambda world: world.set(HF_TOKEN=READ),
+    "hub token for another repository": lambda world: world.set(HF_TOKEN=SCOPED),
+    "hub down": lambda world: world.set(HF_ENDPOINT=NOWHERE),
+    "hub hangs": hub_hangs,
+}
