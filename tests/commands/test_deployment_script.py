@@ -6,8 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,11 @@ def outside(params: Params) -> object:
     versions = [(int(v.version), v.current_stage) for v in client.search_model_versions(f"name = '{NAME}'")]
     aliases = {alias: int(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
     return client.get_run(pinned).data.params, versions, aliases
+
+
+def info() -> dict[str, Any]:
+    """What the deployment left on record."""
+    return dict(json.loads((OUTPUT / "deployment_info.json").read_text()))
 
 
 def edit(*keys: str, value: object) -> Callable[[], None]:
@@ -128,23 +132,17 @@ def test_bad_input_ends_in_one_line_and_changes_nothing_outside(
 def test_a_failure_is_recorded_because_dvc_hides_the_code(params: Params) -> None:
     metric("bleu4", "NaN")()
     call()
-    info = json.loads((OUTPUT / "deployment_info.json").read_text())
-    assert (info["result"], info["code"]) == ("invalid", 3)
-
-
-@contextmanager
-def silent_server() -> Iterator[str]:
-    """A server whose connections are made (by the kernel) and never answered."""
-    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    assert (info()["result"], info()["code"]) == ("invalid", 3)
 
 
 def test_a_server_that_never_answers_is_undecided(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = outside(params)
-    with silent_server() as address, patch.dict(os.environ, MLFLOW_TRACKING_URI=address):
-        assert call() == 4
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:  # the kernel takes connections, nobody answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with patch.dict(os.environ, MLFLOW_TRACKING_URI=address):
+            assert call() == 4
     assert outside(params) == before
 
 
@@ -173,18 +171,17 @@ def test_a_run_that_was_killed_between_its_files_and_mlflow_is_recorded_by_the_n
     challenger(params, "worse", answers(10))
     client = mlflow_utils.connect(params.mlflow)
     assert call() == 0
-    cut_off = json.loads((OUTPUT / "deployment_info.json").read_text())["deployment_run"]
+    cut_off = info()["deployment_run"]
     client.update_run(cut_off, "RUNNING")
     assert call() == 0
-    recorded = json.loads((OUTPUT / "deployment_info.json").read_text())["deployment_run"]
+    recorded = info()["deployment_run"]
     assert [client.get_run(run).info.status for run in (cut_off, recorded)] == ["KILLED", "FINISHED"]
 
 
 def test_a_dry_run_writes_nothing_outside_and_is_recorded_as_one(params: Params) -> None:
     before = outside(params)
     assert call("--dry-run") == 0
-    info: dict[str, Any] = json.loads((OUTPUT / "deployment_info.json").read_text())
-    assert (info["result"], info["dry_run"]) == ("would_promote", True)
+    assert (info()["result"], info()["dry_run"]) == ("would_promote", True)
     assert outside(params) == before
 
 
@@ -192,7 +189,7 @@ def test_a_run_that_the_server_lacks_is_logged_anew(params: Params, tmp_path: Pa
     challenger(params, "worse", answers(10))
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
     assert call("--dry-run") == 0
-    challenger_run = json.loads((OUTPUT / "deployment_info.json").read_text())["evaluation_run"]
+    challenger_run = info()["evaluation_run"]
     shutil.rmtree(OUTPUT)
     deploy(Path("params.yaml"))
     client = mlflow_utils.connect(params.mlflow)
@@ -205,5 +202,4 @@ def test_what_was_decided_stays_recorded_where_the_pruning_after_it_fails(params
     with patch("scripts.commands.deploy.Deployer.prune", side_effect=RuntimeError("the store went away")) as prune:
         assert call("--min-improvement-threshold", "0.9") == 1
     assert prune.called
-    found = json.loads((OUTPUT / "deployment_info.json").read_text())
-    assert (found["result"], found["reason"]) == ("kept", "below_threshold")
+    assert (info()["result"], info()["reason"]) == ("kept", "below_threshold")

@@ -87,6 +87,7 @@ def test_an_unreachable_server_costs_the_history_and_not_the_report(
     assert report() == 0
     html = PAGE.read_text(encoding="utf-8")
     assert "History not available: MLflow at http://127.0.0.1:9" in html
+    assert "There are no answers of an earlier champion" in html
     assert "Promoted to champion" in html
 
 

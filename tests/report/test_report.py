@@ -9,19 +9,8 @@ from src.decisions.words import Headline, headline
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import ScoredRun
-from src.report.page import (
-    ANSWERS,
-    LONGEST,
-    ModelHistory,
-    Page,
-    build,
-    losses_of,
-    no_past,
-    ranked_answers,
-    render,
-    rival_run,
-    rival_slot,
-)
+from src.report import page as report_page
+from src.report.page import ModelHistory, build, no_past, ranked_answers, render, rival_run, rival_slot
 from tests.fakes.parsed_html import Parsed
 from tests.fakes.report_example import POLICY, decided, evaluated, ledger, records
 
@@ -30,7 +19,7 @@ HOSTILE = "<script>alert(1)</script><img src=https://x.test/a onerror=alert(2)>'
 
 
 @pytest.fixture(scope="module")
-def content() -> Page:
+def content() -> report_page.Page:
     return build(records())
 
 
@@ -88,15 +77,8 @@ def test_a_model_that_was_never_judged_is_said_to_be_so() -> None:
     assert headline(evaluated(1).report, {}, {}, is_judged=False).heading == "No decision yet"
 
 
-def test_an_unreachable_history_is_said_with_its_reason() -> None:
-    text = text_of(past=no_past("MLflow at http://127.0.0.1:9: timed out"))
-    assert "History not available: MLflow at http://127.0.0.1:9: timed out" in text
-    assert "There are no answers of an earlier champion" in text
-
-
 def test_a_history_without_a_run_and_a_training_without_losses_are_said() -> None:
-    past = replace(no_past(""), ledger=ledger())
-    text = text_of(past=past, losses=None)
+    text = text_of(past=replace(no_past(""), ledger=ledger()), losses=None)
     assert "MLflow holds no evaluation of this model name under this score contract." in text
     assert "No loss curve was recorded." in text
 
@@ -105,7 +87,7 @@ def test_a_history_without_a_run_and_a_training_without_losses_are_said() -> Non
                                      "epoch,train_loss,validation_loss\n1,nan,2\n"])
 def test_losses_that_are_not_numbers_are_refused_with_the_file_named(content: str) -> None:
     with pytest.raises(InvalidInput, match=r"results/training/loss\.csv: "):
-        losses_of(content, where=Path("results/training/loss.csv"))
+        report_page.losses_of(content, where=Path("results/training/loss.csv"))
 
 
 # What it says
@@ -164,7 +146,7 @@ def test_a_gain_whose_interval_includes_zero_is_called_possible_chance() -> None
     assert told.notes[0].startswith("The interval of the gain includes 0, so the two may be equally good. 30 rows show")
 
 
-def test_every_score_has_the_interval_of_its_rows(content: Page) -> None:
+def test_every_score_has_the_interval_of_its_rows(content: report_page.Page) -> None:
     whole = records()
     statistics = RowStatistics.from_rows([row.stats for row in whole.predictions])
     expected = score_intervals(statistics, weights=whole.comparison["weights"], confidence=POLICY.confidence,
@@ -181,7 +163,7 @@ def test_an_adjusted_confidence_is_shown_in_full() -> None:
     assert "99.75 % interval" in text_of(comparison={**whole.comparison, "significance": gain})
 
 
-def test_the_best_models_and_the_champion_are_side_by_side(content: Page) -> None:
+def test_the_best_models_and_the_champion_are_side_by_side(content: report_page.Page) -> None:
     sides = content.sides
     assert [side.name for side in sides] == ["challenger", "best evaluated", "best promoted", "champion"]
     assert {side.run_id for side in sides[1:]} == {evaluated(2).report.run_id}
@@ -207,7 +189,7 @@ def test_a_history_of_500_runs_and_answers_of_any_length_stay_below_a_megabyte()
     html = render(records(past=replace(whole.past, runs=runs, older=True, rival=long), predictions=long))
     assert len(html.encode()) < 1_000_000
     assert "The latest 500 evaluations; older ones are left out here." in html
-    assert f"[{1200000 - LONGEST} more characters]" in html
+    assert f"[{1200000 - report_page.LONGEST} more characters]" in html
 
 
 # Answers
@@ -215,7 +197,7 @@ def test_a_history_of_500_runs_and_answers_of_any_length_stay_below_a_megabyte()
 
 def test_answers_stand_beside_the_champions_and_no_row_is_both_best_and_worst() -> None:
     best, worst = ranked_answers(evaluated(3).predictions, evaluated(2).predictions, WEIGHTS).values()
-    assert len(best) == len(worst) == ANSWERS
+    assert len(best) == len(worst) == report_page.ANSWERS
     assert not {row.row_id for row in best} & {row.row_id for row in worst}
     scores = [row.own.score for row in (*best, *reversed(worst))]
     assert scores == sorted(scores, reverse=True)

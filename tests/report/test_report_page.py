@@ -23,10 +23,6 @@ def page(html: str) -> Parsed:
     return Parsed(html)
 
 
-def test_equal_records_give_equal_bytes(html: str) -> None:
-    assert render(records()) == html
-
-
 def test_nothing_is_loaded_from_elsewhere(html: str, page: Parsed) -> None:
     addresses = [value or "" for _, attributes in page.tags for name, value in attributes.items()
                  if name in ("src", "href", "srcset", "data", "action", "poster") or name.startswith("xlink")]

@@ -79,14 +79,6 @@ def test_a_decision_on_another_model_is_not_told_of_this_one() -> None:
     assert summary(found(report=None)).title == "No evaluation: ecommerce-chatbot"
 
 
-def test_a_rollback_since_then_is_said_so() -> None:
-    info = {"result": "rolled_back", "code": 0, "reason": "rollback", "model_name": "shop", "actor": "alice",
-            "champion": {"version": 1}, "stated_reason": "complaints", "hub": None}
-    told = summary(found(info=info))
-    assert (told.title, told.sentence[:52]) == ("No decision on this model: shop",
-                                                "The last change was rolled_back by alice: complaints")
-
-
 # What was decided.
 
 
@@ -128,14 +120,6 @@ def test_a_promotion_comes_with_scores_intervals_parts_versions_and_links() -> N
 ])
 def test_every_result_has_its_words(changes: dict[str, str], title: str) -> None:
     assert summary(found(info={**found().info, **changes})).title == f"{title}: ecommerce-chatbot"
-
-
-def test_a_forced_promotion_names_who_and_why() -> None:
-    first, weak = evaluated(2), evaluated(1)
-    told, compared = decided(weak, ledger(first), [first], force=True)
-    told |= {"stated_reason": "a fair is on", "ci_url": CI}
-    said = summary(found(report=weak.report, info=told, comparison=compared))
-    assert "Stated reason: a fair is on." in " ".join(said.notes)
 
 
 # Text stays text.
@@ -212,8 +196,7 @@ def test_an_unknown_outcome_is_refused(here: Path, monkeypatch: pytest.MonkeyPat
         run()
 
 
-def test_each_format_says_the_same(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-                                   ) -> None:
+def test_formats_say_the_same(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write()
     run()
     plainly = capsys.readouterr().out
