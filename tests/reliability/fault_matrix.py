@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tests.fakes.compared_worlds import broken, differences, essence, parts, seen_hub
 from tests.fakes.history_store import write_params
@@ -19,55 +19,33 @@ FIRST_MODEL = ("one", 10)  # what stands for the weights, and how many of 40 ans
 SECOND_MODEL = ("two", 20)
 
 
-class Store(Protocol):
-    """Where MLflow keeps what it has; set aside under a name, and put back."""
+class Sqlite:
+    """Where MLflow keeps what it has: a file in the shop's folder, which is set aside and put back with it."""
 
-    name: str
-    environment: Mapping[str, str]
+    name = "sqlite"
+    environment: Mapping[str, str] = {}
 
     def set_aside(self, name: str) -> None: ...
     def put_back(self, name: str) -> None: ...
 
 
-class Sqlite:
-    """A file in the shop's folder, which goes and comes with it."""
-
-    name = "sqlite"
-    environment: Mapping[str, str] = {}
-
-    def __init__(self, empty: Path, shop: Path) -> None:
-        self._empty, self._shop = empty, shop
-
-    def set_aside(self, name: str) -> None: ...
-
-    def put_back(self, name: str) -> None:
-        if name == "empty":
-            shutil.copy(self._empty, self._shop / "mlflow.db")
-
-
-class Postgres:
+class Postgres(Sqlite):
     """`mlflow server` over a PostgreSQL whose database is exchanged below it."""
 
     name = "PostgreSQL"
 
     def __init__(self, cluster: PostgresCluster, server: MlflowServer, artifacts: Path) -> None:
         self._cluster, self._artifacts = cluster, artifacts
-        self.environment: Mapping[str, str] = {"MLFLOW_TRACKING_URI": server.url}
+        self.environment = {"MLFLOW_TRACKING_URI": server.url}
 
     def set_aside(self, name: str) -> None:
         self._cluster.create(name, template="mlflow")
         shutil.copytree(self._artifacts, self._beside(name))
 
     def put_back(self, name: str) -> None:
-        if name == "empty":
-            self._cluster.migrated("mlflow")
-        else:
-            self._cluster.create("mlflow", template=name)
+        self._cluster.create("mlflow", template=name)
         shutil.rmtree(self._artifacts)
-        if name == "empty":
-            self._artifacts.mkdir()
-        else:
-            shutil.copytree(self._beside(name), self._artifacts)
+        shutil.copytree(self._beside(name), self._artifacts)
 
     def _beside(self, name: str) -> Path:
         return self._artifacts.with_name(f"artifacts-{name}")
@@ -107,11 +85,15 @@ class Shop:
 
     merges = False
 
-    def __init__(self, root: Path, store: Store, environment: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, store: Sqlite, environment: Mapping[str, str], migrated: Path) -> None:
         self._root, self._store, self._environment = root, store, {**environment, **store.environment}
         self.folder = root / "shop"
         self._turns = 0
         self._known: dict[str, dict[str, Any]] = {}
+        for kept in ("shop", "hub"):
+            (self._aside("empty") / kept).mkdir(parents=True)
+        shutil.copy(migrated, self._aside("empty") / "shop/mlflow.db")
+        store.set_aside("empty")
 
     def row(self, point: Point, *, champion: bool, fresh: bool = False) -> Row:
         """Kill a run at a point, run once more, and compare."""
@@ -172,11 +154,8 @@ class Shop:
         self._turns += 1
         folder = self._root / f"hub-{self._turns}"
         shutil.rmtree(self.folder, ignore_errors=True)
-        if prior == "empty":
-            self.folder.mkdir()
-        else:
-            shutil.copytree(self._aside(prior) / "shop", self.folder)
-            shutil.copytree(self._aside(prior) / "hub", folder)
+        shutil.copytree(self._aside(prior) / "shop", self.folder)
+        shutil.copytree(self._aside(prior) / "hub", folder)
         self._store.put_back(prior)
         hub = LoopbackHub(folder)
         hub.multipart_over, hub.part_size = 1_000_000, 500_000

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,36 +51,31 @@ def kill() -> NoReturn:
 
 def _before(step: Step, nth: int = 1) -> Arm:
     """Before the nth time that a step is taken, once the journal tells of it."""
-
-    def arm() -> None:
-        _wrap(deployments.Journal, "note", lambda _self, noted: noted is step, nth=nth, after=True)
-
-    return arm
+    return _after(deployments.Journal, "note", f"^{step.value}$", nth)
 
 
-def _after(owner: Any, name: str, about: str = "") -> Arm:
-    """Once a call has had its effect, before its answer is known; `about` is a pattern of one of its arguments."""
-    return lambda: _wrap(owner, name, _about(about), nth=1, after=True)
+def _after(owner: Any, name: str, about: str = "", nth: int = 1) -> Arm:
+    """Once the nth such call has had its effect, before its answer is known.
+
+    `about` is a pattern of one of its arguments; a module too heavy to be imported by every deployer is given by name.
+    """
+    return lambda: _wrap(owner, name, about, nth, after=True)
 
 
 def _ahead(owner: Any, name: str, about: str = "") -> Arm:
-    return lambda: _wrap(owner, name, _about(about), nth=1, after=False)
+    return lambda: _wrap(owner, name, about, 1, after=False)
 
 
-def _about(pattern: str) -> Callable[..., bool]:
-    return lambda *call, **named: any(re.search(pattern, str(each)) for each in (*call, *named.values()))
-
-
-def _wrap(owner: Any, name: str, wanted: Callable[..., bool], *, nth: int, after: bool) -> None:
-    original, seen = getattr(owner, name), [0]
+def _wrap(owner: Any, name: str, about: str, nth: int, *, after: bool) -> None:
+    owner = importlib.import_module(owner) if isinstance(owner, str) else owner
+    original, calls = getattr(owner, name), count(1)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        hit = wanted(*args, **kwargs)
-        seen[0] += hit
-        if hit and not after and seen[0] == nth:
+        now = any(re.search(about, str(each)) for each in (*args, *kwargs.values())) and next(calls) == nth
+        if now and not after:
             kill()
         answer = original(*args, **kwargs)
-        if hit and after and seen[0] == nth:
+        if now:
             kill()
         return answer
 
@@ -180,20 +176,10 @@ POINTS = (
     Point("deployment run ended, older ones open", _ahead(deployments.DeploymentRun, "_end_abandoned")),
     Point("all done, process not ended", _after(process, "promote_line")),
 )
-
-
-def _in_module(module: str, name: str) -> Arm:
-    """After a function of a module that is too heavy to be imported by every deployer."""
-    def arm() -> None:
-        _after(importlib.import_module(module), name)()
-
-    return arm
-
-
 MERGING = (
-    Point("weights merged in memory", _in_module("src.models.merging", "merge")),
-    Point("merged weights written, no manifest", _in_module("src.models.merging", "save")),
-    Point("release in place, not verified", _in_module("src.promotion.release", "_put_in_place")),
-    Point("MLflow's copy saved, not kept", _in_module("scripts.commands.assemble", "save_flavour")),
+    Point("weights merged in memory", _after("src.models.merging", "merge")),
+    Point("merged weights written, no manifest", _after("src.models.merging", "save")),
+    Point("release in place, not verified", _after("src.promotion.release", "_put_in_place")),
+    Point("MLflow's copy saved, not kept", _after("scripts.commands.assemble", "save_flavour")),
 )
 NAMED = {point.name: point for point in (*POINTS, *MERGING)}

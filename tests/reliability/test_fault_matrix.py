@@ -22,23 +22,22 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 @pytest.fixture(scope="module")
 def on_sqlite(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, environment: Mapping[str, str]) -> Shop:
-    root = tmp_path_factory.mktemp("sqlite")
-    return Shop(root, Sqlite(migrated_store, root / "shop"), environment)
+    return Shop(tmp_path_factory.mktemp("sqlite"), Sqlite(), environment, migrated_store)
 
 
 @pytest.fixture(scope="module")
 def merging_shop(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, environment: Mapping[str, str]
-                 ) -> MergingShop:
-    root = tmp_path_factory.mktemp("merging")
-    return MergingShop(root, Sqlite(migrated_store, root / "shop"), environment)
+                 ) -> Shop:
+    return MergingShop(tmp_path_factory.mktemp("merging"), Sqlite(), environment, migrated_store)
 
 
 @pytest.fixture(scope="module")
-def on_postgres(tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Iterator[Shop]:
+def on_postgres(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, environment: Mapping[str, str]
+                ) -> Iterator[Shop]:
     root = tmp_path_factory.mktemp("postgres")
     artifacts = root / "artifacts"
     with PostgresCluster() as cluster, MlflowServer(cluster.migrated("mlflow"), artifacts) as server:
-        yield Shop(root, Postgres(cluster, server, artifacts), environment)
+        yield Shop(root, Postgres(cluster, server, artifacts), environment, migrated_store)
 
 
 @pytest.mark.parametrize("point", ["slot written, reply unread",
@@ -66,6 +65,6 @@ def test_killed_at_every_point_on_both_stores_with_and_without_a_champion(on_sql
 @pytest.mark.reliability
 @pytest.mark.slow
 @pytest.mark.parametrize("point", MERGING, ids=lambda point: point.name)
-def test_killed_while_real_weights_are_merged(point: Point, merging_shop: MergingShop) -> None:
+def test_killed_while_real_weights_are_merged(point: Point, merging_shop: Shop) -> None:
     row = merging_shop.row(point, champion=False)
     assert not row.problems, row

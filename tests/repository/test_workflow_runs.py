@@ -12,8 +12,7 @@ import pytest
 
 from tests.fakes.actions.harness import Job, git
 from tests.fakes.actions.shop import PASSWORD, REPO, USER, Shop, log_in
-from tests.fakes.git_http import GitServer
-from tests.fakes.loopback_github import TOKEN, LoopbackGithub
+from tests.fakes.loopback_github import TOKEN, GitServer, LoopbackGithub
 from tests.fakes.loopback_hub import LoopbackHub
 from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
 
