@@ -37,7 +37,8 @@ def look() -> int:
         "slots": [slot.model_dump(mode="json", exclude={"time"}) for slot in view.slots],
         "lines": [slot.text() for slot in view.slots],
         "versions": _versions(client),
-        "aliases": _aliases(client),
+        "aliases": {alias: int(version) for model in client.search_registered_models(f"name = '{NAME}'")
+                    for alias, version in model.aliases.items()},
         "runs": _runs(client),
         "info": {name: value for name, value in results.last_info(OUTPUT_DIR).items() if name not in _IDS},
         "records": sorted(path.name for path in OUTPUT_DIR.iterdir()) if OUTPUT_DIR.is_dir() else [],
@@ -63,15 +64,9 @@ def _versions(client: MlflowClient) -> list[dict[str, Any]]:
             for each in sorted(found, key=lambda v: int(v.version))]
 
 
-def _aliases(client: MlflowClient) -> dict[str, int]:
-    found = client.search_registered_models(f"name = '{NAME}'")
-    return {alias: int(version) for model in found for alias, version in model.aliases.items()}
-
-
 def _runs(client: MlflowClient) -> dict[str, int]:
     """How many runs of a kind ended how; what a killed run leaves is marked KILLED, but for an unpinned ledger's."""
-    homes = [home.experiment_id for home in client.search_experiments()]
-    runs = client.search_runs(homes)
+    runs = client.search_runs([home.experiment_id for home in client.search_experiments()])
     return dict(Counter(f"{run.data.tags.get('kind')} {run.info.status}" for run in runs))
 
 

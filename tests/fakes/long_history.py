@@ -71,49 +71,40 @@ def promotions(made: list[Made], contract: str) -> list[ScoredRun]:
     return found
 
 
-class Template:
-    """The rows of one really logged evaluation, to be multiplied."""
+def multiply(engine: sqlalchemy.Engine, run_id: str, made: list[Made]) -> None:
+    """Write runs with their deployments, in batches, after the rows of one really logged evaluation."""
+    for table in (SqlRun, SqlTag, SqlLatestMetric, SqlMetric):
+        with engine.begin() as connection:
+            found = connection.execute(sqlalchemy.select(table.__table__).where(table.run_uuid == run_id))
+            rows = [dict(row) for row in found.mappings()]
+            for start in range(0, len(made), BATCH):
+                connection.execute(sqlalchemy.insert(table.__table__), [
+                    copy for one in made[start:start + BATCH] for copy in _copies(rows, table, one)])
 
-    def __init__(self, engine: sqlalchemy.Engine, run_id: str) -> None:
-        self._engine = engine
-        with engine.connect() as connection:
-            self._rows = {
-                table: [dict(row) for row in connection.execute(
-                    sqlalchemy.select(table.__table__).where(table.run_uuid == run_id)).mappings()]
-                for table in (SqlRun, SqlTag, SqlLatestMetric, SqlMetric)
-            }
 
-    def insert(self, made: list[Made]) -> None:
-        """Write runs with their deployments, in batches."""
-        for start in range(0, len(made), BATCH):
-            with self._engine.begin() as connection:
-                for table in self._rows:
-                    rows = [row for one in made[start : start + BATCH] for row in self._copies(table, one)]
-                    connection.execute(sqlalchemy.insert(table.__table__), rows)
-
-    def _copies(self, table: Any, one: Made) -> Iterator[dict[str, Any]]:
-        run, deployment = one.run, one.run.run_id[::-1]
-        tags = {"champion.model_digest": run.model_digest, "champion.contract": run.contract, **one.tags}
-        for row in self._rows[table]:
-            if table is SqlRun:
-                fresh = row | {"start_time": run.finished_at - 900, "end_time": run.finished_at,
-                               "run_uuid": run.run_id, "status": one.status, "lifecycle_stage": one.stage,
-                               "artifact_uri": row["artifact_uri"].replace(row["run_uuid"], run.run_id)}
-                yield fresh
-                yield fresh | {"run_uuid": deployment, "status": "FINISHED", "lifecycle_stage": "active",
-                               "name": "deployment", "start_time": run.finished_at, "end_time": run.finished_at + 90}
-            elif table is SqlTag:
-                yield row | {"run_uuid": run.run_id, "value": tags.get(row["key"], row["value"])}
-                if row["key"] in ("champion.model_name", "mlflow.user"):
-                    yield row | {"run_uuid": deployment}
-                if row["key"] == "kind":
-                    yield row | {"run_uuid": deployment, "value": "deployment"}
-            elif row["key"] == "rows":
-                yield row | {"run_uuid": run.run_id}
-            else:
-                yield row | {"run_uuid": run.run_id, "value": run.metrics.bleu4}
-        if table is SqlTag and "champion.excluded" in tags:
-            yield {"run_uuid": run.run_id, "key": "champion.excluded", "value": tags["champion.excluded"]}
+def _copies(rows: list[dict[str, Any]], table: Any, one: Made) -> Iterator[dict[str, Any]]:
+    run, deployment = one.run, one.run.run_id[::-1]
+    tags = {"champion.model_digest": run.model_digest, "champion.contract": run.contract, **one.tags}
+    for row in rows:
+        if table is SqlRun:
+            fresh = row | {"start_time": run.finished_at - 900, "end_time": run.finished_at,
+                           "run_uuid": run.run_id, "status": one.status, "lifecycle_stage": one.stage,
+                           "artifact_uri": row["artifact_uri"].replace(row["run_uuid"], run.run_id)}
+            yield fresh
+            yield fresh | {"run_uuid": deployment, "status": "FINISHED", "lifecycle_stage": "active",
+                           "name": "deployment", "start_time": run.finished_at, "end_time": run.finished_at + 90}
+        elif table is SqlTag:
+            yield row | {"run_uuid": run.run_id, "value": tags.get(row["key"], row["value"])}
+            if row["key"] in ("champion.model_name", "mlflow.user"):
+                yield row | {"run_uuid": deployment}
+            if row["key"] == "kind":
+                yield row | {"run_uuid": deployment, "value": "deployment"}
+        elif row["key"] == "rows":
+            yield row | {"run_uuid": run.run_id}
+        else:
+            yield row | {"run_uuid": run.run_id, "value": run.metrics.bleu4}
+    if table is SqlTag and "champion.excluded" in tags:
+        yield {"run_uuid": run.run_id, "key": "champion.excluded", "value": tags["champion.excluded"]}
 
 
 def fill(client: MlflowClient, params: Params, report: EvaluationReport, runs: int,
@@ -122,7 +113,7 @@ def fill(client: MlflowClient, params: Params, report: EvaluationReport, runs: i
     engine = sqlalchemy.create_engine(client.tracking_uri)
     contract, run = report.contract_digest, client.get_run(report.run_id)
     made = make_history(runs, contract, run.info.end_time - runs * 1000, **odd)
-    Template(engine, report.run_id).insert(made)
+    multiply(engine, report.run_id, made)
     engine.dispose()
     ledger = MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name)
     view = LedgerView(())

@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -37,32 +37,61 @@ _START_SECONDS = 90
 needs_postgres = pytest.mark.skipif(not _INITDB, reason="initdb is missing: apt-get install postgresql (.ci/run does)")
 
 
-class PostgresCluster:
+class _Watched:
+    """A server that ends with this process, and at exit, with all that it started; its words are in `log`."""
+
+    log: Path
+
+    def _start(self, end: str, command: Sequence[object], **options: Any) -> None:
+        """Start it, and wait until it answers; `end` is the signal that it gets when this process is gone."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen([*_WATCHED, end, *map(str, command)], stdin=subprocess.PIPE, stdout=log,
+                                             stderr=log, cwd=self.log.parent, start_new_session=True, **options)
+        until = time.monotonic() + _START_SECONDS
+        try:
+            while not self._answers():
+                running = self._process.poll() is None and time.monotonic() < until
+                assert running, f"did not start:\n{self.log.read_text(errors='replace')[-4000:]}"
+                time.sleep(0.1)
+        except BaseException:
+            self.__exit__(None)
+            raise
+
+    def _answers(self) -> bool:
+        raise NotImplementedError
+
+    def __exit__(self, *_: object) -> None:
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it and all that it started, as when the machine goes down."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class PostgresCluster(_Watched):
     """A PostgreSQL that keeps nothing: no fsync, no password, a folder of its own that goes with it."""
 
     def __enter__(self) -> Self:
         # Not below pytest's folder, which only root may enter.
         self._folder = Path(tempfile.mkdtemp(prefix="champion-postgres-"))
-        self._port = free_port()
-        data, bin_folder = self._folder / "data", Path(_INITDB).parent
+        self._port, self.log = free_port(), self._folder / "log"
+        data, programs = self._folder / "data", Path(_INITDB).parent
         if _USER:
             shutil.chown(self._folder, _USER["user"], _USER["group"])
-        _run([_INITDB, "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync", "--locale=C"])
-        with (self._folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*_WATCHED, "INT", bin_folder / "postgres", "-D", data, "-p", str(self._port), "-k", self._folder,
-                 *_OPTIONS],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self._folder, start_new_session=True, **_USER)
-        try:
-            _wait(self.process, self._answers, self._folder / "log")
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        subprocess.run([_INITDB, "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync",
+                        "--locale=C"], stdout=subprocess.DEVNULL, cwd="/", check=True, **_USER)
+        self._start("INT", [programs / "postgres", "-D", data, "-p", self._port, "-k", self._folder, *_OPTIONS],
+                    **_USER)
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:
-        _end(self.process)
+    def __exit__(self, *_: object) -> None:
+        self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def url(self, database: str) -> str:
@@ -97,7 +126,7 @@ class PostgresCluster:
         return True
 
 
-class MlflowServer:
+class MlflowServer(_Watched):
     """`mlflow server` with its workers, healthy on entry and killed with its process group at exit.
 
     With auth=(user, password) every request needs them (HTTP Basic, as DagsHub's proxy does; MLflow's own basic-auth
@@ -115,32 +144,19 @@ class MlflowServer:
     def __enter__(self) -> Self:
         self._artifacts.mkdir(parents=True, exist_ok=True)
         self._plugins = Path(tempfile.mkdtemp(prefix="champion-mlflow-"))
-        command = [*_WATCHED, "KILL", sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store,
-                   "--artifacts-destination", str(self._artifacts), "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", str(self._workers)]
-        command += ["--static-prefix", self._prefix] if self._prefix else []
-        command += ["--app-name", self._guard()] if self._auth else []
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log,
-                                            cwd=self._artifacts.parent, env=self._environment(),
-                                            start_new_session=True)
-        try:
-            _wait(self.process, self._answers, self.log)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        prefix = ["--static-prefix", self._prefix] if self._prefix else []
+        guard = ["--app-name", self._guard()] if self._auth else []
+        self._start("KILL", [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store, "--artifacts-destination",
+            self._artifacts, "--host", "127.0.0.1", "--port", self.port, "--workers", self._workers, *prefix, *guard,
+        ], env=self._environment())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.kill()
         shutil.rmtree(self._plugins, ignore_errors=True)
-        if kind is not None and self.log.exists():
+        if error[0] and self.log.exists():
             sys.stderr.write(f"--- {self.log}\n{self.log.read_text(errors='replace')[-4000:]}\n")
-
-    def kill(self) -> None:
-        """SIGKILL to the server and all its workers, as when the machine goes down."""
-        _end(self.process)
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(self._plugins), str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -174,27 +190,3 @@ def _migrate(url: str) -> None:
     engine = create_engine(url)
     _initialize_tables(engine)
     engine.dispose()
-
-
-def _run(command: list[Any]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, **_USER)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _wait(process: "subprocess.Popen[bytes]", answers: Any, log: Path) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while not answers():
-        if process.poll() is not None or time.monotonic() > end:
-            raise AssertionError(f"did not start (exit {process.poll()}):\n{log.read_text(errors='replace')[-4000:]}")
-        time.sleep(0.1)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a watched process, and all that it started."""
-    assert process.stdin
-    process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

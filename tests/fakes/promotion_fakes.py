@@ -132,11 +132,10 @@ class FakeRegistry:
         if version not in there:
             self._call("registry.transition", lambda w: (replace(w, production=w.production | {version}), None))
         for other in sorted(there - {version}):
-            self._call("registry.archive", _archiving(other))
+            self._archive(other)
 
-
-def _archiving(version: int) -> Effect:
-    return lambda w: (replace(w, production=w.production - {version}), None)
+    def _archive(self, version: int) -> None:
+        self._call("registry.archive", lambda w: (replace(w, production=w.production - {version}), None))
 
 
 class FakeHub:

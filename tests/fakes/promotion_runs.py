@@ -5,7 +5,7 @@ A step of src.promotion that makes several requests is replayed up to the next o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from src.core.errors import PipelineError
 from src.ledger.slots import LedgerView, Slot
@@ -66,20 +66,11 @@ class Turn:
         return answer
 
 
-class Run(Protocol):
-    """A run whose places are numbered as they are found; `ended` are those where it is over, with what it said."""
-
-    ended: dict[int, Verdict]
-
-    def move(self, world: World, place: int) -> tuple[World, int]:
-        """The world and the place after the next request; raises Violation for a run that gets stuck."""
-
-    def where(self, place: int) -> str:
-        """A place in words: the step, and how many of its requests are answered."""
-
-
 class PromotionRun:
-    """A challenger's run of src.promotion."""
+    """A challenger's run of src.promotion.
+
+    Its places are numbered as they are found; `ended` are those where it is over, with what it said.
+    """
 
     def __init__(self, challenger: Challenger, known: tuple[Challenger, ...], splits: frozenset[str] | None) -> None:
         self.ended: dict[int, Verdict] = {}
@@ -90,6 +81,7 @@ class PromotionRun:
         self._number(Progress(), ())
 
     def move(self, world: World, place: int) -> tuple[World, int]:
+        """The world and the place after the next request; raises Violation for a run that gets stuck."""
         now, answers = self._places[place]
         self._turn.begin(world, answers)
         try:
@@ -103,6 +95,7 @@ class PromotionRun:
         return self._turn.world, self._number(now, ())
 
     def where(self, place: int) -> str:
+        """A place in words: the step, and how many of its requests are answered."""
         now, answers = self._places[place]
         return f"{now.step}+{len(answers)}"
 
@@ -182,3 +175,6 @@ class RollbackRun:
             self._numbers[name] = len(self._places)
             self._places.append(name)
         return self._numbers[name]
+
+
+Run = PromotionRun | RollbackRun

@@ -25,6 +25,7 @@ from src.model_selection import Policy, ScoredRun, decide, scores_to_beat
 from src.report.charts import Losses
 from src.report.page import ModelHistory, Records
 from tests.fakes import factories
+from utils import json_utils
 
 CONFIG = Path(__file__).parents[2] / "params.yaml"
 POLICY: DeploymentParams = load_params(CONFIG).deployment.model_copy(update={"resamples": 200})
@@ -141,6 +142,15 @@ def records(**changes: Any) -> Records:
         "versions": {"Python": "3.11"},
     }
     return Records(**(values | changes))
+
+
+def write_results(example: Example, told: dict[str, Any], compared: dict[str, Any]) -> None:
+    """The evaluation and the decision as their stages leave them in results/."""
+    folder = Path("results/evaluations")
+    json_utils.write_object(folder / "report.json", example.report.model_dump(mode="json"))
+    json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
+    json_utils.write_object(Path("results/deployment/deployment_info.json"), told)
+    json_utils.write_object(Path("results/deployment/model_comparison.json"), compared)
 
 
 def _answer(reference: str, place: int, number: int) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from src.core.params import MlflowParams
 from src.ledger.slots import LedgerView
 from tests.fakes.actions.harness import Event, GitHub, Job, git, read
-from tests.fakes.git_http import GitServer
-from tests.fakes.loopback_github import TOKEN, LoopbackGithub
+from tests.fakes.loopback_github import TOKEN, GitServer, LoopbackGithub
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
@@ -122,17 +122,18 @@ class Shop:
         git(self.clone, "pull", "--quiet", "origin", branch)
 
     @property
+    def client(self) -> MlflowClient:
+        return mlflow_utils.connect(MlflowParams(tracking_uri=self.tracking_uri, experiment_name="x",
+                                                 deadline_seconds=30))
+
+    @property
     def view(self) -> LedgerView:
-        client = mlflow_utils.connect(MlflowParams(tracking_uri=self.tracking_uri, experiment_name="x",
-                                                   deadline_seconds=30))
-        return MlflowLedger(client, NAME, "ecommerce-chatbot-evaluation").view()
+        return MlflowLedger(self.client, NAME, "ecommerce-chatbot-evaluation").view()
 
     @property
     def champion(self) -> str | None:
         """The version that the alias names."""
-        client = mlflow_utils.connect(MlflowParams(tracking_uri=self.tracking_uri, experiment_name="x",
-                                                   deadline_seconds=30))
-        found = client.search_registered_models(f"name = '{NAME}'")
+        found = self.client.search_registered_models(f"name = '{NAME}'")
         version = found[0].aliases.get("champion") if found else None
         return str(version) if version else None
 
