@@ -59,15 +59,18 @@ def systems(rows: int = ROWS) -> tuple[RowStatistics, RowStatistics]:
     return row_statistics(challenger, references), row_statistics(baseline, references)
 
 
-def evidence(challenger: RowStatistics, baseline: RowStatistics, **changes: object) -> GainEvidence:
+CHALLENGER, BASELINE = systems()
+
+
+def evidence(challenger: RowStatistics = CHALLENGER, baseline: RowStatistics = BASELINE, **changes: object
+             ) -> GainEvidence:
     arguments = {"weights": WEIGHTS, "threshold": 0.001, "confidence": 0.95, "resamples": RESAMPLES, "seed": 7}
     return paired_bootstrap(challenger, baseline, **(arguments | changes))  # type: ignore[arg-type]
 
 
 def test_systems_of_different_rows_are_refused() -> None:
-    challenger, baseline = systems()
     with pytest.raises(InvalidInput, match="119 rows of the challenger against 120"):
-        evidence(challenger.take(np.arange(ROWS - 1)), baseline)
+        evidence(CHALLENGER.take(np.arange(ROWS - 1)), BASELINE)
 
 
 @pytest.mark.parametrize(("challenger", "baseline", "problem"), [
@@ -109,8 +112,7 @@ def test_fewer_rows_than_a_sign_test_needs_show_nothing(confidence: float, expec
 
 
 def test_equal_answers_have_no_gain_and_no_doubt() -> None:
-    challenger, _ = systems()
-    found = evidence(challenger, challenger)
+    found = evidence(CHALLENGER, CHALLENGER)
     assert (found.gain, found.low, found.high, found.includes_zero) == (0, 0, 0, True)
     assert (found.p_gain_positive, found.p_gain_at_least_threshold, found.p_value) == (0, 0, 1)
 
@@ -136,26 +138,24 @@ def paired_test() -> list[Result]:
 
 def test_mean_interval_and_p_value_equal_sacrebleus_paired_test(paired_test: list[Result]) -> None:
     indices = np.random.default_rng(SACREBLEU_SEED).choice(ROWS, size=(RESAMPLES, ROWS), replace=True)
-    challenger, baseline = systems()
     counts = row_counts(indices, ROWS)
-    resampled = {system: scores_of_counts(system, counts)[:, 3] for system in (baseline, challenger)}
+    resampled = {system: scores_of_counts(system, counts)[:, 3] for system in (BASELINE, CHALLENGER)}
     for theirs, (system, scores) in zip(paired_test, resampled.items(), strict=True):
         low, high = percentile_interval(scores, confidence=0.95)
         assert corpus_scores(system)["bleu4"] == pytest.approx(theirs.score / 100, abs=1e-9)
         assert scores.mean() == pytest.approx(theirs.mean / 100, abs=1e-6)
         assert (high - low) / 2 == pytest.approx(theirs.ci / 100, abs=1e-6)
-    difference = corpus_scores(challenger)["bleu4"] - corpus_scores(baseline)["bleu4"]
-    p_value = paired_p_value(resampled[challenger], resampled[baseline], difference=difference)
+    difference = corpus_scores(CHALLENGER)["bleu4"] - corpus_scores(BASELINE)["bleu4"]
+    p_value = paired_p_value(resampled[CHALLENGER], resampled[BASELINE], difference=difference)
     assert p_value == pytest.approx(paired_test[1].p_value, abs=1e-6)
     assert 0.005 < p_value < 0.5  # a p-value that could have been missed
 
 
 def test_the_bootstrap_draws_sacrebleus_resamples_for_the_same_seed(paired_test: list[Result]) -> None:
-    challenger, baseline = systems()
-    found = evidence(challenger, baseline, weights=BLEU4, seed=SACREBLEU_SEED)
+    found = evidence(weights=BLEU4, seed=SACREBLEU_SEED)
     assert found.p_value == pytest.approx(paired_test[1].p_value, abs=1e-6)
     settings = {"weights": BLEU4, "confidence": 0.95, "resamples": RESAMPLES, "seed": SACREBLEU_SEED}
-    for theirs, system in zip(paired_test, (baseline, challenger), strict=True):
+    for theirs, system in zip(paired_test, (BASELINE, CHALLENGER), strict=True):
         low, high = score_intervals(system, **settings)["weighted_score"]  # type: ignore[arg-type]
         assert (high - low) / 2 == pytest.approx(theirs.ci / 100, abs=1e-6)
 
@@ -172,70 +172,62 @@ def test_on_a_mean_over_rows_the_interval_is_students(rows: int, confidence: flo
 
 
 def test_every_metric_and_the_weighted_score_has_an_interval_around_it() -> None:
-    challenger, _ = systems()
-    intervals = score_intervals(challenger, weights=WEIGHTS, confidence=0.95, resamples=RESAMPLES, seed=7)
-    scores = corpus_scores(challenger)
+    intervals = score_intervals(CHALLENGER, weights=WEIGHTS, confidence=0.95, resamples=RESAMPLES, seed=7)
+    scores = corpus_scores(CHALLENGER)
     scores["weighted_score"] = sum(scores[name] * weight for name, weight in WEIGHTS.items())
     assert list(intervals) == list(scores)
     assert all(0 < low < scores[name] < high < 1 for name, (low, high) in intervals.items())
 
 
 def test_the_gain_is_the_difference_of_the_weighted_scores() -> None:
-    challenger, baseline = systems()
-    ours, theirs = corpus_scores(challenger), corpus_scores(baseline)
+    ours, theirs = corpus_scores(CHALLENGER), corpus_scores(BASELINE)
     expected = sum(weight * (ours[name] - theirs[name]) for name, weight in WEIGHTS.items())
-    found = evidence(challenger, baseline)
+    found = evidence()
     assert found.gain == pytest.approx(expected, abs=1e-9)
     assert found.low < found.gain < found.high
 
 
 def test_exchanging_the_systems_turns_the_interval_round() -> None:
-    challenger, baseline = systems()
-    there, back = evidence(challenger, baseline), evidence(baseline, challenger)
+    there, back = evidence(), evidence(BASELINE, CHALLENGER)
     assert (back.gain, back.low, back.high) == (-there.gain, -there.high, -there.low)
     assert back.p_gain_positive == pytest.approx(1 - there.p_gain_positive, abs=1e-9)
 
 
 def test_probabilities_count_resamples_and_fall_with_the_threshold() -> None:
-    challenger, baseline = systems()
-    found = [evidence(challenger, baseline, threshold=t).p_gain_at_least_threshold for t in (0.0, 0.01, 0.02, 0.5)]
+    found = [evidence(threshold=t).p_gain_at_least_threshold for t in (0.0, 0.01, 0.02, 0.5)]
     assert found == sorted(found, reverse=True)
-    assert found[0] >= evidence(challenger, baseline).p_gain_positive > found[2] > found[3] == 0
+    assert found[0] >= evidence().p_gain_positive > found[2] > found[3] == 0
 
 
 def test_a_higher_confidence_widens_the_interval_and_needs_more_rows() -> None:
-    challenger, baseline = systems()
-    usual, twentieth = (evidence(challenger, baseline, confidence=c) for c in (0.95, 0.9975))
+    usual, twentieth = (evidence(confidence=c) for c in (0.95, 0.9975))
     assert twentieth.low < usual.low < usual.high < twentieth.high
     assert twentieth.minimum_detectable_gain > usual.minimum_detectable_gain
     assert (twentieth.rows_needed or 0) > (usual.rows_needed or 0)
 
 
 def test_rows_needed_fall_with_the_square_of_the_threshold_and_none_are_for_a_threshold_of_zero() -> None:
-    challenger, baseline = systems()
-    detectable = evidence(challenger, baseline).minimum_detectable_gain
-    needed = [evidence(challenger, baseline, threshold=detectable * factor).rows_needed for factor in (1, 0.5, 0.1)]
+    detectable = evidence().minimum_detectable_gain
+    needed = [evidence(threshold=detectable * factor).rows_needed for factor in (1, 0.5, 0.1)]
     assert needed == pytest.approx([ROWS, 4 * ROWS, 100 * ROWS], abs=1)
-    assert evidence(challenger, baseline, threshold=0.0).rows_needed is None
+    assert evidence(threshold=0.0).rows_needed is None
 
 
 def test_equal_arguments_give_equal_bits_and_the_seed_matters() -> None:
-    challenger, baseline = systems()
-    first = evidence(challenger, baseline)
-    restored = [RowStatistics.from_rows(system.to_rows()) for system in (challenger, baseline)]
+    first = evidence()
+    restored = [RowStatistics.from_rows(system.to_rows()) for system in (CHALLENGER, BASELINE)]
     assert evidence(*restored) == first
-    assert replace(evidence(challenger, baseline, seed=8), seed=7) != first
+    assert replace(evidence(seed=8), seed=7) != first
 
 
 def test_blocks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    challenger, baseline = systems()
-    at_once = evidence(challenger, baseline)
+    at_once = evidence()
     monkeypatch.setattr("src.evaluation.significance._BLOCK_CELLS", 7 * ROWS)
-    assert evidence(challenger, baseline) == at_once
+    assert evidence() == at_once
 
 
 def test_a_stored_decision_replays_to_the_same_evidence() -> None:
-    found = asdict(evidence(*systems(), seed=seed_from("0123456789ab" + "0" * 52)))
+    found = asdict(evidence(seed=seed_from("0123456789ab" + "0" * 52)))
     assert found == GOLDEN
 
 

@@ -146,9 +146,7 @@ def test_a_path_that_leads_out_of_the_repository_is_invalid(root: Path, path: st
         inside(root, path, what="adapter")
 
 
-def test_a_file_that_is_no_part_of_an_adapter_is_named_and_left_alone(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_is_no_part_of_an_adapter_is_named_and_stays(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / ADAPTER / ".env").write_text("SECRET=1")
     check_adapter(root / ADAPTER, tiny_model.fine_tuned(root).lora, names=("pocket", BASE))
     assert [record.message.rpartition("/")[2] for record in caplog.records] == [

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,25 +188,22 @@ def test_machines_that_hold_different_checkpoints_do_not_train_together(
         checkpoints.resumable_by_all(tmp_path)
 
 
-def changes() -> Iterator[dict[str, Any]]:
-    yield from ({"params": PARAMS.model_copy(update={name: value})} for name, value in (
-        ("epochs", 5), ("batch_size", 2), ("learning_rate", 0.02), ("max_length", 64), ("seed", 6),
-        ("lora", PARAMS.lora.model_copy(update={"r": 8}))))
-    yield {"base": BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="f" * 64)}
-    yield {"train": DatasetRef(path="train.jsonl", sha256="f" * 64, rows=3)}
-    yield {"validation": DatasetRef(path="validation.jsonl", sha256="f" * 64, rows=3)}
+INPUTS: dict[str, Any] = {
+    "params": PARAMS,
+    "base": BaseModelRef(name="pocket", revision="none", path="results/base_model", sha256="a" * 64),
+    "train": DatasetRef(path="train.jsonl", sha256="b" * 64, rows=3),
+    "validation": DatasetRef(path="validation.jsonl", sha256="c" * 64, rows=3),
+}
 
 
-@pytest.mark.parametrize("change", changes())
-def test_any_other_input_has_checkpoints_of_its_own(change: dict[str, Any]) -> None:
-    inputs: dict[str, Any] = {
-        "params": PARAMS, "base": BaseModelRef(name="pocket", revision="none", path="results/base_model",
-                                               sha256="a" * 64),
-        "train": DatasetRef(path="train.jsonl", sha256="b" * 64, rows=3),
-        "validation": DatasetRef(path="validation.jsonl", sha256="c" * 64, rows=3),
-    }
-    assert fine_tuning.fingerprint(**inputs) == fine_tuning.fingerprint(**inputs)
-    assert fine_tuning.fingerprint(**inputs | change) != fine_tuning.fingerprint(**inputs)
+@pytest.mark.parametrize(("name", "change"), [
+    *(("params", change) for change in ({"epochs": 5}, {"batch_size": 2}, {"learning_rate": 0.02}, {"max_length": 64},
+                                        {"seed": 6}, {"lora": PARAMS.lora.model_copy(update={"r": 8})})),
+    *((name, {"sha256": "f" * 64}) for name in ("base", "train", "validation"))])
+def test_any_other_input_has_checkpoints_of_its_own(name: str, change: dict[str, Any]) -> None:
+    others = INPUTS | {name: INPUTS[name].model_copy(update=change)}
+    assert fine_tuning.fingerprint(**INPUTS) == fine_tuning.fingerprint(**INPUTS)
+    assert fine_tuning.fingerprint(**others) != fine_tuning.fingerprint(**INPUTS)
 
 
 def test_unknown_target_modules_are_refused_by_name(base: Path, tmp_path: Path) -> None:

@@ -64,13 +64,11 @@ def test_another_server_never_sees_the_token(dagshub: str, uri: str) -> None:
     assert credentials() == ["", ""]
 
 
-def test_a_password_that_is_set_wins(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mine")
+@pytest.mark.parametrize(("name", "value", "password"), [
+    ("MLFLOW_TRACKING_PASSWORD", "mine", "mine"), ("DAGSHUB_USER_TOKEN", " ", "")])
+def test_with_a_password_or_without_a_token_there_is_nothing_to_do(
+    dagshub: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, password: str
+) -> None:
+    monkeypatch.setenv(name, value)
     store.log_in(f"{dagshub}/alice/shop.mlflow")
-    assert credentials() == ["", "mine"]
-
-
-def test_without_a_token_there_is_nothing_to_do(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DAGSHUB_USER_TOKEN", " ")
-    store.log_in(f"{dagshub}/alice/shop.mlflow")
-    assert credentials() == ["", ""]
+    assert credentials() == ["", password]

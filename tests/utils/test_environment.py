@@ -26,9 +26,7 @@ def ask(params: DeploymentParams, *, force: bool = False, reason: str | None = N
 
 @pytest.mark.parametrize("name", ["DEPLOY_FORCE", "DEPLOY_SKIP_HF_PUSH"])
 @pytest.mark.parametrize("value", ["2", "ja", "true;", "$(id)", "tru e"])
-def test_a_switch_that_is_neither_true_nor_false_is_refused(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_switch_neither_true_nor_false_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidParams, match=rf"^{name}: .* is neither true nor false"):
         ask(deployment(push=True))

@@ -1,5 +1,6 @@
 """The records of a run as a commit on its branch, whatever happens to the branch meanwhile: with real git."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,6 @@ def test_records_that_somebody_changed_meanwhile_are_left_to_them(clone: Path, m
     assert on_main(clone, "dvc.lock") == "old"
 
 
-def test_a_branch_that_was_rewritten_gets_no_records(clone: Path) -> None:
-    git("-C", str(clone / "mona"), "commit", "-q", "--amend", "-m", "other", **MONA)
-    git("-C", str(clone / "mona"), "push", "-q", "--force", "origin", "main")
-    with pytest.raises(RunAgain, match="main: was rewritten while the pipeline ran"):
-        git_utils.commit_records("main", "Records")
-
-
 def test_a_branch_that_is_gone_gets_no_records(clone: Path) -> None:
     assert git_utils.commit_records("other", "Records") is None
 
@@ -116,15 +110,19 @@ def test_a_lost_race_is_run_again_on_top_of_the_winner(clone: Path) -> None:
         "Records", "race", "race", "first"]
 
 
-def test_races_without_end_are_given_up(clone: Path) -> None:
-    racing(clone, 99)
-    with pytest.raises(RunAgain, match="main: moved on 5 times"):
-        git_utils.commit_records("main", "Records")
+def rewritten(clone: Path) -> None:
+    git("-C", str(clone / "mona"), "commit", "-q", "--amend", "-m", "other", **MONA)
+    git("-C", str(clone / "mona"), "push", "-q", "--force", "origin", "main")
 
 
-def test_a_protected_branch_is_told_with_the_remedy(clone: Path) -> None:
-    hook(clone, "echo 'protected branch' >&2; exit 1")
-    with pytest.raises(RunAgain, match=r"git push: .*protected branch.*let github-actions push"):
+@pytest.mark.parametrize(("disturb", "said"), [
+    (rewritten, "main: was rewritten while the pipeline ran"),
+    (lambda clone: racing(clone, 99), "main: moved on 5 times"),
+    (lambda clone: hook(clone, "echo 'protected branch' >&2; exit 1"), "push: .*protected branch.*let github-actions"),
+], ids=["rewritten", "races without end", "protected"])
+def test_a_branch_that_takes_no_records_is_told(clone: Path, disturb: Callable[[Path], None], said: str) -> None:
+    disturb(clone)
+    with pytest.raises(RunAgain, match=said):
         git_utils.commit_records("main", "Records")
 
 

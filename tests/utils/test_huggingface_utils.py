@@ -73,9 +73,7 @@ def test_the_check_without_a_token_says_how_to_get_one(hub: LoopbackHub, said: S
     (WRITE, "connected as alice; write token: may publish to alice, acme"),
     (SCOPED, r"fine-grained token: repo\.content\.read, repo\.write on acme/scoped"),
 ])
-def test_the_check_says_what_a_token_may_and_never_the_token(
-    hub: LoopbackHub, said: Said, token: str, words: str
-) -> None:
+def test_the_check_says_what_a_token_may_and_hides_it(hub: LoopbackHub, said: Said, token: str, words: str) -> None:
     line = said(token)
     assert re.search(words, line)
     assert token not in line

@@ -135,9 +135,7 @@ def test_nothing_is_written_of_what_json_cannot_hold(path: Path) -> None:
     assert read_object(path) == GOOD
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_object(path, GOOD)
 
     def full(_descriptor: int) -> None:

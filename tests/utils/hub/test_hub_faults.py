@@ -38,7 +38,7 @@ from tests.reliability.reliability_page import report, table
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
 __all__ = ["disk", "weighty_shop"]  # fixtures, found by their names
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 HEADER = ("fault", "outcome", "exit", "commits on main", "words (stderr)")
 QUICK = ("lost replies of both commits", "stale parent on main (412)", "read-only token",
          "429, Retry-After: 3600", "token expires (401) at main's commit")
@@ -121,7 +121,7 @@ def rows() -> Iterator[list[Row]]:
         print(table(HEADER, cells))
 
 
-def meet(shop: Shop, capfd: Said, rules: Rules) -> Ended:
+def meet(shop: Shop, capfd: Capture, rules: Rules) -> Ended:
     """Deploy while the hub keeps these rules."""
     for rule in rules:
         shop.hub.fault(**rule)
@@ -131,7 +131,7 @@ def meet(shop: Shop, capfd: Said, rules: Rules) -> Ended:
     return ended
 
 
-def met(name: str, shop: Shop, capfd: Said) -> Row:
+def met(name: str, shop: Shop, capfd: Capture) -> Row:
     """One of the faults above, and the run after it; returns its row."""
     before = World.of(shop)
     if name in PASSING:
@@ -158,7 +158,7 @@ LEFT = {6: ("nothing published; the next run promotes", "6", "0, then 1"),
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_deployment_recovers_or_publishes_nothing(
-    with_a_champion: Path, tmp_path: Path, capfd: Said, name: str
+    with_a_champion: Path, tmp_path: Path, capfd: Capture, name: str
 ) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         row = met(name, shop, capfd)
@@ -167,7 +167,7 @@ def test_a_deployment_recovers_or_publishes_nothing(
 
 
 def test_xet_carries_the_data_of_a_whole_promotion(
-    with_a_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said
+    with_a_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         monkeypatch.delenv("HF_HUB_DISABLE_XET")
@@ -184,7 +184,7 @@ FULL = {  # size of the disk, whether the free space that the system tells is tr
 }
 
 
-def filled(name: str, shop: Shop, disk: Resize, capfd: Said) -> str:
+def filled(name: str, shop: Shop, disk: Resize, capfd: Capture) -> str:
     """Deploy on a disk that is too small; returns the line that says so."""
     size, told, words = FULL[name]
     before, there = World.of(shop), sorted(Path("results").iterdir())
@@ -202,7 +202,7 @@ def filled(name: str, shop: Shop, disk: Resize, capfd: Said) -> str:
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(
-    weighty_shop: Shop, disk: Resize, capfd: Said, *, name: str
+    weighty_shop: Shop, disk: Resize, capfd: Capture, *, name: str
 ) -> None:
     filled(name, weighty_shop, disk, capfd)
 
@@ -214,7 +214,7 @@ def test_a_full_disk_publishes_nothing_and_leaves_no_temporary_folder(
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code
 @pytest.mark.parametrize("name", FULL)
 def test_a_disk_with_room_again(
-    weighty_shop: Shop, disk: Resize, capfd: Said, rows: list[Row], *, name: str
+    weighty_shop: Shop, disk: Resize, capfd: Capture, rows: list[Row], *, name: str
 ) -> None:
     rows.append(Row(name, *LEFT[5], filled(name, weighty_shop, disk, capfd)))
     disk(ENOUGH)
@@ -225,13 +225,13 @@ def test_a_disk_with_room_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PASSING, *LASTING])
 def test_every_named_fault(
-    with_a_champion: Path, tmp_path: Path, capfd: Said, rows: list[Row], *, name: str
+    with_a_champion: Path, tmp_path: Path, capfd: Capture, rows: list[Row], *, name: str
 ) -> None:
     with opened(with_a_champion, tmp_path / "shop") as shop:
         rows.append(met(name, shop, capfd))
 
 
-def requests(source: Path, root: Path, capfd: Said) -> int:
+def requests(source: Path, root: Path, capfd: Capture) -> int:
     """How many requests a deployment makes that nothing disturbs."""
     with opened(source, root) as shop:
         assert deploy(capfd).code == 0
@@ -245,7 +245,7 @@ SWEEPS = [*(("with_a_champion", fault) for fault in ONCE),
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "fault"), SWEEPS)
 def test_a_fault_once_at_each_request(
-    request: pytest.FixtureRequest, tmp_path: Path, capfd: Said, rows: list[Row],
+    request: pytest.FixtureRequest, tmp_path: Path, capfd: Capture, rows: list[Row],
     *, start: str, fault: str
 ) -> None:
     source = request.getfixturevalue(start)
@@ -264,7 +264,7 @@ def test_a_fault_once_at_each_request(
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FROM_THERE_ON)
 def test_a_fault_from_each_request_on(
-    with_a_champion: Path, tmp_path: Path, capfd: Said, rows: list[Row], *, fault: str
+    with_a_champion: Path, tmp_path: Path, capfd: Capture, rows: list[Row], *, fault: str
 ) -> None:
     number = requests(with_a_champion, tmp_path / "quiet", capfd)
     codes = []

@@ -25,9 +25,7 @@ def port(hub: LoopbackHub, folder: Path) -> HubPort:
     return HubPort(repository(), folder)
 
 
-def test_a_key_becomes_a_branch_and_a_slot_becomes_main_and_a_tag(
-    hub: LoopbackHub, folder: Path, port: HubPort
-) -> None:
+def test_a_key_becomes_a_branch_and_a_slot_becomes_main_and_tag(hub: LoopbackHub, folder: Path, port: HubPort) -> None:
     port.check()
     assert not port.holds_release()
     published = port.publish(KEY)

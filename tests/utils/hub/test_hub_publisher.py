@@ -27,14 +27,10 @@ def test_publish_makes_a_private_repository_and_one_commit(hub: LoopbackHub, fol
     assert shown(hub) == {}
 
 
-def test_publishing_again_changes_nothing(hub: LoopbackHub, folder: Path) -> None:
+def test_publishing_again_changes_nothing_before_main_shows_it_nor_after(hub: LoopbackHub, folder: Path) -> None:
     release = publish(folder)
     assert publish(folder) == release
     assert len(hub.requests("POST", COMMIT)) == 1
-
-
-def test_publishing_what_main_shows_gives_the_tagged_commit_and_no_new_branch(hub: LoopbackHub, folder: Path) -> None:
-    release = publish(folder)
     repository().project(release, "v1", BRANCH)
     assert publish(folder) == release
     assert BRANCH not in repository().state().branches

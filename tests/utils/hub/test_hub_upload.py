@@ -62,9 +62,7 @@ def test_xet_tells_its_progress_where_progress_bars_are_turned_off(
 @pytest.mark.parametrize("fault", [
     {"path": "/xet-write-token/", "status": 404, "times": 9}, {"path": "/_cas/v1/xorbs/", "delay": 30, "times": 9},
 ], ids=["hub without Xet", "Xet that hangs"])
-def test_plain_lfs_stands_in_for_xet(
-    xet: LoopbackHub, folder: Path, caplog: pytest.LogCaptureFixture, fault: Rule
-) -> None:
+def test_lfs_stands_in_for_xet(xet: LoopbackHub, folder: Path, caplog: pytest.LogCaptureFixture, fault: Rule) -> None:
     xet.fault(**fault)
     release = publish(folder, patience=Patience(deadline=20, request=3, stall=1.5, attempts=2, backoff=0.02))
     assert "plain LFS instead" in caplog.text
@@ -96,9 +94,7 @@ def test_a_killed_publisher_leaves_no_upload_behind_and_shows_no_token(hub: Loop
     assert commits_since_main(hub) == [release.commit]
 
 
-def test_an_upload_whose_process_dies_is_a_hub_error(
-    hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_that_dies_is_a_hub_error(hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(HubError, match="process ended with 1"):
         publish(folder)

@@ -25,13 +25,10 @@ def test_a_line_that_a_crash_cut_short_is_passed_over(torn: str) -> None:
     assert (trace.key, trace.step, trace.pid, trace.running) == (KEY[:12], Step.ASSEMBLE, os.getpid(), True)
 
 
-def test_a_journal_that_holds_nothing_readable_tells_nothing() -> None:
+def test_no_journal_and_one_that_holds_nothing_readable_tell_nothing() -> None:
+    assert list(traces()) == []
     (FOLDER / "x").mkdir(parents=True)
     (FOLDER / "x" / "journal.jsonl").write_bytes(b"\xff\xfe\n")
-    assert list(traces()) == []
-
-
-def test_no_journal_is_no_trace() -> None:
     assert list(traces()) == []
 
 

@@ -49,7 +49,9 @@ class Store:
 
 
 @pytest.fixture
-def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
+def params(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Of a store in which six runs are a long history."""
+    monkeypatch.setattr(mlflow_history, "SHORT", 5)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     return load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml"))
 
@@ -65,18 +67,16 @@ def test_a_search_finds_the_bars_that_reading_everything_finds(
     params: Params, monkeypatch: pytest.MonkeyPatch, growth: float, page: int
 ) -> None:
     store = Store(params, 100, again=0.4, weights=0.1, growth=growth)
-    monkeypatch.setattr(mlflow_history, "SHORT", 5)
     monkeypatch.setattr(mlflow_history, "PAGE", page)
     for slots in range(0, len(store.ledger.slots) + 1, 3):
         ledger = LedgerView(store.ledger.slots[:slots])
         assert same(store.searched(ledger), store.all(ledger)), slots
 
 
-def test_of_a_forced_worse_champion_the_best_promoted_is_still_found(
+def test_beside_a_forced_worse_champion_the_best_is_still_found(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(params, 80)
-    monkeypatch.setattr(mlflow_history, "SHORT", 5)
     monkeypatch.setattr(mlflow_history, "PAGE", 7)
     worst = min((one.run for one in store.made if one.counts and one.run.contract == store.challenger.contract),
                 key=lambda run: run.metrics.bleu4)
@@ -87,11 +87,8 @@ def test_of_a_forced_worse_champion_the_best_promoted_is_still_found(
     assert found.champion.model_digest == worst.model_digest
 
 
-def test_where_significance_is_required_every_challenger_since_the_last_promotion_is_counted(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_significance_is_required_every_challenger_since_the_last_promotion_counts(params: Params) -> None:
     store = Store(params, 120)
-    monkeypatch.setattr(mlflow_history, "SHORT", 5)
     policy = replace(Policy.from_params(params.deployment), require_significance=True)
     ledger = LedgerView(store.ledger.slots[:2])
     searched = challengers_since_head(store.question(list(store.history(policy, ledger).runs), policy, ledger))

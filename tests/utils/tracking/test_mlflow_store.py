@@ -9,17 +9,12 @@ from src.core.errors import InvalidParams, Undecided
 from utils.tracking import store
 
 
-@pytest.mark.parametrize(
-    ("uri", "said"),
-    [
-        ("http://bot:s3cret@tracking.example/mlflow", "carries credentials"),
-        ("postgresql+psycopg://bot:s3cret@host/db", "PGPASSWORD"),
-        ("./mlruns", "use sqlite:///mlflow.db"),
-        ("file:///tmp/mlruns", "use sqlite:///mlflow.db"),
-        ("mysql://host/db", "'mysql' is not known"),
-        ("postgresql+psycopg2://host/db", "needs the driver psycopg2"),
-    ],
-)
+@pytest.mark.parametrize(("uri", "said"), [
+    ("http://bot:s3cret@tracking.example/mlflow", "carries credentials"),
+    ("postgresql+psycopg://bot:s3cret@host/db", "PGPASSWORD"), ("./mlruns", "use sqlite:///mlflow.db"),
+    ("file:///tmp/mlruns", "use sqlite:///mlflow.db"), ("mysql://host/db", "'mysql' is not known"),
+    ("postgresql+psycopg2://host/db", "needs the driver psycopg2"),
+])
 def test_an_unusable_address_is_refused_without_repeating_its_password(uri: str, said: str) -> None:
     with pytest.raises(InvalidParams, match=said) as error:
         store.tracking_uri(uri)

@@ -52,9 +52,7 @@ def marks(shop: Shop) -> dict[int, str | None]:
     return {number: version.tags.get(FILES) for number, version in versions(shop).items()}
 
 
-def test_once_it_is_asked_for_old_weights_go_and_their_records_stay(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_once_it_is_asked_for_old_weights_go_and_records_stay(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.bring("four", 35)
     assert files(shop) == dict.fromkeys((1, 2, 3, 4), True)
     keep(shop, 2)

@@ -19,6 +19,7 @@ from utils.tracking.ledger import MlflowLedger
 
 pytest_plugins = ["tests.fakes.server_fixtures"]
 
+Capture = pytest.CaptureFixture[str]
 USER, TOKEN, PREFIX = "alice", "canary-of-alice", "/acme/shop.mlflow"
 INFO = Path("results/deployment/deployment_info.json")
 Answer = Callable[[Call, bytes], tuple[int, bytes] | None]
@@ -48,7 +49,7 @@ def bring(mark: str, right: int) -> int:
     return call()
 
 
-def promotions_and_a_rollback(capsys: pytest.CaptureFixture[str]) -> str:
+def promotions_and_a_rollback(capsys: Capture) -> str:
     """All that the commands say while one model follows another and is taken back."""
     assert [bring("one", 10), bring("two", 20)] == [0, 0]
     assert read_object(INFO)["reason"] == "improved"
@@ -66,7 +67,7 @@ def nothing_is_promoted() -> bool:
 
 
 def test_a_wrong_password_is_undecided_and_not_repeated(
-    remote: MlflowProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    remote: MlflowProxy, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     challenger(params(), "one", answers(10))
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-that-is-wrong")
@@ -96,7 +97,7 @@ def refusing(method: str, name: str, status: int, text: bytes) -> Answer:
 ], ids=["a login page", "runs forbidden", "a proxy that takes no big files", "a login page for the files",
         "a server that keeps no params", "a server that keeps no long params"])
 def test_an_answer_that_is_no_answer_is_undecided_in_one_line(
-    remote: MlflowProxy, capsys: pytest.CaptureFixture[str], answer: Answer, said: str
+    remote: MlflowProxy, capsys: Capture, answer: Answer, said: str
 ) -> None:
     challenger(params(), "one", answers(10))
     remote.instead = answer
@@ -108,9 +109,7 @@ def test_an_answer_that_is_no_answer_is_undecided_in_one_line(
     assert nothing_is_promoted()
 
 
-def test_a_server_without_a_registry_is_undecided_and_told_what_to_use(
-    remote: MlflowProxy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_without_a_registry_is_undecided_and_told_what_to_use(remote: MlflowProxy, capsys: Capture) -> None:
     remote.missing = (*NEWER, "registered-models", "model-versions")
     assert bring("one", 10) == 4
     assert "has no Model Registry: use MLflow 2.9 or newer on a SQL store, or DagsHub" in capsys.readouterr().err
@@ -130,7 +129,7 @@ def test_a_big_file_gets_the_time_that_a_server_needs_to_store_it(
 
 
 def test_dagshubs_token_alone_is_enough_and_stays_secret(
-    remote: MlflowProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    remote: MlflowProxy, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
@@ -147,7 +146,7 @@ def test_dagshubs_token_alone_is_enough_and_stays_secret(
 @pytest.mark.slow
 @needs_postgres
 def test_postgresql_behind_basic_auth_and_a_path_prefix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     shop, artifacts = tmp_path / "shop", tmp_path / "server" / "artifacts"
     shop.mkdir()
