@@ -9,7 +9,6 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_SECONDS = 60.0  # the longest wait for anything
 needs_chromium = pytest.mark.skipif(EXECUTABLE is None, reason="Chromium is missing: apt-get install chromium")
 
 
@@ -19,5 +18,5 @@ def open_page(**context: Any) -> Iterator[Page]:
     with sync_playwright() as driver, driver.chromium.launch(
             executable_path=EXECUTABLE, args=["--no-sandbox", "--disable-gpu"]) as browser:
         page = browser.new_page(**context)
-        page.set_default_timeout(_SECONDS * 1000)
+        page.set_default_timeout(60_000)  # the longest wait for anything
         yield page

@@ -18,15 +18,14 @@ from transformers import Trainer
 
 from tests.training.test_fine_tuning import Run
 from utils import process
-from utils import process as ranks
 
 FOLDER, BASE, CHANGES = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 
 
 def main() -> int:
     """Train; returns the exit code."""
-    ranks.set_up()
-    if "killed" in sys.argv and not ranks.is_first():
+    process.set_up()
+    if "killed" in sys.argv and not process.is_first():
         step = Trainer.training_step
 
         def dying(self: Trainer, *inputs: object, **options: object) -> object:
@@ -39,7 +38,7 @@ def main() -> int:
     run.train = run.train[:24]  # whole steps
     run.params = run.params.model_copy(update={"lora": run.params.lora.model_copy(update={"dropout": 0.0})})
     curve = run.start()
-    if ranks.is_first():
+    if process.is_first():
         (FOLDER / "curve.json").write_text(json.dumps([asdict(epoch) for epoch in curve]))
     return 0
 

@@ -12,8 +12,7 @@ from src.promotion import protocol
 from src.promotion.protocol import Ports, Progress, Step
 from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeLedger, Violation, World
 from tests.fakes.promotion_line import CHAMPION, deployed
-from tests.fakes.promotion_runs import Actor, Rollback
-from tests.reliability.promotion_model import Model
+from tests.reliability.promotion_model import Actor, Model, Rollback
 
 A, B, C = Challenger("a", 0.5), Challenger("b", 0.6), Challenger("c", 0.7)
 NEAR_A = Challenger("near a", 0.5005)
