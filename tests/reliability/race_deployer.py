@@ -50,25 +50,16 @@ class Entrant:
     force: bool
 
 
-@dataclass
 class Killer:
-    """When to send SIGKILL: `delay` seconds after so many steps are in the journal; None: never."""
+    """When to send SIGKILL: `delay` seconds after so many more steps are in the journal."""
 
-    world: World
-    entrant: Entrant
-    steps: int | None
-    delay: float
-    _moment: float = math.inf
-
-    def __post_init__(self) -> None:
-        self._before = _lines(self.world, self.entrant)
+    def __init__(self, world: World, entrant: Entrant, steps: float, delay: float) -> None:
+        self.entrant, self._world, self._delay, self._moment = entrant, world, delay, math.inf
+        self._enough = _lines(world, entrant) + steps
 
     def due(self) -> bool:
-        if self.steps is None:
-            return False
-        taken = _lines(self.world, self.entrant) - self._before
-        if self._moment == math.inf and taken >= self.steps:
-            self._moment = time.monotonic() + self.delay
+        if self._moment == math.inf and _lines(self._world, self.entrant) >= self._enough:
+            self._moment = time.monotonic() + self._delay
         return time.monotonic() >= self._moment
 
 

@@ -10,6 +10,7 @@ HF_ENDPOINT and HF_TOKEN name the Hub. All processes are forks of this one, whic
 import gc
 import importlib
 import json
+import math
 import multiprocessing
 import random
 import statistics
@@ -144,7 +145,7 @@ class Race:
         return interrupted
 
     def _started(self, entrant: Entrant, start: float) -> tuple[ForkProcess, Killer]:
-        steps = self._random.randrange(STEPS) if self._random.random() < self.share else None
+        steps = self._random.randrange(STEPS) if self._random.random() < self.share else math.inf
         killer = Killer(self._world, entrant, steps, self._random.random() * 0.1 * self._usual())
         process = _FORK.Process(target=race_deployer.compete, args=(self._world, entrant, start))
         process.start()

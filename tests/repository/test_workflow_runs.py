@@ -1,10 +1,8 @@
 """pipeline.yml as GitHub runs it, step by step, with a real MLflow server, Hub protocol, DVC remote and git origin.
 
-Slow: every run is three jobs with their imports, and most train. SHOW_RUNS=1 prints every log, summary and comment.
+Slow: every run is three jobs with their imports, and most train.
 """
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,12 +34,7 @@ def shop(tmp_path: Path, cluster: PostgresCluster, monkeypatch: pytest.MonkeyPat
     with (MlflowServer(database, tmp_path / "artifacts", auth=(USER, PASSWORD)) as server,
           LoopbackHub(tmp_path / "hub") as hub, GitServer(tmp_path / "git", TOKEN) as origin, LoopbackGithub() as api):
         api.pulls = {"feature/work": 7}
-        made = Shop(tmp_path, hub, server.url, origin, api)
-        yield made
-        for number, jobs in enumerate(made.runs, start=1) if os.environ.get("SHOW_RUNS") else ():
-            sys.stderr.write(f"\n######## run {number}\n{story(jobs)}")
-        if os.environ.get("SHOW_RUNS"):
-            sys.stderr.write("".join(f"\n######## comment\n{comment['body']}\n" for comment in api.comments))
+        yield Shop(tmp_path, hub, server.url, origin, api)
 
 
 def story(jobs: dict[str, Job]) -> str:
