@@ -64,9 +64,6 @@ def test_one_line_names_the_trouble_and_its_remedy(breaking: str, service: str, 
     assert "\n" not in line
 
 
-# The machine, git, DVC, and a base model from the Hub.
-
-
 def test_a_python_that_is_too_new_and_a_full_disk_are_named(world: World) -> None:
     world.patch.setattr(diagnose, "_PYTHON", (3, 14))
     assert world.check("machine").text == "Python 3.14"
@@ -122,9 +119,6 @@ def test_a_remote_is_looked_at_by_dvc_itself(world: World) -> None:
         (4, "failed", "check the address in .dvc/config and the network"),
         (4, "failed", "set its credentials, docs/remotes.md"), (2, "failed", f"pip install 'dvc[s3]=={DVC}'"),
     ]
-
-
-# The command.
 
 
 def test_it_says_everything_of_the_embedded_default_within_seconds(tmp_path: Path) -> None:

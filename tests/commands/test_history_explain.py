@@ -52,9 +52,8 @@ ALTERATIONS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
 ]
 
 
-def test_evidence_that_was_altered_is_told_and_named(
-    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evidence_that_was_altered_is_told_and_named(run: Run, config: Path, params: Params,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
     second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))[1]
     path = evidence_of(params, second)
     text = path.read_text()
@@ -69,9 +68,8 @@ def test_evidence_that_was_altered_is_told_and_named(
         assert named in out.partition("differs\n")[2]
 
 
-def test_answers_that_were_changed_after_the_decision_are_told(
-    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_that_were_changed_after_the_decision_are_told(run: Run, config: Path, params: Params,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
     first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
     path = Path(client(params).get_run(first.run_id).info.artifact_uri) / "predictions.jsonl"
     path.write_text("".join(json.dumps(row.model_dump()) + "\n" for row in answers(30)))

@@ -21,8 +21,6 @@ from utils import environment; open('out', 'w').write(sys.executable + ' ' + env
 """
 
 
-# What is asked for
-
 REFUSED = [
     ({"GITHUB_EVENT_NAME": "pull_request"}, Refused, "a pull_request event never promotes"),
     ({"GITHUB_EVENT_NAME": "pull_request_target"}, Refused, "never promotes"),
@@ -38,23 +36,25 @@ REFUSED = [
 ]
 
 
+def set_all(patch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
+    for name, value in names.items():
+        patch.setenv(name, value)
+
+
 @pytest.mark.parametrize(("given", "error", "said"), REFUSED, ids=[str(row[0]) for row in REFUSED])
 def test_what_could_not_end_in_a_promotion_is_refused(
         given: dict[str, str], error: type[PipelineError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_params(tmp_path, SOURCE, force_requires_reason=True)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, given)
     with pytest.raises(error, match=said):
         run(pipeline_script, "check", "--config", config)
 
 
 def test_a_run_may_be_given_parameters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_params(tmp_path, SOURCE, force_requires_reason=True)
-    for name, value in {"GITHUB_EVENT_NAME": "workflow_dispatch", "GITHUB_REF_TYPE": "branch", "DEPLOY_FORCE": "true",
-                        "DEPLOY_REASON": EVIL, github_utils.PROFILE: "tinyllama",
-                        github_utils.THRESHOLD: "0.5"}.items():
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, {"GITHUB_EVENT_NAME": "workflow_dispatch", "GITHUB_REF_TYPE": "branch", "DEPLOY_FORCE": "true",
+                          "DEPLOY_REASON": EVIL, github_utils.PROFILE: "tinyllama", github_utils.THRESHOLD: "0.5"})
     assert run(pipeline_script, "check", "--config", config) == 0
     params = github_utils.checked_params(config)  # with the profile's push_to_hub, and no token at hand
     assert (params.profile, params.deployment.min_improvement_threshold) == ("tinyllama", 0.5)
@@ -71,15 +71,12 @@ def test_a_run_that_asks_for_nothing_has_no_parameters_of_its_own(monkeypatch: p
     assert github_utils.overrides().settings(SOURCE) == []
 
 
-# DVC's part
-
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone of one stage, on a machine where git knows nobody."""
     home = tmp_path / "home"
     home.mkdir()
-    for name, value in {"HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1", "DVC_NO_ANALYTICS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, {"HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1", "DVC_NO_ANALYTICS": "1"})
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -87,8 +84,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(".dvc/config", "")
     write(".dvc/.gitignore", "/tmp\n/cache\n")
     write("params.yaml", "profile: pocket\ndeployment: {min_improvement_threshold: 0.001}\n")
-    write("dvc.yaml", "stages:\n  one:\n    cmd: python stage.py\n"
-                      "    params: [profile, deployment]\n    outs: [out]\n")
+    write("dvc.yaml", "stages:\n  one:\n    cmd: python stage.py\n    params: [profile, deployment]\n    outs: [out]\n")
     write("stage.py", STAGE)
     git("add", "-A")
     git("commit", "-q", "-m", "first", **MONA)
@@ -122,8 +118,7 @@ def test_dagshubs_credentials_are_only_in_the_file_that_git_ignores(
     assert TOKEN not in said.out + said.err + (dagshubs / ".dvc/config").read_text()
 
 
-def test_whose_token_it_is_is_asked_of_dagshub(pipeline: Path, dagshub: str, capsys: pytest.CaptureFixture[str]
-                                               ) -> None:
+def test_dagshub_is_asked_whose_token_it_is(pipeline: Path, dagshub: str, capsys: pytest.CaptureFixture[str]) -> None:
     remote(f"{dagshub}/acme/shop.dvc")
     assert run(pipeline_script, "credentials") == 0
     assert "credentials: of alice" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -13,7 +14,7 @@ from src.core.errors import InvalidInput
 from src.core.params import MlflowParams, load_params
 from src.core.records import canonical_json
 from tests.fakes.promoted import run
-from tests.fakes.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger
+from tests.fakes.report_example import CONFIG, Example, decided, evaluated, fine_tuned, ledger, write_results
 from utils import json_utils, mlflow_utils
 from utils.tracking import runs as evaluation_run
 from utils.tracking.history import HistoryReader
@@ -44,13 +45,9 @@ def log(client: MlflowClient, example: Example, folder: Path) -> Example:
     return Example(report.model_copy(update={"run_id": run_id}), example.predictions)
 
 
-def write_results(example: Example, told: dict[str, object], compared: dict[str, object]) -> None:
-    evaluations = Path("results/evaluations")
-    json_utils.write_object(evaluations / "report.json", example.report.model_dump(mode="json"))
-    json_utils.write_lines(evaluations / "predictions.jsonl", [row.model_dump() for row in example.predictions])
+def write_all(example: Example, told: dict[str, Any], compared: dict[str, Any]) -> None:
+    write_results(example, told, compared)
     json_utils.write_object(Path("results/fine_tuned_model_location.json"), fine_tuned(example).model_dump(mode="json"))
-    json_utils.write_object(Path("results/deployment/deployment_info.json"), told)
-    json_utils.write_object(Path("results/deployment/model_comparison.json"), compared)
     json_utils.write_text(report_script.LOSSES, "epoch,train_loss,validation_loss\n1,0.9,1.1\n2,0.5,0.8\n")
 
 
@@ -63,7 +60,7 @@ def promoted(client: MlflowClient, tmp_path: Path) -> str:
     told, compared = decided(second, ledger(first), [first])
     home = mlflow_utils.ensure_experiment(client, EXPERIMENT, {})
     run_id = str(client.create_run(home.experiment_id, tags={KIND: "deployment"}).info.run_id)
-    write_results(second, {**told, "deployment_run": run_id}, compared)
+    write_all(second, {**told, "deployment_run": run_id}, compared)
     return run_id
 
 
@@ -83,7 +80,7 @@ def test_an_unreachable_server_costs_the_history_and_not_the_report(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     Path("params.yaml").write_bytes(CONFIG.read_bytes())
     second = evaluated(2)
-    write_results(second, *decided(second, ledger(evaluated(1)), [evaluated(1)]))
+    write_all(second, *decided(second, ledger(evaluated(1)), [evaluated(1)]))
     assert report() == 0
     html = PAGE.read_text(encoding="utf-8")
     assert "History not available: MLflow at http://127.0.0.1:9" in html

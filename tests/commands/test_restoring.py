@@ -40,8 +40,7 @@ def training_folder(params: Params, report: EvaluationReport) -> Path:
     return Path(run.info.artifact_uri)
 
 
-def test_the_model_goes_to_the_gate_and_results_stay_as_they_are(config: Path, params: Params, lone: EvaluationReport
-                                                                 ) -> None:
+def test_the_model_goes_to_the_gate_and_results_are_kept(config: Path, params: Params, lone: EvaluationReport) -> None:
     before = Path("results/adapter/adapter_model.safetensors").read_bytes()
     assert promote(config, lone.run_id, "a second look") == 0
     name, experiment = params.deployment.model_registry_name, params.mlflow.experiment_name

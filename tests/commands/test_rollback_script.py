@@ -25,9 +25,7 @@ def versions(shop: Shop) -> list[tuple[int, str]]:
     return [(slot.version, slot.kind) for slot in shop.view.slots]
 
 
-def test_after_three_promotions_a_rollback_restores_the_first_bit_for_bit(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rollback_restores_the_first_of_three_bit_for_bit(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     first = shop.main("v1")
     assert first != shop.main() == shop.main("v3")
     assert run(rollback_script, "--to", 1, "--reason", "three answers nonsense") == 0
@@ -82,9 +80,7 @@ def test_asking_again_for_the_same_version_changes_nothing(shop: Shop, capsys: p
     assert "result=already code=0" in capsys.readouterr().err
 
 
-def test_a_blocked_version_that_is_not_the_champion_leaves_the_champion(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_blocking_another_version_leaves_the_champion(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shown = shop.main()
     assert run(rollback_script, "--block", 2) == 0
     assert versions(shop)[3:] == [(3, "rollback")]
@@ -111,9 +107,7 @@ def test_a_version_that_the_registry_lost_cannot_come_back(shop: Shop) -> None:
     assert (len(shop.view.slots), shop.holders.champion) == (3, 3)
 
 
-def test_without_the_hub_at_the_time_there_is_nothing_to_show_and_status_says_so(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_version_without_the_hub_has_nothing_to_show_there(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.bring("four", 35, "--skip-hf-push")
     shop.bring("five", 39)
     shown = shop.main()
@@ -148,9 +142,8 @@ def test_a_token_that_may_not_write_is_found_before_the_claim(shop: Shop, monkey
     assert (len(shop.view.slots), shop.holders.champion) == (3, 3)
 
 
-def test_of_a_rollback_and_a_promotion_at_once_both_stand_and_the_named_version_wins(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_rollback_and_a_promotion_at_once_both_stand_and_the_named_wins(shop: Shop, monkeypatch: pytest.MonkeyPatch
+                                                                             ) -> None:
     claim = MlflowLedger.claim
     claimed: list[Slot] = []
 

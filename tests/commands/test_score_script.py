@@ -1,7 +1,6 @@
 """The scorer of a file of predictions agrees with the evaluation."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,16 @@ import pytest
 from scripts import score_script
 from src.core.errors import InvalidInput
 from src.evaluation.metrics import corpus_scores, row_statistics
+from tests.fakes.promoted import run
 from tests.fakes.space_process import ROOT
 
 PREDICTIONS, REFERENCES = ["a b c d e", "we ship abroad on Mondays"], ["a b c d e f", "we ship on Mondays"]
 
 
-def score(folder: Path, lines: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+def score(folder: Path, lines: list[dict[str, object]]) -> None:
     path = folder / "predictions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(sys, "argv", ["score_script.py", "--predictions", str(path), "--config",
-                                      str(ROOT / "params.yaml")])
-    assert score_script.main() == 0
+    assert run(score_script, "--predictions", path, "--config", ROOT / "params.yaml") == 0
 
 
 @pytest.mark.parametrize(("lines", "said"), [
@@ -27,18 +25,14 @@ def score(folder: Path, lines: list[dict[str, object]], monkeypatch: pytest.Monk
     ([{"prediction": "a", "reference": "b"}, {"prediction": 3, "reference": "b"}],
      "predictions.jsonl:2: prediction is missing or no text"),
 ])
-def test_what_cannot_be_scored_is_named(
-    lines: list[dict[str, object]], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_scored_is_named(lines: list[dict[str, object]], said: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=said):
-        score(tmp_path, lines, monkeypatch)
+        score(tmp_path, lines)
 
 
-def test_the_figures_are_those_of_the_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_figures_are_those_of_the_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     score(tmp_path, [{"id": "x", "prediction": prediction, "reference": reference}
-                     for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True)], monkeypatch)
+                     for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True)])
     told = json.loads(capsys.readouterr().out)
     expected = corpus_scores(row_statistics(PREDICTIONS, REFERENCES))
     assert told["metrics"] == expected

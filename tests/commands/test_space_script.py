@@ -62,6 +62,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "space" / name / "bin").mkdir(parents=True)
         (tmp_path / "space" / name / "bin/python").symlink_to(sys.executable)
     switch(tmp_path, enabled=True)
+    monkeypatch.setattr(sys, "argv", ["space_script.py"])
     return tmp_path
 
 
@@ -71,8 +72,7 @@ def switch(root: Path, **changes: object) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def run(monkeypatch: pytest.MonkeyPatch) -> SpaceRecord:
-    monkeypatch.setattr(sys, "argv", ["space_script.py"])
+def run() -> SpaceRecord:
     assert space_script.main() == 0
     return SpaceRecord.load(Path("results/space/space.json"))
 
@@ -91,70 +91,66 @@ def test_it_is_off_as_shipped_says_so_in_one_line_and_loads_nothing_heavy(tmp_pa
     assert [path.name for path in (tmp_path / "results/space").iterdir()] == ["space.json"]
 
 
-def test_without_the_champions_release_there_is_nothing_to_make(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_champions_release_there_is_nothing_to_make(shop: Path) -> None:
     (shop / RELEASE / CHAMPION_FILE).write_text(champion_file(OTHER_KEY))
-    assert run(monkeypatch).state == "nothing"
+    assert run().state == "nothing"
     (shop / RELEASE / CHAMPION_FILE).unlink()
-    assert run(monkeypatch).state == "nothing"
+    assert run().state == "nothing"
     (shop / RELEASE / CHAMPION_FILE).write_text(champion_file(KEY))
     (shop / "results/deployment/deployment_info.json").unlink()
-    assert run(monkeypatch).state == "nothing"
+    assert run().state == "nothing"
     assert calls(shop) == []
 
 
 @pytest.mark.parametrize(("key", "state"), [(KEY, "made"), (OTHER_KEY, "nothing")])
-def test_a_release_made_before_champion_json_is_known_by_its_card(
-    key: str, state: str, shop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_made_before_champion_json_is_known_by_its_card(key: str, state: str, shop: Path) -> None:
     (shop / RELEASE / CHAMPION_FILE).unlink()
     (shop / RELEASE / "README.md").write_text(f"| promotion key | `{key}` |\n")
-    assert run(monkeypatch).state == state
+    assert run().state == state
 
 
 @pytest.mark.parametrize("name", [".venv", ".venv-builder"])
-def test_an_environment_that_is_missing_is_named(name: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_is_missing_is_named(name: str, shop: Path) -> None:
     (shop / "space" / name / "bin/python").unlink()
     with pytest.raises(InvalidParams, match=rf"space/{name}/bin/python is missing; run `make space/{name}/\.ready`"):
-        run(monkeypatch)
+        run()
 
 
-def test_what_is_unsafe_gives_way_to_the_weights_as_released(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_unsafe_gives_way_to_the_weights_as_released(shop: Path) -> None:
     (shop / "safe.txt").write_text("safetensors")
-    assert run(monkeypatch).serves == ["safetensors"]
+    assert run().serves == ["safetensors"]
     assert calls(shop) == ["prepare int8,int4 4", "validate int8,int4 0.01", "prepare safetensors 4",
                            "validate safetensors 0.01"]
 
 
-def test_a_release_that_is_unsafe_as_it_was_released_stops_the_pipeline(
-    shop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_that_is_unsafe_as_it_was_released_stops_the_pipeline(shop: Path) -> None:
     (shop / "safe.txt").write_text("")
     with pytest.raises(IntegrityError, match="UNSAFE even with the weights as released") as stopped:
-        run(monkeypatch)
+        run()
     assert stopped.value.code == 5
     assert not (shop / "results/space/space.json").exists()
 
 
-def test_a_tool_that_fails_stops_the_pipeline(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_fails_stops_the_pipeline(shop: Path) -> None:
     (shop / "space/validate_bundle.py").write_text("raise SystemExit(2)")
     with pytest.raises(IntegrityError, match=r"validate_bundle\.py ended with 2"):
-        run(monkeypatch)
+        run()
     (shop / "space/prepare_assets.py").write_text("raise SystemExit(2)")
     with pytest.raises(IntegrityError, match=r"prepare_assets\.py ended with 2"):
-        run(monkeypatch)
+        run()
 
 
-def test_nothing_is_made_twice_until_what_it_is_made_of_changes(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(monkeypatch)
+def test_nothing_is_made_twice_until_what_it_is_made_of_changes(shop: Path) -> None:
+    first = run()
     assert (first.state, first.version, first.serves, first.key) == ("made", 4, ["int8"], KEY)
     made = ["prepare int8,int4 4", "validate int8,int4 0.01"]
-    assert (run(monkeypatch), calls(shop)) == (first, made)
+    assert (run(), calls(shop)) == (first, made)
     (shop / "results/data/evaluation.jsonl").write_text("{}\n{}\n")
-    assert run(monkeypatch) != first
+    assert run() != first
     assert calls(shop) == made * 2
     (shop / "results/space/bundle/validation.json").unlink()
-    run(monkeypatch)
+    run()
     assert calls(shop) == made * 3
     switch(shop, enabled=True, max_score_drop=0.02)
-    run(monkeypatch)
+    run()
     assert calls(shop)[-1] == "validate int8,int4 0.02"

@@ -19,9 +19,6 @@ pytest_plugins = ["tests.fakes.promoted_fixtures"]
 SETTLED = Holders(champion=3, previous=2, production=frozenset({3}))
 
 
-# Looking.
-
-
 def test_a_quiet_shop_is_told_as_it_is(shop: Shop, status: Status, capsys: pytest.CaptureFixture[str]) -> None:
     told = status()
     assert (told["code"], told["drift"], told["unfinished"]) == (0, [], {})
@@ -113,9 +110,6 @@ def test_the_last_decisions_are_told_newest_first(shop: Shop, status: Status) ->
     shop.bring("weak", 2)
     told = status()["decisions"]
     assert [(each["decision"], each["reason"]) for each in told][:2] == [("keep", "not_best"), ("promote", "improved")]
-
-
-# A ledger that was lost.
 
 
 def test_a_deleted_ledger_run_is_brought_back(shop: Shop, status: Status) -> None:

@@ -50,13 +50,8 @@ class Clone:
         path = self.root / "params.yaml"
         path.write_text(yaml.safe_dump(laid_over(yaml.safe_load(path.read_text()), values), sort_keys=False))
 
-    @property
-    def info(self) -> dict[str, Any]:
-        return dict(json.loads((self.root / "results/deployment/deployment_info.json").read_text()))
-
-    @property
-    def comparison(self) -> dict[str, Any]:
-        return dict(json.loads((self.root / "results/deployment/model_comparison.json").read_text()))
+    def recorded(self, name: str) -> dict[str, Any]:
+        return dict(json.loads((self.root / "results/deployment" / name).read_text()))
 
 
 def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -110,5 +105,6 @@ def test_a_second_clone_reproduces_without_training_and_decides_against_the_firs
 
     second.change({"fine_tuning": {"learning_rate": 1e-9}})
     assert second.reproduce() == (["fine_tuning", "evaluation", "deployment", "report"], "kept")
-    assert second.comparison["best_promoted"]["run_id"] == first.info["evaluation_run"]
-    assert second.info["champion"]["version"] == 1
+    evaluation_run = first.recorded("deployment_info.json")["evaluation_run"]
+    assert second.recorded("model_comparison.json")["best_promoted"]["run_id"] == evaluation_run
+    assert second.recorded("deployment_info.json")["champion"]["version"] == 1

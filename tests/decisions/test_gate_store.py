@@ -63,11 +63,6 @@ def test_two_rivals_within_the_threshold_leave_one_of_them_champion(shop: Shop) 
     assert shop.champion == "third"
 
 
-def test_of_two_that_tie_for_first_the_one_that_came_first_stays(shop: Shop) -> None:
-    assert [shop.deploy(mark, 0.5).reason for mark in "abb"] == [Reason.FIRST_MODEL, Reason.NOT_BEST, Reason.NOT_BEST]
-    assert shop.champion == "a"
-
-
 def test_after_a_forced_worse_model_the_bar_is_still_the_best_and_it_can_come_back(shop: Shop) -> None:
     shop.deploy("a", 0.6)
     forced = shop.deploy("worse", 0.4, "--force-deploy", "--reason", "the other one swears")

@@ -34,14 +34,10 @@ def listed(evaluations: list[history.Evaluation], view: LedgerView = NOBODY, pol
             for row in group.rows]
 
 
-def test_an_empty_history_is_an_empty_list() -> None:
-    assert history.groups([], NOBODY, POLICY, {}, NOW) == []
-    assert history.in_the_way([], NOBODY, POLICY) is None
-
-
 def test_runs_are_ranked_by_score_and_equals_share_a_rank() -> None:
     evaluations = [logged("a", 0.5, 4), logged("b", 0.7, 3), logged("c", 0.5, 2), logged("d", 0.4, 1)]
     assert listed(evaluations) == [("run-b", 1, ""), ("run-c", 2, ""), ("run-a", 2, ""), ("run-d", 4, "")]
+    assert listed([]) == []
 
 
 def test_runs_under_another_contract_are_listed_apart_and_never_ranked_together() -> None:
@@ -108,6 +104,7 @@ def test_a_run_that_was_never_promoted_is_named_where_it_alone_keeps_the_latest_
 
 def test_a_promoted_model_in_the_way_is_not_called_one_that_was_never_promoted() -> None:
     view = ledger(("a", 0.6), ("b", 0.5))
+    assert history.in_the_way([], NOBODY, POLICY) is None
     assert history.in_the_way([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("new", 0.55, 1)], view, POLICY) is None
 
 

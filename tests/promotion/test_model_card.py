@@ -189,10 +189,7 @@ def test_a_gain_stands_with_its_interval_and_its_probability(model: FineTunedMod
     assert "Gain over the best promoted model: +0.012000, at least 0.001 is required." in text
     assert "Its 97.5 % interval is +0.004000 to +0.020000; P(gain > 0) = 0.999, P(gain >= 0.001) = 0.995" in text
     assert "which includes 0" in body(facts_of(model, decision=decision(evidence=evidence(low=-0.004))))
-
-
-def test_a_gain_without_answers_to_compare_says_so(facts: CardFacts) -> None:
-    assert "It has no interval: the answers of the best promoted model were not at hand." in body(facts)
+    assert "It has no interval: the answers of the best promoted model were not at hand." in body(facts_of(model))
 
 
 def test_evaluated_questions_that_were_trained_on_are_told(facts: CardFacts) -> None:

@@ -159,8 +159,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("tamper", "message"), TAMPERED.values(), ids=TAMPERED)
-def test_a_release_that_was_tampered_with_is_refused(folder: Path, tamper: Callable[[Path], object], message: str
-                                                     ) -> None:
+def test_a_release_that_was_changed_is_refused(folder: Path, tamper: Callable[[Path], object], message: str) -> None:
     tamper(folder)
     with pytest.raises((IntegrityError, InvalidInput), match=re.escape(message)):
         release.check_release(folder)
@@ -194,8 +193,7 @@ def test_equal_models_give_equal_bytes_whatever_was_generated_and_set_before(mod
     assert json.loads(done.stdout.splitlines()[-1]) == first
 
 
-def test_shards_are_released_and_load(models: Path, tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
-                                      ) -> None:
+def test_shards_are_made_and_load(models: Path, tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "SHARD_SIZE", "40KB")
     files = assemble(models, tmp_path / "release")
     assert "model-00001-of-00005.safetensors" in files
@@ -216,8 +214,7 @@ def test_a_failed_assembly_leaves_the_old_release_and_a_good_one_replaces_it(
     assert [path.name for path in folder.parent.iterdir()] == ["release"]
 
 
-def test_too_small_a_disk_is_reported_with_both_figures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-                                                        ) -> None:
+def test_too_small_a_disk_is_told_in_two_figures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(IntegrityError, match=r"1000 bytes are free, a release needs \d+"):
         assemble(models, tmp_path / "release")

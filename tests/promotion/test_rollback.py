@@ -35,16 +35,12 @@ def back(view: LedgerView, to: int | None = None, block: int | None = None) -> L
     return after(view, rollback(view, BY, to=to, block=block))
 
 
-def test_there_is_nothing_to_go_back_to_in_an_empty_ledger() -> None:
-    with pytest.raises(Refused, match="nothing was ever promoted"):
-        rollback(EMPTY, BY, to=1, block=None)
-    with pytest.raises(Refused, match="nothing was ever promoted"):
-        default_target(EMPTY)
-
-
-def test_a_first_champion_has_nothing_before_it() -> None:
-    with pytest.raises(Refused, match=r"version 1 is the champion.*--to VERSION"):
-        rollback(ledger(("a", 0.3)), BY, to=None, block=None)
+@pytest.mark.parametrize(("view", "to", "said"), [
+    (EMPTY, 1, "nothing was ever promoted"), (EMPTY, None, "nothing was ever promoted"),
+    (ledger(("a", 0.3)), None, r"version 1 is the champion.*--to VERSION")], ids=["none, named", "none", "first"])
+def test_before_a_second_promotion_there_is_nothing_to_go_back_to(view: LedgerView, to: int | None, said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        rollback(view, BY, to=to, block=None)
 
 
 @pytest.mark.parametrize("flags", [{"to": 7, "block": None}, {"to": None, "block": 7}, {"to": 1, "block": 7}])
@@ -125,9 +121,6 @@ def test_the_latest_slot_of_a_version_counts() -> None:
     assert slot_of_version(view, 1).number == 4
 
 
-# Adoption.
-
-
 def test_what_stands_outside_of_an_empty_ledger_is_its_genesis() -> None:
     (made,) = after(EMPTY, adoption(EMPTY, FOUND, BY)).slots
     assert (made.kind, made.version, made.reason) == ("genesis", 9, "bad answers")
@@ -196,9 +189,6 @@ def test_over_every_short_history_the_champion_is_never_blocked_and_asking_twice
         view = ledger(("m1", 0.5), ("m2", 0.5))
         for action in chosen:
             view = action(view)
-
-
-# The record.
 
 
 def test_the_record_names_the_champion_and_who_brought_it_back() -> None:

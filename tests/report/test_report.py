@@ -38,9 +38,6 @@ def judged(challenger: int, *, best: int, **changes: Any) -> Headline:
     return headline(evaluated(challenger).report, told, compared, is_judged=True)
 
 
-# Failures and gaps
-
-
 def test_markup_in_any_text_of_the_data_is_shown_and_never_run() -> None:
     whole = records()
     row = whole.predictions[0].model_copy(update={"prediction": HOSTILE, "reference": HOSTILE, "intent": HOSTILE})
@@ -88,9 +85,6 @@ def test_a_history_without_a_run_and_a_training_without_losses_are_said() -> Non
 def test_losses_that_are_not_numbers_are_refused_with_the_file_named(content: str) -> None:
     with pytest.raises(InvalidInput, match=r"results/training/loss\.csv: "):
         report_page.losses_of(content, where=Path("results/training/loss.csv"))
-
-
-# What it says
 
 
 def test_the_decision_and_its_reason_come_first(page: Parsed) -> None:
@@ -190,9 +184,6 @@ def test_a_history_of_500_runs_and_answers_of_any_length_stay_below_a_megabyte()
     assert len(html.encode()) < 1_000_000
     assert "The latest 500 evaluations; older ones are left out here." in html
     assert f"[{1200000 - report_page.LONGEST} more characters]" in html
-
-
-# Answers
 
 
 def test_answers_stand_beside_the_champions_and_no_row_is_both_best_and_worst() -> None:

@@ -1,6 +1,5 @@
 """The summary says what was decided and why, and what is missing; text from people stays text."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from scripts import summary_script
 from src.core.errors import InvalidParams
 from src.report.summary import MARKER, Link, RunResults, Summary, escaped, markdown, plain, summary, text
 from tests.fakes.parsed_html import Parsed
-from tests.fakes.report_example import decided, evaluated, ledger
-from utils import json_utils
+from tests.fakes.promoted import run
+from tests.fakes.report_example import decided, evaluated, ledger, write_results
 
 CI = "https://github.com/acme/shop/actions/runs/5"
 HOSTILE = ['"; echo pwned; #', "`rm -rf /`", "<script>alert(1)</script>", "a | b", "a\nb\r\n# c", "**bold** _x_ ~~y~~",
@@ -35,9 +34,6 @@ def found(**changes: Any) -> RunResults:
 
 def rendered(source: str) -> Parsed:
     return Parsed(MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(source))
-
-
-# What went wrong.
 
 
 def test_nothing_at_all_is_said_so() -> None:
@@ -77,9 +73,6 @@ def test_a_decision_on_another_model_is_not_told_of_this_one() -> None:
     assert told.title == "No decision on this model: ecommerce-chatbot"
     assert told.comparisons == []
     assert summary(found(report=None)).title == "No evaluation: ecommerce-chatbot"
-
-
-# What was decided.
 
 
 def test_a_model_that_an_earlier_run_promoted_is_not_told_as_promoted_now() -> None:
@@ -122,9 +115,6 @@ def test_every_result_has_its_words(changes: dict[str, str], title: str) -> None
     assert summary(found(info={**found().info, **changes})).title == f"{title}: ecommerce-chatbot"
 
 
-# Text stays text.
-
-
 @pytest.mark.parametrize("reason", HOSTILE)
 def test_a_reason_stays_text_wherever_it_stands(reason: str) -> None:
     told = Summary(
@@ -147,9 +137,6 @@ def test_an_address_that_is_none_is_no_link() -> None:
     assert rendered(markdown(told)).all("a") == []
 
 
-# The command.
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -159,26 +146,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*flags: str) -> None:
-    before, sys.argv = sys.argv, ["summary_script.py", *flags]
-    try:
-        assert summary_script.main() == 0
-    finally:
-        sys.argv = before
+def summarise(*flags: str) -> None:
+    assert run(summary_script, *flags) == 0
 
 
 def write() -> None:
-    example = evaluated(2)
-    told, compared = decided(example, ledger(evaluated(1)), [evaluated(1)])
-    folder = Path("results/evaluations")
-    json_utils.write_object(folder / "report.json", example.report.model_dump(mode="json"))
-    json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in example.predictions])
-    json_utils.write_object(Path("results/deployment/deployment_info.json"), told)
-    json_utils.write_object(Path("results/deployment/model_comparison.json"), compared)
+    write_results(evaluated(2), *decided(evaluated(2), ledger(evaluated(1)), [evaluated(1)]))
 
 
 def test_an_empty_folder_and_broken_files_still_make_a_summary(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("--format", "text")
+    summarise("--format", "text")
     said = capsys.readouterr().out
     assert said.startswith("Nothing to summarise")
     assert "missing: results/deployment/deployment_info.json: missing" in said
@@ -186,28 +163,28 @@ def test_an_empty_folder_and_broken_files_still_make_a_summary(here: Path, capsy
     Path("results/deployment/deployment_info.json").write_text("{")
     Path("results/evaluations/predictions.jsonl").write_text("")
     Path("params.yaml").write_text("profile: nowhere")
-    run("--format", "markdown")
+    summarise("--format", "markdown")
     assert "not JSON at byte" in capsys.readouterr().out
 
 
 def test_an_unknown_outcome_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_OUTCOME", "fine")
     with pytest.raises(InvalidParams, match="PIPELINE_OUTCOME"):
-        run()
+        summarise()
 
 
 def test_formats_say_the_same(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write()
-    run()
+    summarise()
     plainly = capsys.readouterr().out
     assert plainly.startswith("Promoted to champion: ecommerce-chatbot\nThe challenger is now version 2")
     assert "95 % interval" in plainly
-    run("--format", "markdown")
+    summarise("--format", "markdown")
     marked = capsys.readouterr().out
     assert marked.startswith(f"{MARKER}\n## Promoted to champion")
-    run("--format", "github")
+    summarise("--format", "github")
     assert f"{MARKER}\n{capsys.readouterr().out}" == marked
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here / "page.md"))
     (here / "page.md").write_text("Before.\n")
-    run("--format", "github")
+    summarise("--format", "github")
     assert (here / "page.md").read_text() == "Before.\n" + marked.removeprefix(MARKER + "\n")

@@ -58,7 +58,7 @@ def test_what_is_no_json_too_large_or_elsewhere_is_refused_with_its_reason(serve
     assert all(reply.json()["error"]["message"] for reply in replies)
 
 
-def test_a_bundle_that_was_changed_is_not_served(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_was_changed_is_not_served(tmp_path: Path) -> None:
     folder = unpack(tmp_path)
     (folder / "int8/openvino_model.bin").write_bytes(b"")
     ended = run_to_end(PYTHON, APP, MODEL_DIR=str(folder))

@@ -45,8 +45,7 @@ def test_a_release_that_differs_from_its_manifest_or_has_a_loose_adapter_is_refu
     assert (ended.returncode, "has an unmerged adapter" in ended.stderr) == (2, True)
 
 
-def test_if_nothing_can_compress_the_bundle_holds_the_released_weights_and_says_so(release: Path, tmp_path: Path
-                                                                                    ) -> None:
+def test_if_nothing_can_compress_a_bundle_has_the_released_weights_and_says_so(release: Path, tmp_path: Path) -> None:
     deployed = {"model_name": "shop", "version": 7, "model_digest": "ab" * 32, "hub": {"commit": "c" * 40}}
     (tmp_path / "deployment").mkdir()
     (tmp_path / "deployment/deployment_info.json").write_text(json.dumps(deployed))
@@ -88,7 +87,7 @@ def test_offline_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings, "APP", tmp_path)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        with pytest.raises(settings.SettingError, match="may not be downloaded"):
+        with pytest.raises(settings.SettingError, match="no bundle here, and shop/chat may not be downloaded: "):
             settings.find_model(settings.Settings.read({"HF_MODEL_ID": "shop/chat", name: "1"}))
 
 

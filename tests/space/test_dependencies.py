@@ -18,7 +18,6 @@ from tests.fakes.space_process import PYTHON, ROOT, SPACE, needs_serving
 pytestmark = pytest.mark.usefixtures("modules_of_space")
 
 ERRORS = ROOT / "tests/fakes/space_errors"  # what pip and Python really printed, paths shortened
-DOCUMENTED = ("dependencies.md", "compatibility.md")
 SHOWN = ("openvino", "openvino-genai", "torch", "transformers", "peft", "numpy", "tokenizers", "huggingface-hub",
          "fastapi", "starlette", "pydantic", "uvicorn", "jinja2", "prometheus-client", "httpx2")
 FEATURES: dict[str, str] = tomllib.loads((SPACE / "dependencies/strategies.toml").read_text())["features"]
@@ -160,16 +159,13 @@ def test_every_strategy_that_an_error_leads_to_exists_and_every_feature_is_expla
 
 
 def test_the_pages_are_what_the_tables_say() -> None:
-    dependencies, compatibility = ((ROOT / "docs" / name).read_text() for name in DOCUMENTED)
-    for table in (strategy_table(), *error_tables()):
-        assert "\n".join(table) + "\n" in dependencies
-    assert "\n".join(compatibility_table()) + "\n" in compatibility
-
-
-def strategy_table() -> list[str]:
     from dependencies import strategies
 
-    return [f"| `{each.name}` | {each.summary} |" for each in strategies.load().values()]
+    dependencies, compatibility = ((ROOT / f"docs/{name}.md").read_text() for name in ("dependencies", "compatibility"))
+    strategy_table = [f"| `{each.name}` | {each.summary} |" for each in strategies.load().values()]
+    for table in (strategy_table, *error_tables()):
+        assert "\n".join(table) + "\n" in dependencies
+    assert "\n".join(compatibility_table()) + "\n" in compatibility
 
 
 def error_tables() -> Iterator[list[str]]:

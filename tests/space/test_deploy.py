@@ -55,9 +55,6 @@ def go_back_to(shop: Shop) -> str:
     return first
 
 
-# Pushed.
-
-
 def test_a_push_makes_the_space_waits_and_sees_it_answer(deployed: Shop) -> None:
     assert (deployed.first["result"], deployed.first["stages"][-1]) == ("deployed", "RUNNING")
     assert deployed.first["commit"] in tagged(deployed)
@@ -99,9 +96,6 @@ def test_a_killed_deployment_is_completed_by_the_next_one(shop: Shop) -> None:
     ended = shop.push()
     assert (ended.code, len(shop.commits)) == (0, 1), ended.err
     assert tagged(shop) == [shop.head]
-
-
-# It does not come up.
 
 
 def variables(shop: Shop) -> dict[str, str]:
@@ -152,9 +146,6 @@ def test_a_first_push_that_fails_has_nothing_to_go_back_to_but_the_fallback(shop
     said = httpx2.post(f"{ended.record['address']}/v1/chat/completions",
                        json={"messages": [{"role": "user", "content": "where is my order"}]}).json()
     assert "This is the fallback" in said["choices"][0]["message"]["content"]
-
-
-# What runs already, and what others did meanwhile.
 
 
 def edit(shop: Shop) -> None:
@@ -219,9 +210,6 @@ def test_variables_go_back_where_the_commit_is_refused(shop: Shop) -> None:
     ended = shop.push()
     assert (ended.code, shop.commits, variables(shop)) == (6, [], {"RATE_PER_MINUTE": "5", "THEME": "dark"}), ended.err
     assert "403" in ended.record["reason"]
-
-
-# The build key, and the live Space alone.
 
 
 def test_the_live_space_is_checked_alone(standing: Shop) -> None:

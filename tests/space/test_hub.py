@@ -48,11 +48,6 @@ def refusal(app: Path, **settings: str) -> str:
     return last
 
 
-def test_offline_it_says_that_it_may_not_download(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
-    said = refusal(app, **{**online(hub, tmp_path, "shop/chat"), "HF_HUB_OFFLINE": "1"})
-    assert said.startswith("no bundle here, and shop/chat may not be downloaded: HF_HUB_OFFLINE")
-
-
 @pytest.mark.parametrize(("model", "changes"), [("shop/nothing", {}), ("shop/chat@none", {}), ("no name", {}),
                                                 ("shop/chat", {"HF_ENDPOINT": "http://127.0.0.1:9"})])
 def test_what_cannot_be_downloaded_is_named(hub: LoopbackHub, app: Path, tmp_path: Path, model: str,

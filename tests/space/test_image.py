@@ -38,9 +38,6 @@ def built(checkout: Path, tmp_path: Path) -> Path:
     return image(checkout, tmp_path / "image")[0]
 
 
-# What is written.
-
-
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_it_runs_the_app_as_one_process_of_an_unprivileged_user(name: str) -> None:
     final = read(name)[-1]
@@ -81,9 +78,6 @@ def test_the_front_matter_is_what_a_docker_space_needs() -> None:
     assert len(front["short_description"]) <= 60
 
 
-# What goes in.
-
-
 def test_nothing_leaves_but_what_is_named(checkout: Path) -> None:
     files = context(checkout)
     assert {"app.py", "assets/int8/openvino_model.bin", "serving/api.py", "requirements.txt"} <= {*files}
@@ -119,9 +113,6 @@ def test_a_bundle_that_was_changed_ends_the_build(checkout: Path, tmp_path: Path
     assert check() == 0
     (folder / "assets/tokenizer.json").write_text("{}")
     assert check() == 5
-
-
-# What comes out.
 
 
 def healthcheck(port: int | None) -> int:
@@ -172,9 +163,6 @@ def test_its_run_steps_make_an_environment_in_which_it_starts(built: Path, tmp_p
     print(f"environment: {size:.0f} MB")
     assert size < 1000
     assert started(built, python)["version"] == 7
-
-
-# The build key.
 
 
 def test_the_build_key_changes_and_is_committed_alone(tmp_path: Path) -> None:

@@ -84,9 +84,7 @@ async def press(server: Server, seconds: int) -> Seen:
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.slow)])
-def test_200_clients_are_answered_or_sent_away_and_sigterm_lets_the_answers_under_way_end(
-    seconds: int, tmp_path: Path
-) -> None:
+def test_200_clients_are_answered_or_sent_away_and_sigterm_lets_begun_answers_end(seconds: int, tmp_path: Path) -> None:
     with serve(SPACE / "app.py", MODEL_DIR=str(unpack(tmp_path)), MAX_QUEUE=str(QUEUE)) as server:
         seen = asyncio.run(press(server, seconds))
         assert server.process.wait(timeout=120) == 143

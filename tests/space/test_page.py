@@ -45,8 +45,7 @@ def test_texts_have_a_contrast_of_4_5(scheme: int) -> None:
 @needs_serving
 @needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_chromium_it_streams_an_answer_stops_one_and_shows_the_version(server: Server, width: int, scheme: str
-                                                                          ) -> None:
+def test_in_chromium_it_streams_and_stops_answers_and_shows_a_version(server: Server, width: int, scheme: str) -> None:
     with opened(server, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
         expect(page.locator("#version")).to_have_text("v7")
         assert page.title() == "tiny-chat"

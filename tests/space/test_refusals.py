@@ -4,12 +4,11 @@ import json
 import os
 import pty
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.space_process import PYTHON, SPACE, needs_serving
+from tests.fakes.space_process import PYTHON, SPACE, needs_serving, run_to_end
 from tests.fakes.space_shop import NAME, Shop, shop
 
 __all__ = ["shop"]  # a fixture
@@ -96,6 +95,5 @@ def test_a_program_that_does_not_end_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "fix_dependencies.py").write_text("import time\ntime.sleep(60)\n")
     code = ("import sys; from pathlib import Path; from deploying import checks; checks._ADVICE = 0.3; "
             "print(checks.advice(Path(sys.argv[1]), 'a log'))")
-    ended = subprocess.run([PYTHON, "-c", code, tmp_path], cwd=SPACE, capture_output=True, text=True, check=False,
-                           timeout=30)
-    assert ended.stdout == ("fix_dependencies.py recommends nothing: fix_dependencies.py did not end within 0 s\n")
+    ended = run_to_end(PYTHON, "-c", code, tmp_path, cwd=SPACE)
+    assert ended.stdout == "fix_dependencies.py recommends nothing: fix_dependencies.py did not end within 0 s\n"

@@ -47,9 +47,11 @@ def lose(name: str) -> Callable[[Path], None]:
     return lambda space: (space / name).unlink()
 
 
-def grow(space: Path) -> None:
-    with (space / "assets/int8/openvino_model.bin").open("ab") as file:
-        file.write(b"x")
+def append(name: str, text: str) -> Callable[[Path], None]:
+    def change(space: Path) -> None:
+        with (space / name).open("a") as file:
+            file.write(text)
+    return change
 
 
 def weights(*names: str) -> Callable[[Path], None]:
@@ -59,10 +61,6 @@ def weights(*names: str) -> Callable[[Path], None]:
     return change
 
 
-def adapted(space: Path) -> None:
-    (space / "assets/adapter_config.json").write_text("{}")
-
-
 EMOJI = "emoji: \U0001f6d2"
 # Each row is broken together: what one check finds keeps no other from looking.
 BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
@@ -70,8 +68,8 @@ BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
      (replace("README.md", "sdk: docker", "sdk: gradio"), "front matter: README.md: sdk is gradio, expected docker"),
      (replace("Dockerfile", "EXPOSE 7860", "EXPOSE 80"), "ports: *Dockerfile: EXPOSE 80; *have to agree")],
     [(lose("assets/int8/openvino_model.xml"), "assets: *assets: int8/openvino_model.xml is missing"),
-     (grow, "assets: *assets: int8/openvino_model.bin has 13108 bytes, not 13107"),
-     (adapted, "assets: *assets: is adapter, which strategy modern does not serve"),
+     (append("assets/int8/openvino_model.bin", "x"), "assets: *int8/openvino_model.bin has 13108 bytes, not 13107"),
+     (append("assets/adapter_config.json", "{}"), "assets: *assets: is adapter, which strategy modern does not serve"),
      (replace("README.md", EMOJI, "emoji:"), "front matter: README.md: emoji is missing, expected exactly one"),
      (replace("README.md", "app_port: 7860", "app_port: 8000"), "ports: *README.md: app_port 8000; *have to agree")],
     [(weights("safetensors"), "assets: *assets: is safetensors, which strategy modern does not serve"),
