@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -24,10 +23,11 @@ ANSWERS = RESULTS / "predictions.jsonl"
 
 
 @pytest.fixture
-def shop(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With a split of six batches, one row each."""
+def shop(request: pytest.FixtureRequest, mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+         ) -> Path:
+    """With a split of six batches, one row each, if a test does not give another number of tokens per batch."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    write_shop(tmp_path, mlflow_params, tokens_per_batch=1)
+    write_shop(tmp_path, mlflow_params, tokens_per_batch=getattr(request, "param", 1))
     return tmp_path
 
 
@@ -53,6 +53,7 @@ def report() -> EvaluationReport:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shop", [1, 100_000], indirect=True, ids=["six batches", "fewer batches than processes"])
 def test_two_processes_write_what_one_writes_and_the_first_alone_talks_to_mlflow(shop: Path) -> None:
     evaluated(processes=1)
     alone, metrics = ANSWERS.read_bytes(), report().metrics
@@ -92,18 +93,6 @@ def test_a_killed_process_is_one_line_and_the_rerun_of_any_number_resumes(shop: 
     assert "resuming: 6 of 6 batches were answered before" in last.stderr
     assert ANSWERS.read_bytes() == undisturbed
     assert list((shop / "results/checkpoints").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_more_processes_than_batches_write_what_one_writes(shop: Path) -> None:
-    params = yaml.safe_load((shop / "params.yaml").read_text())
-    params["evaluation"]["tokens_per_batch"] = 100_000
-    (shop / "params.yaml").write_text(yaml.safe_dump(params))
-    evaluated(processes=1)
-    alone = ANSWERS.read_bytes()
-    ANSWERS.unlink()
-    evaluated(processes=2)
-    assert ANSWERS.read_bytes() == alone
 
 
 @pytest.mark.slow
