@@ -1,6 +1,5 @@
 """history_script.py called in this process, over a store that the gate itself has filled."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from mlflow import MlflowClient
 from scripts import history_script
 from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
-from tests.fakes import history_store
+from tests.fakes import history_store, promoted
 from tests.fakes.history_store import answers, challenger, deploy
 from utils import mlflow_utils
 
@@ -29,13 +28,12 @@ def params(config: Path) -> Params:
 
 
 @pytest.fixture
-def run(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """What the script prints, given its flags; failures are raised."""
 
     def called(*flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["history_script.py", "--config", str(config), *flags])
         capsys.readouterr()
-        assert history_script.main() == 0
+        assert promoted.run(history_script, "--config", config, *flags) == 0
         return capsys.readouterr().out
 
     return called

@@ -59,8 +59,7 @@ def context(folder: Path) -> list[str]:
     from docker.utils.build import exclude_paths  # type: ignore[import-untyped]
 
     ignored = (folder / ".dockerignore").read_text().splitlines() if (folder / ".dockerignore").exists() else []
-    patterns = [line for line in ignored if line and not line.startswith("#")]
-    found = exclude_paths(str(folder), patterns)
+    found = exclude_paths(str(folder), [line for line in ignored if line and not line.startswith("#")])
     return sorted(path for path in found if (folder / path).is_file() and path != "Dockerfile")
 
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
@@ -171,7 +170,7 @@ class Spaces:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{space.port}/healthz", timeout=30):
                     return True
-            except (OSError, urllib.error.URLError):
+            except OSError:
                 time.sleep(0.05)
         return False
 
