@@ -24,6 +24,7 @@ from src.promotion.protocol import Step
 from tests.fakes import weightless_assembly
 from utils import json_utils, process, results
 from utils.tracking import deployments
+from utils.tracking.tag import KEY
 
 Arm = Callable[[], None]
 BOTH, FIRST, LATER = "both", "first", "later"  # with which prior state a point is met
@@ -173,7 +174,7 @@ POINTS = (
     Point("info written, nothing in MLflow", _after(json_utils, "write_object", f"/{results.INFO}$")),
     Point("deployment run in part", _after(MlflowClient, "log_batch")),
     Point("deployment run not ended", _after(MlflowClient, "log_dict")),
-    Point("deployment run ended, older ones open", _ahead(deployments.DeploymentRun, "_end_abandoned")),
+    Point("deployment run ended, older ones open", _ahead(MlflowClient, "search_runs", f"'RUNNING' and tags.`{KEY}`")),
     Point("all done, process not ended", _after(process, "promote_line")),
 )
 MERGING = (
