@@ -129,7 +129,9 @@ def test_python_runs_the_stage_in_the_process_that_was_started(folder: Path) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_stage_as_if_it_were_started_by_itself(number: int, code: int, folder: Path) -> None:
     (folder / "stage.py").write_text(
-        f"import os\nfrom utils import process\nprocess.run(lambda: os.kill(os.getpid(), {number}) or 0)")
+        "import os, signal\nfrom utils import process\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start without it\n"
+        f"process.run(lambda: os.kill(os.getpid(), {number}) or 0)")
     ended = subprocess.run([sys.executable, LAUNCH, "stage.py"], env=os.environ | ENVIRONMENT, capture_output=True,
                            text=True, check=False)
     assert ended.returncode == code
