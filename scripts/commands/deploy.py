@@ -153,7 +153,8 @@ class Deployer:
 
     def prune(self) -> None:
         """Delete the weights of old versions, as deployment.keep_versions says."""
-        prune(self._setting.params, self.ledger, self.registry)
+        if self._keep:
+            prune(self._setting.params, self.ledger, self.registry)
 
     def code(self, decision: gate.Decision) -> int:
         """The exit code that a decision leads to."""
