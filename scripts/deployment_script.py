@@ -1,4 +1,4 @@
-"""Decide whether the challenger replaces the champion, and promote it where it does."""
+"""Compare the challenger with the champion, and promote it if it wins."""
 
 import contextlib
 import logging

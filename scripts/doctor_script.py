@@ -6,7 +6,7 @@ from pathlib import Path
 from src.core.records import CONFIG
 from utils import process
 
-PARSER = process.Arguments(description=__doc__, epilog="Exits 0 where all is good, else as the first failed line calls "
+PARSER = process.Arguments(description=__doc__, epilog="Exits 0 if all is good, else as the first failed line calls "
                            "for: 2 configuration, token or machine; 4 MLflow, DagsHub or the DVC remote; 6 the Hub. "
                            "Changes nothing but the ledger's write-once probe. Codes: docs/exit-codes.md")
 PARSER.add_argument("--json", action="store_true", help="the same as one JSON object")

@@ -18,7 +18,7 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 
 
 def main() -> int:
-    """Train, and write the adapter, where it is, and the loss curve; returns the exit code."""
+    """Train, and write the adapter, its location and the loss curve; returns the exit code."""
     flags = PARSER.parse_args()
     process.set_up()
 

@@ -11,7 +11,7 @@ logger = logging.getLogger("champion")
 FORMATS = ("github", "markdown", "text")
 
 PARSER = process.Arguments(description=__doc__, epilog="github appends to the file that GITHUB_STEP_SUMMARY names, or "
-                           "prints where none is named. PIPELINE_OUTCOME (success, failure, cancelled or skipped) says "
+                           "prints if none is named. PIPELINE_OUTCOME (success, failure, cancelled or skipped) says "
                            "how the pipeline ended. Exits 0 whatever is missing in results/, and with a warning if "
                            "GitHub refuses the comment")
 TARGET = PARSER.add_mutually_exclusive_group()

@@ -34,7 +34,7 @@ def push() -> None:
 
 
 def reproduce(settings: Sequence[str]) -> int:
-    """Run the pipeline once, with parameters for this run only where there are any; returns DVC's exit code."""
+    """Run the pipeline once, with parameters for this run only, if there are any; returns DVC's exit code."""
     changes = [word for setting in settings for word in ("--set-param", setting)]
     return _dvc("exp", "run", *changes) if settings else _dvc("repro")
 
@@ -55,7 +55,7 @@ def _dvc(*arguments: str) -> int:
 
 
 def _environment() -> Mapping[str, str]:
-    """The stages' `python` is this one, and an experiment has an author where git knows none."""
+    """The stages' `python` is this one, and an experiment has an author even if git knows none."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
         known = subprocess.run(["git", "config", "user.email"], capture_output=True, check=False).returncode == 0
@@ -79,7 +79,7 @@ class Remote:
 
 
 def default_remote() -> Remote | None:
-    """The remote that `dvc push` and `dvc pull` use, None where none is set; raises InvalidParams outside of DVC."""
+    """The remote that `dvc push` and `dvc pull` use, None if none is set; raises InvalidParams outside of DVC."""
     with _reading():
         config = _config()
         name = config["core"].get("remote")
@@ -89,7 +89,7 @@ def default_remote() -> Remote | None:
 def look(remote: Remote) -> str:
     """Look at a remote's root, changing nothing; returns what was found.
 
-    Raises InvalidParams where DVC lacks a package for it, Undecided where it cannot be reached or refuses.
+    Raises InvalidParams if DVC lacks a package for it, Undecided if it cannot be reached or refuses.
     """
     module = _PLUGINS.get(remote.scheme)
     if module and importlib.util.find_spec(module) is None:

@@ -28,7 +28,7 @@ NO_COMMIT = "none"
 
 @dataclass(frozen=True)
 class Asked:
-    """What this deployment was asked to do; reason is one clean line, empty where none was given."""
+    """What this deployment was asked to do; reason is one clean line, empty if none was given."""
 
     force: bool
     reason: str
@@ -58,7 +58,7 @@ def will_push(params: DeploymentParams, *, skip_hf_push: bool) -> bool:
 
 
 def token() -> str | None:
-    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed, else one for the workflow's own identity where
+    """The Hub token: HF_TOKEN, else HUGGINGFACE_HUB_TOKEN, trimmed, else one for the workflow's own identity if
     HF_OIDC_RESOURCE asks for it (utils.hub.identity); None without any of them.
 
     Raises InvalidParams for one with a space, a line break or a character outside ASCII in it: no header takes it.
@@ -125,7 +125,7 @@ def git_identity(folder: Path = Path()) -> GitIdentity:
 
 
 def _read_git(folder: Path, *arguments: str) -> str:
-    """What git prints; empty where it fails or is not installed, which is how being outside git looks."""
+    """What git prints; empty if it fails or is not installed, as outside of a repository."""
     try:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()

@@ -19,8 +19,8 @@ _ATTEMPTS = 5
 def commit_records(branch: str, message: str) -> str | None:
     """Put dvc.lock and what is not ignored below results/ on the branch at origin; returns the commit.
 
-    None where the branch holds them already, or is gone. Commits of other runs' records in between give way to
-    these; raises RunAgain where somebody else changed the records or rewrote the branch, or after five lost races.
+    None if the branch holds them already, or is gone. Commits of other runs' records in between give way to
+    these; raises RunAgain if somebody else changed the records or rewrote the branch, or after five lost races.
     """
     start = _git("rev-parse", "HEAD")
     for _ in range(_ATTEMPTS):
@@ -66,7 +66,7 @@ def authored(name: str, email: str) -> dict[str, str]:
 
 
 def _pushed(commit: str, branch: str) -> bool:
-    """Whether origin took it; False where the branch moved on first, and RunAgain for any other refusal."""
+    """Whether origin took it; False if the branch moved on first, and RunAgain for any other refusal."""
     done = _run("push", "--porcelain", "origin", f"{commit}:refs/heads/{branch}")
     raced = "[rejected]" in done.stdout or "cannot lock ref" in done.stdout + done.stderr
     if done.returncode and not raced:
@@ -87,7 +87,7 @@ def _run(*arguments: str, more: Mapping[str, str] | None = None, text: str = "")
 
 
 def _credentials() -> Mapping[str, str]:
-    """GITHUB_TOKEN for GITHUB_SERVER_URL, told to git where no other process and no file shows it."""
+    """GITHUB_TOKEN for GITHUB_SERVER_URL, passed to git so that no other process and no file shows it."""
     token, server = (os.environ.get(name, "").strip() for name in ("GITHUB_TOKEN", "GITHUB_SERVER_URL"))
     if not token or not server:
         return {}

@@ -31,13 +31,13 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Overrides:
-    """Parameters for this run only; empty where params.yaml holds."""
+    """Parameters for this run only; empty if params.yaml is used as it is."""
 
     profile: str
     threshold: str
 
     def settings(self, config: Path) -> list[str]:
-        """What `dvc exp run -S` takes; none: `dvc repro`. The threshold is set where the profile sets its own too."""
+        """What `dvc exp run -S` takes; none: `dvc repro`. A threshold replaces that of the profile too."""
         given = {"profile": self.profile, f"deployment.{_THRESHOLD_KEY}": self.threshold}
         if self.threshold:
             values = read_values(config)
@@ -93,7 +93,7 @@ def branch() -> str | None:
 
 
 def append_summary(text: str) -> bool:
-    """Add to the job's summary page; False where GITHUB_STEP_SUMMARY names none."""
+    """Add to the job's summary page; False if GITHUB_STEP_SUMMARY names none."""
     path = os.environ.get("GITHUB_STEP_SUMMARY", "").strip()
     if not path:
         return False
@@ -125,7 +125,7 @@ class PullRequests:
             "X-GitHub-Api-Version": "2022-11-28"})
 
     def number(self) -> int | None:
-        """The pull request that the event is about, else the open one of this branch; None where there is none."""
+        """The pull request that the event is about, else the open one of this branch; None if there is none."""
         event = _event().get("pull_request")
         if isinstance(event, Mapping) and isinstance(event.get("number"), int):
             return int(event["number"])
@@ -158,7 +158,7 @@ class PullRequests:
                 return
 
     def _login(self) -> str:
-        """Whom the token writes as; a workflow's own GITHUB_TOKEN may not ask who it is."""
+        """The account that the token writes as; a workflow's own GITHUB_TOKEN may not ask for it."""
         try:
             return str(self._ask("GET", "/user")["login"])
         except GithubError as error:

@@ -42,8 +42,8 @@ test_huggingface_connection.__test__ = False  # type: ignore[attr-defined]  # py
 def fetch_snapshot(repo_id: str, revision: str, folder: Path) -> str:
     """Copy a base model's safetensors, JSON and tokenizer files into a folder; returns the resolved commit.
 
-    Resumes from the client's cache. Raises InvalidParams where the repository, the revision or safetensors weights
-    in it do not exist, HubError where the Hub does not answer.
+    Resumes from the client's cache. Raises InvalidParams if the repository, the revision or safetensors weights
+    in it do not exist, HubError if the Hub does not answer.
     """
     bars = nullcontext() if sys.stderr.isatty() else disable_progress_bars()
     try:

@@ -34,7 +34,7 @@ _USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
 
 class _Terminated(BaseException):
-    """SIGTERM, raised where the main thread stands, so that temporary files go."""
+    """SIGTERM, raised in the main thread, so that temporary files are removed."""
 
 
 def run(stage: Callable[[], int], *, announce: Announce = lambda _result, _code, _reason: None) -> NoReturn:
@@ -109,7 +109,7 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(description=description, epilog=epilog, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise InvalidParams where argparse would print the whole usage."""
+        """Raise InvalidParams; argparse would print the whole usage."""
         raise InvalidParams(f"{message}; see --help")
 
 
@@ -152,7 +152,7 @@ def is_first() -> bool:
 def set_up() -> None:
     """In every process of a stage, before it works: all but the first keep to their errors.
 
-    Raises InvalidParams for FSDP without GPUs, where accelerate would quietly train a whole copy in every process.
+    Raises InvalidParams for FSDP without GPUs, because accelerate would quietly train a whole copy in every process.
     """
     from accelerate.utils import is_cuda_available
 

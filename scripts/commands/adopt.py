@@ -48,7 +48,7 @@ def adopt(model: ManagedModel, reason: str | None, save_flavour: Save) -> None:
 
 
 def _restore(model: ManagedModel, *, trusting: bool) -> LedgerView:
-    """Claim again the slots that only the mirror has; unless trusting, refuse where the registry says otherwise."""
+    """Claim again the slots that only the mirror has; unless trusting, refuse if the registry says otherwise."""
     model.ledger.renew()
     view, lines = model.ledger.view(), model.repository.mirrored() if model.repository else None
     try:

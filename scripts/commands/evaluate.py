@@ -96,7 +96,7 @@ def challenger(params: ModelParams) -> Candidate:
 def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
     """The model at the head of the ledger, from the registry; raises Undecided if none was promoted yet.
 
-    Where several processes evaluate, the first fetches it for all, to a folder that they must see.
+    If several processes evaluate, the first fetches it for all, to a folder that all of them see.
     """
     name = params.deployment.model_registry_name
     head = MlflowLedger(client, name, params.mlflow.experiment_name).view().head
@@ -119,7 +119,7 @@ def _load(fetched: Sequence[tuple[Path, ModelIdentity]]) -> Candidate:
 def assist(rows: Sequence[EvaluationRow], params: Params, contract: ScoreContract, *, of_champion: bool) -> None:
     """Answer the share of a process that is not the first one.
 
-    It leaves nothing that a signal must not cut off, and so ends even where it waits outside of Python.
+    It leaves nothing that a signal must not cut off, and so it ends even while it waits outside of Python.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     candidate = _load([]) if of_champion else challenger(params.model)

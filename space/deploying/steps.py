@@ -152,8 +152,8 @@ class SpaceDeployment:
     def _answering(self, space: Space, head: Head, expected: Expected, *, again: bool = False) -> Outcome:
         """Wait for this commit and ask it.
 
-        It stands where it runs, and either was seen answering before or cannot be reached from here: then nothing
-        says that what would be put in its place does better.
+        A commit that runs is kept if it was seen answering before, or if this machine cannot reach the Space: then
+        nothing says that another version would do better.
         """
         logger.info("%s at %s: waiting for at most %.0f s", space.name, head.oid[:12], self.plan.wait)
         runtime = space.wait(head.oid, self.plan.wait, self._heard, again=again)

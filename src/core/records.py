@@ -317,7 +317,7 @@ class ChampionFile(Record):
 class SpaceRecord(Record):
     """off, nothing (there is no release of the champion here), or made: a bundle lies in bundle/.
 
-    serves: weights that are SAFE, the one that answers first. made_from: equal where the bundle would come out the
+    serves: weights that are SAFE, the one that answers first. made_from: equal if the bundle would come out the
     same, so that nothing is made twice.
     """
 

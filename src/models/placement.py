@@ -52,7 +52,7 @@ def own(items: Sequence[T]) -> Sequence[T]:
 def gather(items: Sequence[T]) -> list[T]:
     """The items of all processes, in the order of these, in every one; each waits until all have called it.
 
-    Raises RunAgain where another process is lost and no launcher of this machine says so.
+    Raises RunAgain if another process is lost and no launcher of this machine says so.
     """
     state()
     try:

@@ -49,9 +49,9 @@ def fine_tune(train: Sequence[encoding.Conversation], validation: Sequence[encod
 
     A checkpoint of each epoch is kept in `checkpoints`, a folder of these inputs alone (`fingerprint`), from which a
     killed run goes on to the bytes that it would have reached; the caller removes it. base_name is what the adapter's
-    configuration states. Where a launcher started several processes all of them call this, and the first writes. Raises
-    InvalidInput where no row fits, InvalidParams for unknown target modules or a step that cannot be shared out, and
-    RunAgain where another process is lost.
+    configuration states. If a launcher started several processes, all of them call this and the first one writes.
+    Raises InvalidInput if no row fits, InvalidParams for unknown target modules or a step that cannot be shared out,
+    and RunAgain if another process is lost.
     """
     transformers_logging.set_verbosity_error()
     splits = {"train": train, "validation": validation}
@@ -80,7 +80,7 @@ def fingerprint(params: FineTuningParams, *, base: BaseModelRef, train: DatasetR
 
 
 def precision(params: FineTuningParams) -> Literal["float32", "bfloat16"]:
-    """The precision to train in: as asked, or bfloat16 where the device computes it natively."""
+    """The precision to train in: as asked, or bfloat16 if the device computes it natively."""
     if params.precision != "auto":
         return params.precision
     native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -102,7 +102,7 @@ def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int
 def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inputs:
     """The inputs with an evaluation run that this server has; one that it lacks is logged anew from its files.
 
-    Raises InvalidInput when the run was deleted or belongs to another experiment or model, Undecided where there is a
+    Raises InvalidInput when the run was deleted or belongs to another experiment or model, Undecided if there is a
     ledger and the history beside it is gone.
     """
     report, name, experiment = inputs.report, params.deployment.model_registry_name, params.mlflow.experiment_name
@@ -163,7 +163,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class Trace:
-    """The last step that a journal tells of; running says whether its process still is."""
+    """The last step in a journal; `running` is True while its process runs."""
 
     key: str
     step: Step

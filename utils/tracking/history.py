@@ -238,12 +238,12 @@ class HistoryRuns:
         return max(found, key=lambda run: int(run.info.end_time or 0), default=None)
 
     def evidence(self, deployment: Run) -> dict[str, Any]:
-        """The evidence.json of a deployment; raises InvalidInput where it keeps none."""
+        """The evidence.json of a deployment; raises InvalidInput if it keeps none."""
         with tempfile.TemporaryDirectory() as folder:
             return read_object(self.download(deployment.info.run_id, EVIDENCE, Path(folder)))
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
-        """An artifact of a run, below a folder; raises InvalidInput where the run keeps none of this name."""
+        """An artifact of a run, below a folder; raises InvalidInput if the run keeps none of this name."""
         try:
             return fetch_files(self._client, run_id, artifact, folder)
         except Undecided as error:
