@@ -125,7 +125,7 @@ def _bars(slots: Sequence[Mapping[str, Any]], threshold: Decimal) -> Iterator[st
             continue
         bars = [Decimal(other["score"]) for other in slots[:index] if other["model_digest"] != slot["model_digest"]]
         if bars and Decimal(slot["score"]) - max(bars) < threshold:
-            yield f"slot {slot['number']} was promoted with {slot['score']} over a bar of {max(bars)}"
+            yield f"slot {slot['number']} was promoted with {slot['score']} over a score to beat of {max(bars)}"
         # A forced slot in between may bring a model back through the gate.
         reign = next((other["number"] for other in reversed(slots[:index]) if other["kind"] != "promote"), 0)
         if any(other["key"] == slot["key"] for other in slots[reign:index] if other["kind"] == "promote"):

@@ -59,7 +59,7 @@ FORGED = [
      "slot 2 does not continue slot 1"),
     (with_slots(slot(1, "0.4"), slot(3, "0.6")), "s00000001 was rewritten"),
     (GONE, "s00000001 was rewritten"),
-    (with_slots(slot(1, "0.5"), slot(3, "0.5005")), "with 0.5005 over a bar of 0.5"),
+    (with_slots(slot(1, "0.5"), slot(3, "0.5005")), "with 0.5005 over a score to beat of 0.5"),
     (with_slots(slot(1, "0.5"), slot(1, "0.5")), "slot 2 promotes a key twice"),
     (replace(GOOD, champion=2), "alias champion names version 2"),
     (replace(GOOD, champion=None), "alias champion is gone"),
