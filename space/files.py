@@ -17,6 +17,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def foreign_weights(folder: Path) -> list[str]:
+    """What the weight indexes of a folder name apart from files of that folder; transformers would load it."""
+    foreign = []
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        found = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = found.get("weight_map") if isinstance(found, dict) else None
+        named = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+        foreign += [f"{index}: names {name!r:.140}" for name in named
+                    if not isinstance(name, str) or name != Path(name).name or not (folder / name).is_file()]
+    return foreign
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a temporary file beside the target, flush it to disk, and rename it over the target."""
     path.parent.mkdir(parents=True, exist_ok=True)

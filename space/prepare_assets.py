@@ -22,7 +22,7 @@ _QUESTIONS = 500
 
 
 def main() -> int:
-    """Exit 0 with a bundle in place, 2 when there is no release."""
+    """Exit 0 with a bundle in place, 2 when there is no release, 7 for one that asks for files outside of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder of a release, or NAME[@REVISION] on the Hub")
     parser.add_argument("--output", type=Path, default=HERE / "assets")
@@ -39,7 +39,7 @@ def main() -> int:
         weights = prepare(source, arguments.output, wanted, arguments.questions)
     except (SourceError, OSError) as error:
         logger.critical("%s", error)
-        return 2
+        return error.code if isinstance(error, SourceError) else 2
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
     logger.info("%s: %s, version %s, %s, %.1f MB", arguments.output, source.model, source.version or "unknown",
                 " and ".join(weights), size / 1e6)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from files import sha256
+from files import foreign_weights, sha256
 
 CHAMPION = "champion.json"
 _CARD_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
@@ -22,6 +22,14 @@ _GROUP = 64  # weights that share a scale in int4; divides the widths of Llama m
 
 class SourceError(Exception):
     """There is no release that can be served; the text says why."""
+
+    code = 2
+
+
+class ForeignWeights(SourceError):
+    """The release asks for weights from outside of its folder."""
+
+    code = 7
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ def _check(folder: Path) -> None:
             raise SourceError(f"{folder}: has no {name}, so it is no release; `make repro` makes results/release")
     if (folder / "adapter_config.json").is_file():
         raise SourceError(f"{folder}: has an unmerged adapter; a bundle would be of the base model; merge it")
+    if foreign := foreign_weights(folder):
+        raise ForeignWeights(f"{foreign[0]}, which is no file of this folder; assemble or fetch the release again")
     manifest = folder / "manifest.json"
     stated: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     for name, digest in stated.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from files import foreign_weights
 from serving.engine import Options, Piece
 from serving.settings import SettingError
 
@@ -30,6 +31,8 @@ class TransformersModel:
                                "or make the bundle where optimum-intel is installed") from error
         if (folder / "adapter_config.json").is_file():
             _check_peft(folder)
+        if foreign := foreign_weights(folder):
+            raise SettingError(f"{foreign[0]}, which is no file of this folder; run prepare_assets.py again")
         if threads:
             torch.set_num_threads(threads)
         self.name = f"transformers {transformers.__version__}, safetensors"

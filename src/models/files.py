@@ -65,6 +65,21 @@ def check_base(folder: Path) -> None:
     if "quantization_config" in config:
         raise Refused(f"{folder}: merge needs a full precision base, this one is quantised; choose another")
     _require_safetensors(folder, names, ".safetensors", _FETCH_AGAIN)
+    check_weight_map(folder)
+
+
+def check_weight_map(folder: Path) -> None:
+    """Raise Refused if a weight index names anything but files of its own folder.
+
+    transformers would load `../x.safetensors` too, a file that no digest of this folder covers.
+    """
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        weight_map = read_object(index).get("weight_map")
+        named = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+        for name in named:
+            if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or not (folder / name).is_file():
+                raise Refused(f"{index}: weight_map names {name!r:.140}, which is no file of this folder; "
+                              "choose another model, or get a complete copy of this one")
 
 
 def check_adapter(folder: Path, lora: LoraSettings, *, names: tuple[str, str]) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from src.core.errors import IntegrityError, InvalidInput
-from src.models.files import WEIGHTS_FILE, tensor_shapes
+from src.models.files import WEIGHTS_FILE, check_weight_map, tensor_shapes
 
 logger = logging.getLogger(__name__)
 Model: TypeAlias = PreTrainedModel
@@ -28,9 +28,10 @@ _TIED_LAYERS = ("lm_head", "embed_tokens", "wte")
 def load(folder: Path, dtype: str) -> tuple[Model, Tokenizer]:
     """Load a causal LM and its tokenizer from a local folder, on the CPU, in eval mode.
 
-    dtype: a torch dtype's name, or `auto` for the stored one. Raises IntegrityError if anything is damaged or missing:
-    transformers alone would use random weights instead.
+    dtype: a torch dtype's name, or `auto` for the stored one. Raises IntegrityError if anything is damaged or missing
+    (transformers alone would use random weights instead), Refused for a weight index that leads out of the folder.
     """
+    check_weight_map(folder)
     transformers_logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(

@@ -28,6 +28,14 @@ def line_of(text: str, part: str) -> int:
     return text[: text.index(part)].count("\n") + 1
 
 
+def test_the_shipped_profiles_take_their_base_model_at_a_commit() -> None:
+    profiles = parse_yaml(SHIPPED, "params.yaml")["profiles"]
+    fetched = [profile["model"] for profile in profiles.values() if "base_model" in profile.get("model", {})]
+    assert fetched
+    for model in fetched:
+        assert re.fullmatch(r"[0-9a-f]{40}", model["revision"]), model
+
+
 def test_a_missing_file_is_named_with_the_flag_that_gives_another(tmp_path: Path) -> None:
     with pytest.raises(InvalidParams, match=r"none\.yaml: No such file or directory; give the .* with --config"):
         load_params(tmp_path / "none.yaml")

@@ -1,5 +1,6 @@
 """The base model as a folder: pocket is trained from nothing, reproducibly; a foreign folder is taken over safely."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,38 @@ def test_only_model_files_are_taken_over_and_the_source_stays(foreign: Path, tmp
     assert sorted(manifest(tmp_path / "base")) == FILES
     assert (weights.stat().st_ino, weights.stat().st_nlink) == (before.st_ino, 1)
     merging.load(tmp_path / "base", "float32")
+
+
+def index(**entries: object) -> Callable[[Path], None]:
+    """Shards by an index: a file of the folder for one tensor, and whatever is given for the others."""
+    def write(base: Path) -> None:
+        weights = base / "model.safetensors"
+        shutil.copyfile(weights, base.parent / "outside.safetensors")
+        weights.rename(base / "model-00001-of-00001.safetensors")
+        (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {
+            "lm_head.weight": "model-00001-of-00001.safetensors", **entries}}))
+
+    return write
+
+
+def test_an_index_of_files_in_the_folder_is_taken_over(foreign: Path, tmp_path: Path) -> None:
+    index()(foreign)
+    base_model.take_over(foreign, tmp_path / "base")
+    merging.load(tmp_path / "base", "float32")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "./../outside.safetensors", "ABSOLUTE", "..", "", 7, None,
+                                  "absent.safetensors", "sub/model.safetensors"])
+def test_an_index_that_names_anything_but_files_of_its_folder_is_refused(
+    foreign: Path, tmp_path: Path, name: object
+) -> None:
+    (foreign / "sub").mkdir()
+    shutil.copyfile(foreign / "model.safetensors", foreign / "sub/model.safetensors")
+    index(**{"model.norm.weight": str(tmp_path / "outside.safetensors") if name == "ABSOLUTE" else name})(foreign)
+    for read in (lambda: base_model.take_over(foreign, tmp_path / "base"), lambda: merging.load(foreign, "float32")):
+        with pytest.raises(Refused, match=r"index\.json: weight_map names .* no file of this folder; choose another"):
+            read()
+    assert not (tmp_path / "base").exists()
 
 
 def without_tokenizer(folder: Path) -> None:

@@ -45,6 +45,26 @@ def test_a_release_that_differs_from_its_manifest_or_has_a_loose_adapter_is_refu
     assert (ended.returncode, "has an unmerged adapter" in ended.stderr) == (2, True)
 
 
+def test_a_release_whose_index_leads_out_of_its_folder_is_refused_by_the_builder_and_by_the_app(release: Path) -> None:
+    import files
+    from serving.settings import SettingError
+    from serving.transformers_model import TransformersModel
+
+    (release / "model.safetensors").rename(release / "model-00001-of-00001.safetensors")
+    (release.parent / "outside.safetensors").write_bytes((release / "model-00001-of-00001.safetensors").read_bytes())
+    index = release / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
+    assert files.foreign_weights(release) == []
+    for name in ("../outside.safetensors", str(release.parent / "outside.safetensors"), "absent.safetensors", 7):
+        index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors", "b": name}}))
+        ended = prepare(release)
+        assert ended.returncode == 7
+        assert f"names {name!r}, which is no file of this folder" in ended.stderr
+        with pytest.raises(SettingError, match="which is no file of this folder; run prepare_assets"):
+            TransformersModel(release, threads=0)
+    assert not release.with_name("new").exists()
+
+
 def test_if_nothing_can_compress_a_bundle_has_the_released_weights_and_says_so(release: Path, tmp_path: Path) -> None:
     deployed = {"model_name": "shop", "version": 7, "model_digest": "ab" * 32, "hub": {"commit": "c" * 40}}
     (tmp_path / "deployment").mkdir()
