@@ -29,7 +29,7 @@ def make(folder: Path, changes: Mapping[str, Any], *, rows: int) -> None:
             shutil.copy2(measure.ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     config = folder / "params.yaml"
-    params = overlay(yaml.safe_load(config.read_text()), changes, where="changes")
+    params = overlay(yaml.safe_load(config.read_text()), changes)
     config.write_text(yaml.safe_dump(params, sort_keys=False))
     _cut(folder / params["data"]["path"], rows)
 

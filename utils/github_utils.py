@@ -41,8 +41,8 @@ class Overrides:
         given = {"profile": self.profile, f"deployment.{_THRESHOLD_KEY}": self.threshold}
         if self.threshold:
             values = read_values(config)
-            name = self.profile or values["profile"]
-            if _THRESHOLD_KEY in ((values["profiles"].get(name) or {}).get("deployment") or {}):
+            name = self.profile or values.get("profile")
+            if _THRESHOLD_KEY in ((values.get("profiles", {}).get(name) or {}).get("deployment") or {}):
                 given[f"profiles.{name}.deployment.{_THRESHOLD_KEY}"] = self.threshold
         return [f"{key}={value}" for key, value in given.items() if value]
 

@@ -1,4 +1,7 @@
-"""params.yaml as frozen types. No field has a default: the file is the only place where one is written."""
+"""params.yaml as frozen types. A key that the file lacks takes the default here, which is the shipped file's value.
+
+tests/core/test_params.py holds the two equal. No other module has a default of its own.
+"""
 
 import math
 import re
@@ -41,86 +44,87 @@ class Section(BaseModel):
 class DataParams(Section):
     """Where the raw conversations are and how they are split; fractions are of all rows."""
 
-    path: Text
-    instruction_column: Text
-    response_column: Text
-    intent_column: Text
-    messages_column: Text
-    system_prompt: str
-    max_bad_rows: Annotated[int, Field(ge=0)]
-    validation_fraction: Fraction
-    evaluation_fraction: Fraction
-    seed: int
+    path: Text = "data/customer_support.csv"
+    instruction_column: Text = "instruction"
+    response_column: Text = "response"
+    intent_column: Text = "intent"
+    messages_column: Text = "messages"
+    system_prompt: str = ""
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    validation_fraction: Fraction = 0.1
+    evaluation_fraction: Fraction = 0.15
+    seed: int = 20
 
 
 class PocketParams(Section):
     """Shape and training of the stand-in base model."""
 
-    vocabulary: Annotated[int, Field(ge=256)]
-    hidden_size: Count
-    layers: Count
-    heads: Count
-    context: Count
-    epochs: Count
-    batch_size: Count
-    learning_rate: Annotated[float, Field(gt=0)]
-    seed: int
+    vocabulary: Annotated[int, Field(ge=256)] = 2048
+    hidden_size: Count = 192
+    layers: Count = 2
+    heads: Count = 4
+    context: Count = 512
+    epochs: Count = 5
+    batch_size: Count = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    seed: int = 7
 
 
 class ModelParams(Section):
     """The base model and the precision in which a merged model is scored and released."""
 
-    base_model: Text
-    revision: Text
-    release_dtype: Literal["float32", "bfloat16", "float16"]
-    pocket: PocketParams
+    base_model: Text = "pocket"
+    revision: Text = "main"
+    release_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pocket: PocketParams = PocketParams()
 
 
 class LoraParams(Section):
     """PEFT's LoraConfig, as far as it is ours to choose."""
 
-    r: Count
-    alpha: Count
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[list[Text], Field(min_length=1)]
+    r: Count = 16
+    alpha: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    target_modules: Annotated[list[Text], Field(min_length=1)] = [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class FineTuningParams(Section):
     """One training run; max_length counts tokens."""
 
-    lora: LoraParams
-    epochs: Count
-    batch_size: Count
-    gradient_accumulation_steps: Count
-    learning_rate: Annotated[float, Field(gt=0)]
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_length: Annotated[int, Field(ge=16)]
-    precision: Literal["auto", "bfloat16", "float32"]
-    batches: Literal["padded", "end_to_end"]
-    find_batch_size: bool
-    gradient_checkpointing: Literal["always", "never"]
-    quantization: Literal["none", "4bit"]
-    compile: bool
-    seed: int
+    lora: LoraParams = LoraParams()
+    epochs: Count = 8
+    batch_size: Count = 8
+    gradient_accumulation_steps: Count = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.004
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_length: Annotated[int, Field(ge=16)] = 512
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    batches: Literal["padded", "end_to_end"] = "padded"
+    find_batch_size: bool = False
+    gradient_checkpointing: Literal["always", "never"] = "never"
+    quantization: Literal["none", "4bit"] = "none"
+    compile: bool = False
+    seed: int = 13
 
 
 class EvaluationParams(Section):
     """Greedy generation; tokens_per_batch counts prompts and room for answers, max_rows 0 means the whole split."""
 
-    tokens_per_batch: Count
-    max_new_tokens: Count
-    max_rows: Annotated[int, Field(ge=0)]
+    tokens_per_batch: Count = 8192
+    max_new_tokens: Count = 160
+    max_rows: Annotated[int, Field(ge=0)] = 0
 
 
 class HuggingFaceParams(Section):
     """The Hub repository of the released model; deadline_seconds bounds one upload."""
 
-    model_id: Text
-    push_to_hub: bool
-    create_model_card: bool
-    private: bool
-    deadline_seconds: Count
+    model_id: Text = "ShenghaoYummy/TinyLlama-ECommerce-Chatbot"
+    push_to_hub: bool = False
+    create_model_card: bool = True
+    private: bool = True
+    deadline_seconds: Count = 3600
 
     @field_validator("model_id")
     @classmethod
@@ -133,7 +137,8 @@ class HuggingFaceParams(Section):
 class WeightedScoringParams(Section):
     """Weights of the score: exactly the five metrics, none negative, sum 1 within 1e-6."""
 
-    weights: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    weights: dict[str, Annotated[float, Field(ge=0, le=1)]] = {
+        "bleu1": 0.1, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.4, "rougeL_precision": 0.1}
 
     @field_validator("weights")
     @classmethod
@@ -150,60 +155,60 @@ class WeightedScoringParams(Section):
 class GuardParams(Section):
     """Limits beside the score; shares are of the evaluated rows."""
 
-    least_rows: Count
-    metric_floors: dict[Metric, Unit]
-    largest_drops: dict[Metric, Unit]
-    largest_empty_share: Unit
-    largest_truncated_share: Unit
-    largest_overlap: Unit
+    least_rows: Count = 1
+    metric_floors: dict[Metric, Unit] = {}
+    largest_drops: dict[Metric, Unit] = {}
+    largest_empty_share: Unit = 1.0
+    largest_truncated_share: Unit = 1.0
+    largest_overlap: Unit = 1.0
 
 
 class DeploymentParams(Section):
     """The gate's policy and where a promotion goes."""
 
-    min_improvement_threshold: Unit
-    model_registry_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    significance: Literal["report", "require"]
-    confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    resamples: Annotated[int, Field(ge=100)]
-    guards: GuardParams
-    force_requires_reason: bool
-    promoting_branches: list[Text]
-    verified_rows: Count
-    keep_versions: Annotated[int, Field(ge=0)]
-    huggingface: HuggingFaceParams
-    weighted_scoring: WeightedScoringParams
+    min_improvement_threshold: Unit = 0.001
+    model_registry_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = "ecommerce-chatbot"
+    significance: Literal["report", "require"] = "report"
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    guards: GuardParams = GuardParams()
+    force_requires_reason: bool = False
+    promoting_branches: list[Text] = []
+    verified_rows: Count = 8
+    keep_versions: Annotated[int, Field(ge=0)] = 0
+    huggingface: HuggingFaceParams = HuggingFaceParams()
+    weighted_scoring: WeightedScoringParams = WeightedScoringParams()
 
 
 class MlflowParams(Section):
     """The tracking server; deadline_seconds bounds everything the gate asks of it."""
 
-    tracking_uri: Text
-    experiment_name: Text
-    deadline_seconds: Count
+    tracking_uri: Text = "sqlite:///mlflow.db"
+    experiment_name: Text = "ecommerce-chatbot-evaluation"
+    deadline_seconds: Count = 45
 
 
 class SpaceParams(Section):
     """The bundle that is served; rows 0 means every row of the evaluation split."""
 
-    enabled: bool
-    weights: Annotated[list[Literal["int8", "int4", "safetensors"]], Field(min_length=1)]
-    max_score_drop: Unit
-    rows: Annotated[int, Field(ge=0)]
+    enabled: bool = False
+    weights: Annotated[list[Literal["int8", "int4", "safetensors"]], Field(min_length=1)] = ["int8", "int4"]
+    max_score_drop: Unit = 0.01
+    rows: Annotated[int, Field(ge=0)] = 0
 
 
 class Params(Section):
     """All of params.yaml, its profile applied."""
 
-    profile: Text
-    launcher: Text
-    data: DataParams
-    model: ModelParams
-    fine_tuning: FineTuningParams
-    evaluation: EvaluationParams
-    deployment: DeploymentParams
-    mlflow: MlflowParams
-    space: SpaceParams
+    profile: Text = "pocket"
+    launcher: Text = "python"
+    data: DataParams = DataParams()
+    model: ModelParams = ModelParams()
+    fine_tuning: FineTuningParams = FineTuningParams()
+    evaluation: EvaluationParams = EvaluationParams()
+    deployment: DeploymentParams = DeploymentParams()
+    mlflow: MlflowParams = MlflowParams()
+    space: SpaceParams = SpaceParams()
 
 
 class _Constructor(SafeConstructor):
@@ -251,67 +256,85 @@ def read_values(path: Path) -> dict[str, Any]:
 def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
     """Params from the content of params.yaml, the chosen profile laid over it, and the overrides (flags) over that.
 
-    Raises InvalidParams, naming the first offending key, for anything unknown, missing or out of range.
+    A key that is absent takes its default. Raises InvalidParams, naming every unknown key and every wrong value.
     """
     values = dict(mapping)
-    profiles = values.pop("profiles", None)
-    if not isinstance(profiles, dict):
-        raise InvalidParams("params.yaml: profiles: expected a mapping of profile names; restore the key")
-    _refuse_removed(values, where="")
-    name = values.get("profile")
+    profiles = values.pop("profiles", {})
+    known = [BASE_PROFILE, *profiles] if isinstance(profiles, Mapping) else [BASE_PROFILE]
+    name, problems = values.get("profile", BASE_PROFILE), []
+    if not isinstance(profiles, Mapping):
+        problems.append("profiles: expected a mapping of profile names; correct the key or delete it")
+    if name not in known:
+        problems.append(f"profile: {name!r} is unknown; choose one of {', '.join(known)}")
+        values["profile"] = name = BASE_PROFILE
+    params, found = _checked(values)
+    problems += found
     if name != BASE_PROFILE:
-        if not isinstance(name, str) or name not in profiles:
-            known = ", ".join([BASE_PROFILE, *profiles])
-            raise InvalidParams(f"params.yaml: profile: {name!r} is unknown; choose one of {known}")
-        _refuse_removed(profiles[name], where=f"profiles.{name}.")
-        values = overlay(values, profiles[name], where=f"profiles.{name}")
-    params = validate(Params, values, where="params.yaml")  # on its own: a flag does not excuse a wrong file
-    if not overrides:
-        return params
-    return validate(Params, overlay(values, overrides, where="flags"), where="flags")
+        params, found = _with_profile(params, name, profiles[name])
+        problems += found
+    if problems:
+        raise InvalidParams(f"params.yaml: {_listed(problems)}")
+    return validate(Params, overlay(params.model_dump(), overrides), where="flags") if overrides else params
 
 
-def _refuse_removed(values: object, *, where: str) -> None:
-    """Raise InvalidParams for a key or value of an earlier version; `where` is the prefix of the keys."""
-    for path, value, instead in _REMOVED:
-        found = values
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if found is not None and value in (None, found):
-            gone = path if value is None else f"{path}: {value}"
-            raise InvalidParams(f"params.yaml: {where}{gone} is gone: {instead}")
-
-
-def overlay(base: Mapping[str, Any], changes: object, *, where: str) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section; a key that base lacks raises InvalidParams."""
+def _with_profile(params: Params, name: str, changes: object) -> tuple[Params, list[str]]:
     if not isinstance(changes, Mapping):
-        raise InvalidParams(f"params.yaml: {where}: expected a mapping")
+        return params, [f"profiles.{name}: expected a mapping, found {changes!r:.40}"]
+    laid, found = _checked(overlay(params.model_dump(), changes))
+    return laid, [f"profiles.{name}.{problem}" for problem in found]
+
+
+def _checked(values: Mapping[str, Any]) -> tuple[Params, list[str]]:
+    """The parameters, or the defaults and every problem of the values."""
+    try:
+        return Params.model_validate(values), []
+    except ValidationError as error:
+        return Params(), problems_of(error)
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section."""
     merged = dict(base)
     for key, value in changes.items():
-        if key not in base:
-            raise InvalidParams(f"params.yaml: {where}.{key}: unknown key; a profile only changes keys that exist")
-        nested = isinstance(base[key], dict)
-        merged[key] = overlay(base[key], value, where=f"{where}.{key}") if nested else value
+        below = base.get(key)
+        nested = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = overlay(below, value) if nested else value  # type: ignore[arg-type] # both are mappings
     return merged
 
 
 def validate(model: type[M], values: Mapping[str, Any], *, where: str) -> M:
-    """`values` as `model`; the first problem becomes an InvalidParams `where: key: what`."""
+    """`values` as `model`; its problems become one InvalidParams `where: key: what; key: what`."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InvalidParams(f"{where}: {first_problem(error)}") from None
+        raise InvalidParams(f"{where}: {_listed(problems_of(error))}") from None
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """Each problem of a validation as `dotted.key: what, found value`, on one line."""
+    return [_problem(dict(problem)) for problem in error.errors(include_url=False)]
+
+
+def _listed(problems: list[str]) -> str:
+    return problems[0] if len(problems) == 1 else f"{len(problems)} problems: {'; '.join(problems)}"
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a validation as `dotted.key: what, found value`, on one line."""
-    problem = error.errors(include_url=False)[0]
+    """The first of `problems_of`."""
+    return problems_of(error)[0]
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
-    text = problem["msg"].removeprefix("Value error, ")
+    for removed, value, instead in _REMOVED:
+        if key == removed and value in (None, problem["input"]):
+            return f"{key if value is None else f'{key}: {value}'} is gone: {instead}"
+    text = str(problem["msg"]).removeprefix("Value error, ")
     found = f", found {problem['input']!r}"[:80] if problem["type"] not in ("missing", "value_error") else ""
     texts = {"missing": "required key is missing", "extra_forbidden": "unknown key",
-             "string_type": "expected text in quotes", "bool_type": "expected true or false"}
-    return (f"{key}: " if key else "") + texts.get(problem["type"], text) + found
+             "string_type": "expected text in quotes", "bool_type": "expected true or false",
+             "model_type": "expected a mapping", "dict_type": "expected a mapping"}
+    return f"{key}: " * bool(key) + texts.get(problem["type"], text) + found
 
 
 def _yaml_problem(error: YAMLError) -> str:

@@ -1,4 +1,4 @@
-"""params.yaml as types: what is refused, what a profile and the flags change, and no default anywhere."""
+"""params.yaml as types: what is refused, what a profile and the flags change, and the defaults of absent keys."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from src.core import params as params_module
 from src.core import records
 from src.core.errors import InvalidParams
-from src.core.params import METRICS, parse
+from src.core.params import METRICS, Params, parse
 from src.data import rows
 from src.evaluation import predictions
 from src.ledger import slots
@@ -52,11 +52,72 @@ def test_an_unknown_key_is_named(path: str) -> None:
     assert refusal(shipped(**{path: 1})) == f"params.yaml: {path.replace('__', '.')}: unknown key, found 1"
 
 
-@pytest.mark.parametrize("path", ["data", "model.pocket.seed", WEIGHTS, "deployment", "evaluation.max_rows"])
-def test_a_missing_key_is_named_even_where_a_flag_speaks_of_its_section(path: str) -> None:
-    values = shipped(**{path.replace(".", "__"): ...})
-    assert refusal(values) == f"params.yaml: {path}: required key is missing"
-    assert refusal(values, {"deployment": {"min_improvement_threshold": 0.1}}) == refusal(values)
+PASTED = """
+deployment:
+  min_improvement_threshold: 0.02
+  model_registry_name: my-bot
+  huggingface:
+    model_id: shop/bot
+    push_to_hub: true
+    create_model_card: false
+  weighted_scoring:
+    weights: {bleu1: 0.2, bleu2: 0.2, bleu3: 0.2, bleu4: 0.2, rougeL_precision: 0.2}
+"""
+
+
+@pytest.mark.parametrize("around", [SHIPPED, {}], ids=["in the shipped file", "alone"])
+def test_the_documented_deployment_block_works_as_it_is_pasted(around: dict[str, Any]) -> None:
+    block = yaml.safe_load(PASTED)
+    found, untouched = parse({**around, **block}, {}), parse(shipped(), {})
+    assert found.deployment.model_dump(include=block["deployment"].keys() - {"huggingface"}) == {
+        key: value for key, value in block["deployment"].items() if key != "huggingface"}
+    given = {"model_id": "shop/bot", "push_to_hub": True, "create_model_card": False}
+    assert found.deployment.huggingface == untouched.deployment.huggingface.model_copy(update=given)
+    assert found.deployment.guards == untouched.deployment.guards
+    assert found.model_copy(update={"deployment": untouched.deployment}) == untouched
+
+
+def test_the_block_has_every_key_of_its_section_that_dvc_yaml_lists() -> None:
+    block, stages = yaml.safe_load(PASTED), yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed = {key for stage in stages.values() for key in stage["params"] if key.startswith("deployment.")}
+    assert listed
+    assert {key.split(".")[1] for key in listed} <= block["deployment"].keys()
+
+
+@pytest.mark.parametrize("path", ["data", "model.pocket.seed", WEIGHTS, "deployment", "evaluation.max_rows", "profile",
+                                  "deployment.guards.largest_overlap", "profiles", "space"])
+def test_an_absent_key_takes_the_shipped_value_under_flags_and_profiles_too(path: str) -> None:
+    without, flags = {path.replace(".", "__"): ...}, {"deployment": {"min_improvement_threshold": 0.1}}
+    assert parse(shipped(**without), {}) == parse(shipped(), {})
+    assert parse(shipped(**without), flags) == parse(shipped(), flags)
+    if not path.startswith("profile"):
+        tiny = {"profile": "tinyllama"}
+        assert parse(shipped(**without, **tiny), {}) == parse(shipped(**tiny), {})
+
+
+def test_the_defaults_are_the_shipped_values_to_the_last_key() -> None:
+    shown = {key: value for key, value in SHIPPED.items() if key != "profiles"}
+    assert Params().model_dump() == shown
+    assert [f"{c.__name__}.{name}" for c in models(params_module) for name, field in c.model_fields.items()
+            if field.is_required()] == []
+
+
+def test_every_problem_of_a_file_is_named_in_one_run() -> None:
+    values = shipped(colour=1, data__path="", deployment__treshold=0.1, deployment__registry="mlflow", space=None,
+                     profile="tinyllama", profiles__tinyllama__evaluation__max_rows="all",
+                     profiles__tinyllama__model__colour=1)
+    message = refusal(values)
+    assert message.startswith("params.yaml: 7 problems: ")
+    for said in ("colour: unknown key, found 1;", "data.path: String should have at least 1 character, found '';",
+                 "deployment.treshold: unknown key, found 0.1;", "deployment.registry is gone: every SQL store",
+                 "space: expected a mapping, found None;", "profiles.tinyllama.model.colour: unknown key, found 1",
+                 "profiles.tinyllama.evaluation.max_rows: Input should be a valid integer, found 'all'"):
+        assert said in message
+
+
+def test_a_profile_may_fill_a_mapping_that_is_empty_as_shipped() -> None:
+    values = shipped(profile="tinyllama", profiles__tinyllama__deployment__guards={"metric_floors": {"bleu4": 0.2}})
+    assert parse(values, {}).deployment.guards.metric_floors == {"bleu4": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -146,12 +207,13 @@ def test_no_repository_is_taken_that_the_hubs_own_client_refuses() -> None:
     [(shipped(profile="gpt5"), "profile: 'gpt5' is unknown; choose one of pocket, tinyllama"),
      (shipped(profile=None), "profile: None is unknown; choose one of pocket, tinyllama"),
      (shipped(profile=["tinyllama"]), "profile: ['tinyllama'] is unknown; choose one of pocket, tinyllama"),
-     (shipped(profiles=None), "profiles: expected a mapping of profile names; restore the key"),
+     (shipped(profiles=None), "profiles: expected a mapping of profile names; correct the key or delete it"),
      (shipped(profile="tinyllama", profiles__tinyllama__colour=1), "profiles.tinyllama.colour: unknown key"),
      (shipped(profile="tinyllama", profiles__tinyllama__model__colour=1), "profiles.tinyllama.model.colour: unknown"),
      (shipped(profile="tinyllama", profiles__tinyllama=None), "profiles.tinyllama: expected a mapping"),
      (shipped(profile="tinyllama", profiles__tinyllama__model=3), "profiles.tinyllama.model: expected a mapping"),
-     (shipped(profile="tinyllama", profiles__tinyllama__fine_tuning__max_length="8"), "fine_tuning.max_length: ")],
+     (shipped(profile="tinyllama", profiles__tinyllama__fine_tuning__max_length="8"),
+      "profiles.tinyllama.fine_tuning.max_length: ")],
 )
 def test_a_wrong_profile_is_named(values: dict[str, Any], said: str) -> None:
     assert refusal(values).startswith(f"params.yaml: {said}")
@@ -216,11 +278,11 @@ def models(module: object) -> list[type[BaseModel]]:
     return [c for c in found if issubclass(c, BaseModel) and c.__module__ == module.__name__]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("module", [params_module, records, slots, rows, predictions], ids=lambda m: m.__name__)
-def test_no_field_has_a_default(module: object) -> None:
+@pytest.mark.parametrize("module", [records, slots, rows, predictions], ids=lambda m: m.__name__)
+def test_no_record_has_a_default_but_none_for_what_an_earlier_version_did_not_write(module: object) -> None:
     assert models(module)
     assert [f"{c.__name__}.{name}" for c in models(module) for name, field in c.model_fields.items()
-            if not field.is_required()] == []
+            if not (field.is_required() or field.default is None)] == []
 
 
 def test_every_key_of_the_file_is_read() -> None:
