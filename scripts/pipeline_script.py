@@ -22,7 +22,7 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 def check(config: Path) -> int:
     """Refuse early what could not end in a promotion; asks no service."""
     params, settings = github_utils.checked_params(config), github_utils.overrides().settings(config)
-    logger.info("profile %s; %s", params.profile, ", ".join(settings) or "parameters as in params.yaml")
+    logger.info("profile %s; %s", params.profile, ", ".join(settings) or f"parameters as in {config}")
     return 0
 
 

@@ -30,9 +30,10 @@ PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {OU
 def main() -> int:
     """Write space.json, and bundle/ if there is a champion's release; returns the exit code."""
     flags = PARSER.parse_args()
-    params = load_params(flags.config or records.CONFIG).space
+    config = flags.config or records.CONFIG
+    params = load_params(config).space
     output = flags.output_dir or OUTPUT
-    record = SpaceRecord(state="off", why="space.enabled is false in params.yaml", key=None, version=None, serves=[],
+    record = SpaceRecord(state="off", why=f"space.enabled is false in {config}", key=None, version=None, serves=[],
                          made_from=None)
     if params.enabled:
         record = _bundle(params, output)

@@ -231,7 +231,7 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None, *, profi
     for a missing or malformed file, a key given twice, a date, a Python tag or a wrong value.
     """
     values = read_values(path)
-    return parse({**values, "profile": profile} if profile else values, overrides or {})
+    return parse({**values, "profile": profile} if profile else values, overrides or {}, file=path)
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -253,10 +253,11 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
-    """Params from the content of params.yaml, the chosen profile laid over it, and the overrides (flags) over that.
+def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any], *, file: Path | str = "params.yaml") -> Params:
+    """Params from the content of a file, the chosen profile laid over it, and the overrides (flags) over that.
 
-    A key that is absent takes its default. Raises InvalidParams, naming every unknown key and every wrong value.
+    A key that is absent takes its default. Raises InvalidParams, naming the file, every unknown key and every wrong
+    value.
     """
     values = dict(mapping)
     profiles = values.pop("profiles", {})
@@ -273,7 +274,7 @@ def parse(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Params:
         params, found = _with_profile(params, name, profiles[name])
         problems += found
     if problems:
-        raise InvalidParams(f"params.yaml: {_listed(problems)}")
+        raise InvalidParams(f"{file}: {_listed(problems)}")
     return validate(Params, overlay(params.model_dump(), overrides), where="flags") if overrides else params
 
 

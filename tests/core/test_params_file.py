@@ -84,6 +84,36 @@ def test_what_is_no_mapping_is_refused(content: str | bytes, said: str, tmp_path
     assert refusal(content, tmp_path).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("profile: pocket", "profile: gpt5", "profile: 'gpt5' is unknown"), ("profiles:", "profile_s:", "profiles: exp"),
+     ("  max_rows: 0", "  max_row: 0", "evaluation.max_row"),
+     ("  max_rows: 0", "  max_rows: -1", "evaluation.max_rows: Input should be greater"),
+     ("  verified_rows: ", "  registry: none\n  verified_rows: ", "deployment.registry is gone"),
+     ("  tinyllama:\n", "  tinyllama:\n    colour: 1\n", "profiles.tinyllama.colour: unknown key"),
+     ("  tinyllama:\n", "  tinyllama:\n    evaluation: 1\n  other:\n", "profiles.tinyllama.evaluation: expected a")],
+)
+def test_a_wrong_value_is_said_of_the_file_that_was_read(old: str, new: str, said: str, tmp_path: Path) -> None:
+    text = SHIPPED.replace(old, new, 1)
+    if "  tinyllama:" in old:
+        text = text.replace("profile: pocket", "profile: tinyllama")
+    (tmp_path / "theirs.yaml").write_text(text)
+    with pytest.raises(InvalidParams) as caught:
+        load_params(tmp_path / "theirs.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'theirs.yaml'}: {said}")
+
+
+@pytest.mark.parametrize("arguments", [["data_preprocessing_script.py"], ["launch_script.py", "stage.py"]])
+def test_a_script_names_the_file_that_it_was_given(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text(SHIPPED.replace("profile: pocket", "profile: gpt5"))
+    (tmp_path / "stage.py").touch()
+    root, (script, *others) = Path(__file__).parents[2], arguments
+    ended = subprocess.run([sys.executable, root / "scripts" / script, *others, "--config", "theirs.yaml"],
+                           cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("ERROR theirs.yaml: profile: 'gpt5' is unknown")
+
+
 NUMBER, COUNT = "fine_tuning.warmup_ratio", "deployment.verified_rows"
 TEXT, SWITCH = "data.intent_column", "space.enabled"
 
