@@ -25,7 +25,7 @@ REFUSED = [
     ({"GITHUB_EVENT_NAME": "pull_request"}, Refused, "a pull_request event never promotes"),
     ({"GITHUB_EVENT_NAME": "pull_request_target"}, Refused, "never promotes"),
     ({"GITHUB_EVENT_NAME": "push", "GITHUB_REF_TYPE": "tag"}, Refused, "this is a tag"),
-    ({github_utils.PROFILE: EVIL}, InvalidParams, "is unknown; choose one of pocket, tinyllama"),
+    ({github_utils.PROFILE: EVIL}, InvalidParams, "is unknown; choose one of pocket, production, tinyllama"),
     ({github_utils.PROFILE: "pocket,tinyllama"}, InvalidParams, "is unknown"),
     *(({github_utils.THRESHOLD: text}, InvalidParams, "is no usable threshold")
       for text in (EVIL, "nan", "-1", "1e-3", "0.00001", "0.1,0.2", "range(1)", ".5")),
@@ -59,11 +59,10 @@ def test_a_run_may_be_given_parameters_of_its_own(tmp_path: Path, monkeypatch: p
     params = github_utils.checked_params(config)  # with the profile's push_to_hub, and no token at hand
     assert (params.profile, params.deployment.min_improvement_threshold) == ("tinyllama", 0.5)
     settings = ["profile=tinyllama", "deployment.min_improvement_threshold=0.5"]
-    assert github_utils.overrides().settings(config) == settings
-    profile = "  tinyllama:\n    deployment:\n"
-    config.write_text(config.read_text().replace(profile, f"{profile}      min_improvement_threshold: 0.1\n"))
     assert github_utils.overrides().settings(config) == [
         *settings, "profiles.tinyllama.deployment.min_improvement_threshold=0.5"]
+    config.write_text(config.read_text().replace("      min_improvement_threshold: 0.01\n", ""))
+    assert github_utils.overrides().settings(config) == settings
 
 
 def test_a_run_that_asks_for_nothing_has_no_parameters_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,9 +204,9 @@ def test_no_repository_is_taken_that_the_hubs_own_client_refuses() -> None:
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [(shipped(profile="gpt5"), "profile: 'gpt5' is unknown; choose one of pocket, tinyllama"),
-     (shipped(profile=None), "profile: None is unknown; choose one of pocket, tinyllama"),
-     (shipped(profile=["tinyllama"]), "profile: ['tinyllama'] is unknown; choose one of pocket, tinyllama"),
+    [(shipped(profile="gpt5"), "profile: 'gpt5' is unknown; choose one of pocket, production, tinyllama"),
+     (shipped(profile=None), "profile: None is unknown; choose one of pocket, production, tinyllama"),
+     (shipped(profile=["tinyllama"]), "profile: ['tinyllama'] is unknown; choose one of pocket, production, tinyllama"),
      (shipped(profiles=None), "profiles: expected a mapping of profile names; correct the key or delete it"),
      (shipped(profile="tinyllama", profiles__tinyllama__colour=1), "profiles.tinyllama.colour: unknown key"),
      (shipped(profile="tinyllama", profiles__tinyllama__model__colour=1), "profiles.tinyllama.model.colour: unknown"),
@@ -244,7 +244,11 @@ def test_a_profile_changes_what_it_names_and_nothing_else() -> None:
     assert tiny.fine_tuning.lora.r == pocket.fine_tuning.lora.r
     assert tiny.model.pocket == pocket.model.pocket
     assert tiny.deployment.huggingface.push_to_hub is True
-    assert tiny.deployment.model_registry_name != pocket.deployment.model_registry_name
+    strict = {"min_improvement_threshold": 0.01, "significance": "require"}
+    assert tiny.deployment == pocket.deployment.model_copy(update={
+        **strict, "model_registry_name": "ecommerce-chatbot-tinyllama", "huggingface": tiny.deployment.huggingface})
+    assert parse(shipped(profile="production"), {}) == pocket.model_copy(update={
+        "profile": "production", "deployment": pocket.deployment.model_copy(update=strict)})
 
 
 def test_a_flag_wins_over_profile_and_file() -> None:

@@ -69,17 +69,21 @@ def test_a_value_that_a_shell_would_run_ends_the_stage_in_one_line(
     assert not list(folder.rglob("PWNED"))
 
 
-def test_the_threshold_of_a_profile_decides_under_dvc(mlflow_params: MlflowParams, folder: Path) -> None:
+@pytest.mark.parametrize(("rows", "reason"), [(15, "within_noise"), (40, "below_threshold")])
+def test_the_shipped_profile_production_decides_under_dvc(rows: int, reason: str, mlflow_params: MlflowParams,
+                                                          folder: Path) -> None:
     params = load_params(Path("params.yaml"))
-    challenger(params, "first", answers(20))
+    challenger(params, "first", answers(7, rows))
     deploy(Path("params.yaml"))
-    challenger(params, "second", answers(30))  # better by far
+    challenger(params, "second", answers(8, rows))  # one answer better
+    assert deploy(Path("params.yaml"), "--dry-run").reason == "improved"
     change(folder, "", profile="production")
-    change(folder, "profiles.production.deployment", min_improvement_threshold=0.9)
     ended = run_by_dvc(folder, "deployment")
     assert ended.returncode == 0, ended.stderr
-    assert "PROMOTE result=kept code=0" in ended.stderr
-    assert json.loads(Path("results/deployment/model_comparison.json").read_text())["threshold"] == 0.9
+    assert f"PROMOTE result=kept code=0 reason={reason}" in ended.stderr
+    compared = json.loads(Path("results/deployment/model_comparison.json").read_text())
+    assert (compared["threshold"], compared["reason"]) == (0.01, reason)
+    assert 0.001 < compared["improvement"] < 0.03
 
 
 def main(*arguments: str) -> int:
