@@ -86,7 +86,8 @@ def test_what_is_no_mapping_is_refused(content: str | bytes, said: str, tmp_path
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
-    [("profile: pocket", "profile: gpt5", "profile: 'gpt5' is unknown"), ("profiles:", "profiles: 1\nx:", "2 problems: profiles: exp"),
+    [("profile: pocket", "profile: gpt5", "profile: 'gpt5' is unknown"),
+     ("profiles:", "profiles: 1\nx:", "2 problems: profiles: expected"),
      ("  max_rows: 0", "  max_row: 0", "evaluation.max_row"),
      ("  max_rows: 0", "  max_rows: -1", "evaluation.max_rows: Input should be greater"),
      ("  verified_rows: ", "  registry: none\n  verified_rows: ", "deployment.registry is gone"),
