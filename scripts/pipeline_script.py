@@ -1,7 +1,6 @@
 """One step of the workflow's run: check what was asked for, log in to the DVC remote, pull, run, push, commit."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,11 +31,10 @@ def credentials(_config: Path) -> int:
     if remote is None or not store.is_dagshub(remote.url):
         process.say("credentials: nothing to do, the DVC remote is not DagsHub's")
         return 0
-    user, *tokens = (os.environ.get(f"DAGSHUB_{name}", "").strip() for name in ("USERNAME", "TOKEN", "USER_TOKEN"))
-    token = tokens[0] or tokens[1]
-    if not token:
+    login = store.dagshub_login()
+    if login is None:
         raise InvalidParams(f"DAGSHUB_TOKEN: not set; make a token at {store.host()}/user/settings/tokens")
-    user = user or store.user(token)
+    user, token = login
     dvc_utils.keep_secret(remote.name, {"auth": "basic", "user": user, "password": token})
     process.say(f"credentials: of {user}, in .dvc/config.local")
     return 0

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
 
+import dotenv
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -14,7 +15,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from src.core.errors import HubError, InvalidParams
 from utils.environment import token
 from utils.hub.client import endpoint, hub_errors, time_limit
-from utils.hub.identity import no_token, who
+from utils.hub.identity import TokenOwner, no_token, who
 from utils.process import say
 
 CHECK_SECONDS = 10
@@ -24,16 +25,24 @@ UNWANTED = ["*/*", "consolidated*"]  # other formats and copies of the same weig
 
 
 def test_huggingface_connection() -> None:
-    """Say on stdout who HF_TOKEN belongs to and what it may do, or what is wrong and what to do about it."""
+    """Say on stdout who the Hub token belongs to and what it may do. Reads `.env`, as every script does.
+
+    If something is wrong, says what and what to do about it, and raises SystemExit with the code of docs/exit-codes.md.
+    """
+    dotenv.load_dotenv(Path(".env"))
     try:
-        value = token()
-        if value is None:
-            return say(no_token())
-        with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_waits=0), hub_errors("the connection check"):
-            identity = who(HfApi(endpoint=endpoint(), token=value))
+        identity = _owner(token())
     except (HubError, InvalidParams) as error:
-        return say(str(error))
-    return say(f"{endpoint()}: connected as {identity.name}; {identity.rights()}")
+        say(str(error))
+        raise SystemExit(error.code) from None
+    say(f"{endpoint()}: connected as {identity.name}; {identity.rights()}")
+
+
+def _owner(value: str | None) -> TokenOwner:
+    if value is None:
+        raise InvalidParams(no_token())
+    with time_limit(CHECK_SECONDS, CHECK_SECONDS, client_waits=0), hub_errors("the connection check"):
+        return who(HfApi(endpoint=endpoint(), token=value))
 
 
 test_huggingface_connection.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name

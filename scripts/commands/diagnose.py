@@ -180,10 +180,10 @@ def _dagshub(params: Params) -> Check | None:
     host = store.host()
     if os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         return Check("dagshub", "ok", f"{host}: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used")
-    if not os.environ.get("DAGSHUB_USER_TOKEN", "").strip():
-        return failed("dagshub", 2, "DAGSHUB_USER_TOKEN: not set", f"make a token at {host}/user/settings/tokens")
-    store.log_in(uri)
-    return Check("dagshub", "ok", f"{host}: as {os.environ['MLFLOW_TRACKING_USERNAME']}")
+    login = store.dagshub_login()
+    if login is None:
+        return failed("dagshub", 2, "DAGSHUB_TOKEN: not set", f"make a token at {host}/user/settings/tokens")
+    return Check("dagshub", "ok", f"{host}: as {login[0]}")
 
 
 def _mlflow(params: Params) -> Check:
@@ -240,6 +240,8 @@ def _explained(error: Undecided, uri: str) -> Check:
 
 def _unknown_user(uri: str) -> Check:
     names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if store.is_dagshub(uri):
+        names = f"DAGSHUB_USERNAME and DAGSHUB_TOKEN, or {names}"
     if os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         return failed("mlflow", 4, f"{uri}: it does not know this user name and password", f"correct {names}")
     return failed("mlflow", 2, f"{uri}: it asks for a user name and a password", f"set {names}")

@@ -112,9 +112,9 @@ def hub_hangs(world: World) -> None:
     world.hub.fault("/whoami", delay=3)
 
 
-def dagshub(world: World, token: str = LOGIN[1]) -> None:
+def dagshub(world: World, token: str = LOGIN[1], **others: str) -> None:
     world.set(DAGSHUB_CLIENT_HOST=world.mlflow.url, MLFLOW_TRACKING_PASSWORD="", MLFLOW_TRACKING_USERNAME="",
-              DAGSHUB_USER_TOKEN=token)
+              DAGSHUB_USER_TOKEN=token, **others)
     user = json.dumps({"id": 1, "login": LOGIN[0], "full_name": "Alice", "username": LOGIN[0]}).encode()
     world.answer(lambda call: (200, user) if call.path == "/api/v1/user" else None)
 
@@ -141,6 +141,8 @@ BREAKING: Mapping[str, Callable[[World], None]] = {
     "dagshub": dagshub,
     "without dagshub token": lambda world: dagshub(world, ""),
     "wrong dagshub token": lambda world: dagshub(world, "another-canary"),
+    "dagshub by name": lambda world: dagshub(world, "", DAGSHUB_USERNAME=LOGIN[0], DAGSHUB_TOKEN=LOGIN[1]),
+    "wrong dagshub name": lambda world: dagshub(world, "", DAGSHUB_USERNAME="mallory", DAGSHUB_TOKEN=LOGIN[1]),
     "dagshub down": dagshub_down,
     "nothing pushed": lambda world: world.set(DEPLOY_SKIP_HF_PUSH="true"),
     "without hub token": lambda world: world.set(HF_TOKEN=""),

@@ -107,10 +107,10 @@ def test_a_step_is_given_the_secrets_of_its_services_alone() -> None:
                             for word in re.findall(r"secrets\.(\w+)", value)}
              for name, step in steps(read(PIPELINE)) if name == "pipeline" and "run" in step}
     remote = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-    tracking = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "DAGSHUB_USER_TOKEN"}
+    tracking = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "DAGSHUB_TOKEN", "DAGSHUB_USER_TOKEN"}
     hub = {"HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
     assert given == {
-        "Set up": set(), "Check every service": remote | tracking | hub | {"DAGSHUB_TOKEN"},
+        "Set up": set(), "Check every service": remote | tracking | hub,
         "Refuse what could not end in a promotion": set(),
         "Log in to the DVC remote": {"DAGSHUB_TOKEN", "DAGSHUB_USER_TOKEN"},
         "Pull data and cache": remote, "Run the pipeline": remote | tracking | hub, "Push the cache": remote,

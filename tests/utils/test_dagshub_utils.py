@@ -1,6 +1,7 @@
-"""DagsHub's token becomes MLflow's user and password, where the address is DagsHub's and nowhere else."""
+"""DagsHub's token becomes MLflow's user and password if the address is DagsHub's, and nowhere else."""
 
 import os
+from base64 import b64encode
 from collections.abc import Iterator
 from email.message import Message
 
@@ -8,6 +9,7 @@ import pytest
 
 from src.core.errors import Undecided
 from tests.fakes.local_http import LocalServer
+from utils.process import redacted
 from utils.tracking import store
 
 TOKEN = "dagshub-canary-token"
@@ -56,6 +58,32 @@ def test_a_dagshub_that_does_not_answer_is_undecided(monkeypatch: pytest.MonkeyP
 def test_the_token_gives_user_and_password(dagshub: str) -> None:
     store.log_in(f"{dagshub}/alice/shop.mlflow")
     assert credentials() == ["alice", TOKEN]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [({"DAGSHUB_TOKEN": TOKEN}, ["alice", TOKEN]), ({"DAGSHUB_TOKEN": f" {TOKEN}\n"}, ["alice", TOKEN]),
+     ({"DAGSHUB_TOKEN": "of-bob-canary", "DAGSHUB_USERNAME": "bob"}, ["bob", "of-bob-canary"]),  # nobody is asked
+     ({"DAGSHUB_USERNAME": "bob"}, ["bob", TOKEN]), ({"DAGSHUB_TOKEN": " ", "DAGSHUB_USERNAME": " "}, ["alice", TOKEN]),
+     ({"DAGSHUB_TOKEN": "of-bob-canary", "MLFLOW_TRACKING_USERNAME": "eve"}, ["eve", ""])],
+)
+def test_the_documented_names_serve_mlflow_in_their_order(
+    given: dict[str, str], used: list[str], dagshub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    store.log_in(f"{dagshub}/alice/shop.mlflow")
+    assert credentials() == used
+    token, basic = used[1], b64encode(":".join(used).encode()).decode()
+    if token:
+        assert redacted(f"{token} {basic}") == "*** ***"
+
+
+def test_the_variable_whose_token_dagshub_does_not_know_is_named(dagshub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSHUB_TOKEN", "another-secret")
+    with pytest.raises(Undecided, match="DAGSHUB_TOKEN could not be used") as caught:
+        store.log_in(f"{dagshub}/alice/shop.mlflow")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["http://mlflow.example.com", "sqlite:///mlflow.db", "https://dagshub.com/a/b.mlflow"])

@@ -25,6 +25,7 @@ Said = Callable[[str | None], str]  # what the check says with this token
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*environment.TOKEN_NAMES, "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)  # without a .env
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -42,8 +43,13 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Said:
     def check(token: str | None) -> str:
         if token is not None:
             monkeypatch.setenv("HF_TOKEN", token)
-        huggingface_utils.test_huggingface_connection()
+        code: object = 0
+        try:
+            huggingface_utils.test_huggingface_connection()
+        except SystemExit as ended:
+            code = ended.code
         out, err = capsys.readouterr()
+        assert (code == 0) == ("connected as alice" in out)
         assert out.count("\n") == 1
         assert "Traceback" not in out + err
         return out
@@ -120,12 +126,29 @@ def test_the_check_of_a_page_that_is_no_hub_says_so(hub: LoopbackHub, said: Said
     assert "is that a Hub, or a proxy's page?" in said(WRITE)
 
 
-def test_the_check_imports_no_torch_and_leaves_no_traceback(hub: LoopbackHub) -> None:
+@pytest.mark.parametrize(("token", "codes", "words"), [
+    (WRITE, {0}, "connected as alice"), (UNKNOWN, {2, 6}, "wrong or has expired"), ("", {2}, "HF_TOKEN: not set;")])
+def test_the_documented_line_reads_env_and_its_exit_code_says_how_it_went(
+    token: str, codes: set[int], words: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    pages = [(root / page).read_text() for page in ("README.md", "docs/troubleshooting.md")]
+    assert all(f'python -c "{COMMAND}"' in page for page in pages)
+    monkeypatch.delenv("HF_ENDPOINT")
+    Path(".env").write_text(f"HF_TOKEN={token}\nHF_ENDPOINT={hub.url}\n")
+    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(root)})
+    assert (done.returncode in codes, done.stderr) == (True, "")
+    assert words in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_the_check_imports_no_torch(hub: LoopbackHub) -> None:
     code = f"{COMMAND}; import sys; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'mlflow')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          env=os.environ | {"HF_TOKEN": WRITE}, cwd=Path(__file__).parents[2])
+                          env=os.environ | {"HF_TOKEN": WRITE, "PYTHONPATH": str(Path(__file__).parents[2])})
     assert (done.returncode, done.stderr) == (0, "")
-    assert "connected as alice" in done.stdout
+    assert hub.log != []
 
 
 def test_the_check_is_not_collected_as_a_test() -> None:

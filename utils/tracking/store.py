@@ -16,7 +16,7 @@ from src.core.errors import InvalidParams, Undecided
 logger = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 _POSTGRES_DRIVERS = {"postgresql": "psycopg", "postgresql+psycopg": "psycopg", "postgresql+psycopg2": "psycopg2"}
-_TOKEN = "DAGSHUB_USER_TOKEN"  # noqa: S105 - its name
+_TOKENS = ("DAGSHUB_TOKEN", "DAGSHUB_USER_TOKEN")
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -118,18 +118,28 @@ def _check(path: Path) -> None:
 def log_in(tracking_uri: str) -> None:
     """Set MLflow's user name and password if the address is DagsHub's and only a DagsHub token is set.
 
-    A user name or password in the environment wins. DAGSHUB_CLIENT_HOST names another DagsHub than dagshub.com, as
-    for its own client. Raises Undecided when DagsHub does not know the token or does not answer.
+    A user name or password for MLflow in the environment wins. Raises as dagshub_login.
     """
-    token = os.environ.get(_TOKEN, "").strip()
-    if not is_dagshub(tracking_uri) or not token or any(map(os.environ.get, _CREDENTIALS)):
-        return
-    os.environ[_CREDENTIALS[0]], os.environ[_CREDENTIALS[1]] = user(token), token
-    logger.info("MLflow at %s: %s gives user name and password", host(), _TOKEN)
+    if is_dagshub(tracking_uri) and not any(map(os.environ.get, _CREDENTIALS)) and (login := dagshub_login()):
+        os.environ[_CREDENTIALS[0]], os.environ[_CREDENTIALS[1]] = login
+        logger.info("MLflow at %s: as %s, by the DagsHub token", host(), login[0])
+
+
+def dagshub_login() -> tuple[str, str] | None:
+    """User name and token for DagsHub, None if no token is set.
+
+    The token is DAGSHUB_TOKEN, else DAGSHUB_USER_TOKEN; the user name is DAGSHUB_USERNAME, else the one that DagsHub
+    knows the token by. Raises Undecided when DagsHub does not know the token or does not answer.
+    """
+    found = ((name, os.environ.get(name, "").strip()) for name in _TOKENS)
+    variable, token = next((each for each in found if each[1]), ("", ""))
+    if not token:
+        return None
+    return os.environ.get("DAGSHUB_USERNAME", "").strip() or _user(token, variable), token
 
 
 def host() -> str:
-    """DagsHub's address: DAGSHUB_CLIENT_HOST, else dagshub.com."""
+    """DagsHub's address: DAGSHUB_CLIENT_HOST, as for its own client, else dagshub.com."""
     return os.environ.get("DAGSHUB_CLIENT_HOST", "").strip().rstrip("/") or "https://dagshub.com"
 
 
@@ -138,11 +148,8 @@ def is_dagshub(url: str) -> bool:
     return urlsplit(url).netloc == urlsplit(host()).netloc
 
 
-def user(token: str) -> str:
-    """The user name that a token belongs to; raises Undecided if DagsHub does not know it or does not answer.
-
-    The request of dagshub.init, which would also create repositories and open a browser window.
-    """
+def _user(token: str, variable: str) -> str:
+    # The request of dagshub.init, which would also create repositories and open a browser window.
     import dacite  # these take time to import, and are needed for DagsHub alone
     import httpx
     from dagshub.common import config
@@ -153,5 +160,5 @@ def user(token: str) -> str:
     try:
         return str(UserAPI.get_user_from_token(token, host=host()).username)
     except (RuntimeError, UserNotFoundError, httpx.HTTPError, dacite.DaciteError, ValueError) as error:
-        raise Undecided(f"DagsHub at {host()}: {_TOKEN} could not be used ({type(error).__name__}); check that it "
+        raise Undecided(f"DagsHub at {host()}: {variable} could not be used ({type(error).__name__}); check that it "
                         f"answers, or make a token at {host()}/user/settings/tokens") from None
