@@ -118,7 +118,7 @@ def make_pool(references: list[str], samples: list[list[str]]) -> Pool:
     if count < 3 or any(len(answers) != count for answers in samples):
         raise SystemExit("every row needs the same number of samples, at least 3")
     flat = [answer for answers in samples for answer in answers]
-    stats = row_statistics(flat, [reference for reference in references for _ in range(count)])
+    stats = row_statistics(flat, [reference for reference in references for _ in range(count)], "13a")
     scores = row_scores(stats, WEIGHTS).reshape(len(samples), count)
     return Pool(stats, rankdata(scores, axis=1, method="ordinal").astype(np.int64))
 

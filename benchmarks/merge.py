@@ -99,7 +99,7 @@ def answers(base: Path, folder: Path) -> None:
     identity = ModelIdentity(adapter_sha256="0" * 64, base_name=str(base), base_revision="none", base_sha256="0" * 64,
                              dtype=DTYPE, safe_merge=True)
     candidate = evaluate.Candidate(*merging.merge(base, folder / "adapter", DTYPE), identity)
-    scored = evaluate.score(candidate, rows, params, score_contract(rows, max_new_tokens=NEW_TOKENS))
+    scored = evaluate.score(candidate, rows, params, score_contract(rows, max_new_tokens=NEW_TOKENS, tokenizer="13a"))
     json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in scored.predictions])
     scored.partial.remove()
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision")
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
 RESAMPLES = 2000
+TOKENIZER = "13a"
 Texts = list[str]
 
 
@@ -82,7 +83,7 @@ def champion(predictions: Texts, references: Texts) -> dict[str, float]:
     """What the pipeline makes of it."""
     from src.evaluation.metrics import corpus_scores, row_statistics
 
-    return corpus_scores(row_statistics(predictions, references))
+    return corpus_scores(row_statistics(predictions, references, TOKENIZER))
 
 
 def resampling(predictions: Texts, references: Texts) -> dict[str, float]:
@@ -90,8 +91,8 @@ def resampling(predictions: Texts, references: Texts) -> dict[str, float]:
     from src.evaluation.metrics import row_statistics
     from src.evaluation.significance import paired_bootstrap
 
-    ours = row_statistics(predictions, references)
-    theirs = row_statistics([*predictions[1:], predictions[0]], references)
+    ours = row_statistics(predictions, references, TOKENIZER)
+    theirs = row_statistics([*predictions[1:], predictions[0]], references, TOKENIZER)
     start = time.process_time()
     paired_bootstrap(ours, theirs, weights=WEIGHTS, threshold=0.001, confidence=0.95, resamples=RESAMPLES, seed=1)
     return {"seconds": time.process_time() - start}

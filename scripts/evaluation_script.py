@@ -32,7 +32,8 @@ def main() -> int:
 
     params = load_params(flags.config or CONFIG)
     split, rows = evaluate.read_split(params.evaluation)
-    contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
+    contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens,
+                              tokenizer=params.evaluation.tokenizer)
     placement.start()
     if not process.is_first():
         evaluate.assist(rows, params, contract, of_champion=flags.model == CHAMPION)

@@ -28,7 +28,7 @@ def main() -> int:
             found.append(row[name])
     if not texts["reference"]:
         raise InvalidInput(f"{flags.predictions}: no rows to score")
-    metrics = corpus_scores(row_statistics(texts["prediction"], texts["reference"]))
+    metrics = corpus_scores(row_statistics(texts["prediction"], texts["reference"], params.evaluation.tokenizer))
     score = weighted_score(metrics, params.deployment.weighted_scoring.weights)
     process.say(json.dumps({"metrics": metrics, "weighted_score": float(score), "rows": len(texts["reference"]),
                             "max_score_drop": params.space.max_score_drop}))

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from src.core.errors import HubError, InvalidParams, PipelineError, Undecided
 from src.core.params import Params, load_params
+from src.evaluation import tokenizers
 from utils import dvc_utils, environment, github_utils, mlflow_utils, process
 from utils.hub.client import endpoint, hub_errors, time_limit
 from utils.hub.identity import who
@@ -104,6 +105,10 @@ def examine(config: Path) -> list[Check]:
     except InvalidParams as error:
         return [failed_by("config", error), *performed({"git": _git, "dvc": _dvc})]
     text = f"{config}: profile {params.profile}, model {params.deployment.model_registry_name}"
+    try:
+        tokenizers.load(params.evaluation.tokenizer)
+    except InvalidParams as error:
+        return [failed_by("config", error), *performed(checks(params))]
     return [Check("config", "ok", text), *performed(checks(params))]
 
 

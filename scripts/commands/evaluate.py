@@ -134,9 +134,9 @@ def score(candidate: Candidate, rows: Sequence[EvaluationRow], params: Params, c
     weights = params.deployment.weighted_scoring.weights
     answers, partial = _answers(candidate, rows, params.evaluation, contract)
     texts, references = [answer.text for answer in answers], [row.reference() for row in rows]
-    metric = evaluate.load(str(METRIC), keep_in_memory=True)
-    found = metric.compute(predictions=texts, references=references, weights=weights)
-    predictions = as_predictions(rows, answers, row_statistics(texts, references))
+    tokenizer, metric = params.evaluation.tokenizer, evaluate.load(str(METRIC), keep_in_memory=True)
+    found = metric.compute(predictions=texts, references=references, weights=weights, tokenizer=tokenizer)
+    predictions = as_predictions(rows, answers, row_statistics(texts, references, tokenizer))
     return Scored(candidate.identity, predictions, metrics=records.Metrics(**{m: float(found[m]) for m in weights}),
                   weighted_score=float(found["weighted_score"]), weights=weights, partial=partial)
 

@@ -22,6 +22,8 @@ _REPO_ID = re.compile(r"[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)
 
 Metric = Literal["bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+Tokenizer = Literal["13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "flores101", "flores200"]
+TOKENIZERS: tuple[Tokenizer, ...] = get_args(Tokenizer)
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=0.4)]
@@ -110,11 +112,15 @@ class FineTuningParams(Section):
 
 
 class EvaluationParams(Section):
-    """Greedy generation; tokens_per_batch counts prompts and room for answers, max_rows 0 means the whole split."""
+    """Greedy generation; tokens_per_batch counts prompts and room for answers, max_rows 0 means the whole split.
+
+    tokenizer: what BLEU and ROUGE-L count, src.evaluation.tokenizers.
+    """
 
     tokens_per_batch: Count = 8192
     max_new_tokens: Count = 160
     max_rows: Annotated[int, Field(ge=0)] = 0
+    tokenizer: Tokenizer = "13a"
 
 
 class HuggingFaceParams(Section):

@@ -1,6 +1,6 @@
 """BLEU-1..4 and ROUGE-L precision in one pass over the text, with statistics per row for resampling.
 
-Tokenization is that of sacrebleu (13a) and of rouge_score; the scores equal theirs to 1e-9.
+Tokenization is that of src.evaluation.tokenizers; the scores equal those of sacrebleu and rouge_score to 1e-9.
 """
 
 import math
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.tokenize import tokenize as rouge_tokens
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from src.core.errors import InvalidInput, InvalidParams
-from src.core.params import METRICS
+from src.core.params import METRICS, TOKENIZERS
+from src.core.records import ScoreContract
+from src.evaluation import tokenizers
 
 METRIC_VERSION = "1"
 ORDERS = 4
@@ -23,10 +23,30 @@ COLUMNS = 2 * ORDERS + 3
 _GRID = 2.0**36
 
 
-def signature() -> str:
-    """Everything that a score depends on, as one string; sacrebleu's own signature omits the n-gram order."""
-    bleu = f"bleu:corpus|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|max_ngram_order:1..{ORDERS}"
-    return f"{bleu}|rougeL:precision|stemmer:no|mean:rows|version:{METRIC_VERSION}"
+def signature(tokenizer: str) -> str:
+    """Everything that a score depends on, as one string; sacrebleu's own signature omits the n-gram order.
+
+    Raises InvalidParams as `tokenizers.load` does.
+    """
+    name = tokenizers.load(tokenizer).name
+    bleu = f"bleu:corpus|nrefs:1|case:mixed|eff:no|tok:{name}|smooth:exp|max_ngram_order:1..{ORDERS}"
+    rouge = "rougeL:precision" if tokenizer == tokenizers.WordTokens.name else "rougeL:precision|rouge_tok:as_bleu"
+    return f"{bleu}|{rouge}|stemmer:no|mean:rows|version:{METRIC_VERSION}"
+
+
+def tokenizer_of(contract: ScoreContract) -> str:
+    """The tokenizer that a score was taken with, as `row_statistics` takes it.
+
+    Raises InvalidInput for one that this version does not know, or whose dictionary has another version here, and
+    InvalidParams for one that is not installed here.
+    """
+    parts = contract.metric_signature.split("|")
+    stated = next((part.removeprefix("tok:") for part in parts if part.startswith("tok:")), "none")
+    name = next((name for name in TOKENIZERS if stated == name or stated.startswith(f"{name}-")), None)
+    if name is None or tokenizers.load(name).name != stated:
+        raise InvalidInput(f"the score was taken with tokenizer {stated!r}, which is not available here; run "
+                           "`dvc repro evaluation` to score the model again")
+    return name
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +54,7 @@ class RowStatistics:
     """Sufficient statistics of `rows` prediction/reference pairs.
 
     correct, total: int (rows, 4), matched and predicted n-grams of order 1..4, as sacrebleu counts them.
-    sys_len, ref_len: int (rows,), 13a tokens of prediction and reference.
+    sys_len, ref_len: int (rows,), tokens of prediction and reference.
     rouge_l: float (rows,), ROUGE-L precision in [0, 1], as rouge_score gives it.
     """
 
@@ -75,14 +95,16 @@ class RowStatistics:
         return np.column_stack([self.correct, self.total, self.sys_len, self.ref_len, rouge])
 
 
-def row_statistics(predictions: Sequence[str], references: Sequence[str]) -> RowStatistics:
+def row_statistics(predictions: Sequence[str], references: Sequence[str], tokenizer: str) -> RowStatistics:
     """Statistics of each prediction against its one reference, in the given order.
 
-    Raises InvalidInput for different lengths, no rows at all, or a row that is not text.
+    tokenizer is `evaluation.tokenizer` of params.yaml, or for a score that was taken already `tokenizer_of` its
+    contract. Raises InvalidInput for different lengths, no rows at all, or a row that is not text, and InvalidParams
+    for a tokenizer that is not installed.
     """
     if len(predictions) != len(references):
         raise InvalidInput(f"{len(predictions)} predictions for {len(references)} references; evaluate again")
-    words = _WordTokens()
+    words = tokenizers.load(tokenizer)
     rows = []
     for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         if not (isinstance(prediction, str) and isinstance(reference, str)):
@@ -127,33 +149,6 @@ def weight_vector(weights: Mapping[str, float]) -> NDArray[np.float64]:
     if set(weights) != set(METRICS):
         raise InvalidParams(f"weights name {', '.join(sorted(weights))}; expected {', '.join(METRICS)}")
     return np.array([weights[name] for name in METRICS], dtype=np.float64)
-
-
-class _WordTokens(dict[str, tuple[list[str], list[str]]]):
-    """A cache from each whitespace-separated word to its 13a and its ROUGE tokens.
-
-    Both tokenizers treat words independently, except for the two patterns that `split` checks for.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tokenize = Tokenizer13a()
-
-    def __missing__(self, word: str) -> tuple[list[str], list[str]]:
-        self[word] = tokens = (self._tokenize(word).split(), rouge_tokens(word, None))
-        return tokens
-
-    def split(self, text: str) -> tuple[list[str], list[str]]:
-        """The 13a and the ROUGE tokens of a text."""
-        if "-\n" in text or "<skipped>" in text:  # 13a removes both, which can join words
-            return self._tokenize(text.rstrip()).split(), rouge_tokens(text, None)
-        bleu: list[str] = []
-        rouge: list[str] = []
-        for word in text.split():
-            bleu_part, rouge_part = self[word]
-            bleu += bleu_part
-            rouge += rouge_part
-        return bleu, rouge
 
 
 def _statistics(prediction: tuple[list[str], list[str]], reference: tuple[list[str], list[str]]) -> list[float]:

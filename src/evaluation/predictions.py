@@ -54,13 +54,13 @@ class AnsweredBatch(Record):
         return self
 
 
-def score_contract(rows: Sequence[EvaluationRow], *, max_new_tokens: int) -> ScoreContract:
+def score_contract(rows: Sequence[EvaluationRow], *, max_new_tokens: int, tokenizer: str) -> ScoreContract:
     """Everything that must be equal for scores to be comparable: the rows in order, the decoding and the metric."""
     return ScoreContract(
         rows_sha256=digest_of([digest_of(row.conversation()) for row in rows]),
         generation=GenerationSettings(max_new_tokens=max_new_tokens, do_sample=False),
         metric_version=METRIC_VERSION,
-        metric_signature=signature(),
+        metric_signature=signature(tokenizer),
     )
 
 

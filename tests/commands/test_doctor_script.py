@@ -108,6 +108,15 @@ def test_a_base_model_of_the_hub_is_looked_for(world: World) -> None:
     assert (found.state, "acme/base at " in found.text) == ("ok", True)
 
 
+def test_a_tokenizer_that_is_not_installed_is_told_before_anything_is_trained(world: World) -> None:
+    config = world.params()
+    config.write_text(config.read_text().replace("tokenizer: 13a", "tokenizer: ko-mecab"))
+    world.patch.setattr(diagnose, "performed", lambda _: [])
+    (found,) = diagnose.examine(config)
+    assert (found.code, found.remedy) == (2, "run `pip install 'sacrebleu[ko]'`, or choose another "
+                                             "(docs/evaluation.md#languages)")
+
+
 def test_a_remote_is_looked_at_by_dvc_itself(world: World) -> None:
     assert (world.check("dvc").code, world.check("dvc").remedy) == (2, "run it in the repository's root")
     configure_dvc("")

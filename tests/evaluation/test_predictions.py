@@ -42,18 +42,20 @@ def test_the_first_rows_are_scored_where_a_maximum_is_set() -> None:
         row.id for row in tiny_model.rows()[:2]]
 
 
-def test_the_contract_covers_prompts_order_decoding_and_nothing_else() -> None:
+def test_the_contract_covers_prompts_order_decoding_tokenizer_and_nothing_else() -> None:
     rows = tiny_model.rows()
-    contract = score_contract(rows, max_new_tokens=12)
+    contract = score_contract(rows, max_new_tokens=12, tokenizer="13a")
     chat = tiny_model.row_objects()[0]["messages"]
     assert isinstance(chat, list)
     system = [{"role": "system", "content": "Be kind."}, *chat[1:]]
     other = parse_rows([{"id": digest_of(system)[:16], "intent": "order", "messages": system}], where=SPLIT, max_rows=0)
     changed = [[*other, *rows[1:]], rows[::-1], rows[:-1]]
-    digests = {score_contract(each, max_new_tokens=12).digest() for each in changed}
-    digests.add(score_contract(rows, max_new_tokens=13).digest())
-    assert len(digests | {contract.digest()}) == 5
-    assert score_contract([row.model_copy(update={"intent": None}) for row in rows], max_new_tokens=12) == contract
+    digests = {score_contract(each, max_new_tokens=12, tokenizer="13a").digest() for each in changed}
+    digests.add(score_contract(rows, max_new_tokens=13, tokenizer="13a").digest())
+    digests.add(score_contract(rows, max_new_tokens=12, tokenizer="intl").digest())
+    assert len(digests | {contract.digest()}) == 6
+    assert score_contract([row.model_copy(update={"intent": None}) for row in rows], max_new_tokens=12,
+                          tokenizer="13a") == contract
 
 
 def test_verified_rows_are_spread_over_all_predictions() -> None:

@@ -56,7 +56,7 @@ def texts(rows: int = ROWS) -> tuple[list[str], list[str], list[str]]:
 
 def systems(rows: int = ROWS) -> tuple[RowStatistics, RowStatistics]:
     challenger, baseline, references = texts(rows)
-    return row_statistics(challenger, references), row_statistics(baseline, references)
+    return row_statistics(challenger, references, "13a"), row_statistics(baseline, references, "13a")
 
 
 CHALLENGER, BASELINE = systems()
@@ -103,7 +103,7 @@ def test_fewer_rows_than_a_sign_test_needs_show_nothing(confidence: float, expec
     assert least_rows(confidence) == expected
     references = [f"{WORDS[n % 9]} order is on page {n}" for n in range(expected)]
     worse = [text.replace("on page", f"at {text[0]} page") for text in references]
-    challenger, baseline = row_statistics(references, references), row_statistics(worse, references)
+    challenger, baseline = row_statistics(references, references, "13a"), row_statistics(worse, references, "13a")
     for rows in range(1, expected):
         found = evidence(challenger.take(np.arange(rows)), baseline.take(np.arange(rows)), confidence=confidence)
         assert found.gain > 0.2
@@ -120,7 +120,7 @@ def test_equal_answers_have_no_gain_and_no_doubt() -> None:
 def test_one_better_answer_of_many_is_within_noise() -> None:
     _, baseline, references = texts()
     challenger = [references[0], *baseline[1:]]
-    found = evidence(row_statistics(challenger, references), row_statistics(baseline, references))
+    found = evidence(row_statistics(challenger, references, "13a"), row_statistics(baseline, references, "13a"))
     assert found.gain > 0.001
     assert found.includes_zero
 

@@ -56,8 +56,8 @@ def answers(right: int, rows: int = 40, *, split: str = "") -> list[Prediction]:
     return [
         Prediction(id=digest_of([m.model_dump() for m in chat])[:16], intent=None, messages=chat[:-1],
                    reference=reference, prediction=text, new_tokens=9, truncated=False, tokens=[1, 2], stats=stats)
-        for chat, reference, text, stats in zip(chats, references, texts, row_statistics(texts, references).to_rows(),
-                                                strict=True)
+        for chat, reference, text, stats in zip(chats, references, texts,
+                                                row_statistics(texts, references, "13a").to_rows(), strict=True)
     ]
 
 
@@ -84,8 +84,8 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], s
     """Log one evaluation the way scripts/evaluation_script.py does."""
     rows = [EvaluationRow(id=row.id, intent=None, messages=[*row.messages, Turn(role="assistant",
             content=row.reference)]) for row in given]
-    contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens)
-    found = corpus_scores(row_statistics([row.prediction for row in given], [row.reference for row in given]))
+    contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens, tokenizer="13a")
+    found = corpus_scores(row_statistics([row.prediction for row in given], [row.reference for row in given], "13a"))
     metrics = Metrics(**found) if score is None else factories.metrics(score)
     weights = params.deployment.weighted_scoring.weights
     tags = runs.evaluation_tags(params.deployment, identity, contract)

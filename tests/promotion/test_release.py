@@ -46,7 +46,7 @@ def scored(models: Path, dtype: str = "float32", count: int = 6) -> Rows:
     asked = tiny_model.rows()[:count]
     answers = generation.answer(model, tokenizer, [row.prompt() for row in asked], tokens_per_batch=200)
     texts = [answer.text for answer in answers]
-    return as_predictions(asked, answers, row_statistics(texts, [row.reference() for row in asked]))
+    return as_predictions(asked, answers, row_statistics(texts, [row.reference() for row in asked], "13a"))
 
 
 def verify(models: Path, folder: Path, rows: Rows, dtype: str = "float32") -> release.Verification:
