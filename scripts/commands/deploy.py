@@ -139,6 +139,7 @@ class Deployer:
     def record(self, decision: gate.Decision, view: LedgerView) -> None:
         """Write results/deployment and the MLflow run, unless both hold this decision already."""
         request, output = self._setting.request, self._setting.output
+        self._mark_guard(decision)
         compared, last = comparison(decision, request), results.last_info(output)
         facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
@@ -150,6 +151,14 @@ class Deployer:
             facts["deployment_run"] = "none: dry run" if self._setting.dry_run else self._run.id()
             self._write(facts, compared)
         process.say(terminal_summary(facts, compared, str(output)))
+
+    def _mark_guard(self, decision: gate.Decision) -> None:
+        """Tag the evaluation of a model that a guard refused. Done again when the decision is already on record, so
+        that an interrupted deployment, or one by an earlier version, is completed."""
+        if decision.verdict in (gate.Verdict.KEEP, gate.Verdict.PROMOTE) and not self._setting.dry_run:
+            refused = decision.verdict is gate.Verdict.KEEP
+            deployments.mark_guard(self._setting.client, self._setting.request.report.run_id,
+                                   decision.failed_guard if refused else None)
 
     def prune(self) -> None:
         """Delete the weights of old versions, as deployment.keep_versions says."""

@@ -134,7 +134,7 @@ class HistoryCommands:
         return "\n".join(line for lines in found for line in lines) or f"{self._name}: no evaluations"
 
     def _evaluations(self) -> list[Evaluation]:
-        return [Evaluation(run, note) for run, note in self._reader.evaluations()]
+        return [Evaluation(*found) for found in self._reader.evaluations()]
 
     def _question_today(self, question: Question) -> Question:
         """The recorded question with the scores, interval and ledger that the store holds now."""

@@ -23,10 +23,11 @@ HEADINGS = ("contract", "rank", "score", "delta", "decision", "version", "alias"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation in the store; excluded is the tag that excludes it from comparisons, None if it counts."""
+    """One evaluation in the store, with the reason why it was excluded and the guard that refused it, None if not."""
 
     run: ScoredRun
     excluded: str | None
+    failed_guard: str | None = None
 
     @property
     def key(self) -> str:
@@ -82,10 +83,13 @@ def groups(evaluations: Iterable[Evaluation], ledger: LedgerView, policy: Policy
 
 def in_the_way(evaluations: Sequence[Evaluation], ledger: LedgerView, policy: Policy) -> str | None:
     """A sentence naming the unpromoted run that alone keeps the latest challenger out; None if there is no such run."""
-    runs = [evaluation.run for evaluation in evaluations if evaluation.excluded is None]
-    if not runs or ledger.head is None:
+    counted = [evaluation for evaluation in evaluations if evaluation.excluded is None]
+    if not counted or ledger.head is None:
         return None
-    latest = max(runs, key=lambda run: (run.finished_at, run.run_id))
+    latest = max((evaluation.run for evaluation in counted), key=lambda run: (run.finished_at, run.run_id))
+    runs = list(_to_beat([member for member in counted if member.run.contract == latest.contract], ledger).values())
+    if latest not in runs:
+        return None
     question = Question(challenger=latest, history=runs, history_complete=True, ledger=ledger, policy=policy,
                         force=False, may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
     decision = decide(question)
@@ -155,8 +159,7 @@ def age(finished_at: int, now: datetime) -> str:
 def _group(members: Sequence[Evaluation], ledger: LedgerView, policy: Policy, decisions: Mapping[str, str],
            now: datetime) -> Group:
     """The ranking of evaluations under one contract."""
-    head, blocked = ledger.head, ledger.blocked_digests
-    by_model = latest_by_model(e.run for e in members if e.excluded is None and e.run.model_digest not in blocked)
+    head, by_model = ledger.head, _to_beat(members, ledger)
     counted = list(by_model.values())
     champion = by_model.get(head.model_digest) if head else None
     slots, promoted = {slot.model_digest: slot for slot in ledger.slots}, ledger.promoted_digests
@@ -171,7 +174,7 @@ def _group(members: Sequence[Evaluation], ledger: LedgerView, policy: Policy, de
             score=score, delta=score - policy.score(champion) if champion else None,
             decision=decisions.get(member.key, ""), version=slot.version if slot else None,
             alias=aliases.get(run.model_digest, ""), age=age(run.finished_at, now),
-            mark="" if counts else _mark(member, blocked), run_id=run.run_id, model_digest=run.model_digest,
+            mark="" if counts else _mark(member, ledger), run_id=run.run_id, model_digest=run.model_digest,
             finished=datetime.fromtimestamp(run.finished_at / 1000, UTC).isoformat(timespec="seconds"),
         )
 
@@ -180,7 +183,24 @@ def _group(members: Sequence[Evaluation], ledger: LedgerView, policy: Policy, de
     return Group(members[0].run.contract, rows, len(counted), champion, best_promoted, best_of(counted, policy))
 
 
-def _mark(member: Evaluation, blocked: frozenset[str]) -> str:
+def _to_beat(members: Sequence[Evaluation], ledger: LedgerView) -> dict[str, ScoredRun]:
+    """The evaluations of one contract that can be a score to beat, by model: the latest that is not excluded.
+
+    Blocked models are left out, and models whose latest evaluation failed a guard, unless they were promoted.
+    """
+    blocked, promoted = ledger.blocked_digests, ledger.promoted_digests
+    counted = {member.run.run_id: member for member in members if member.excluded is None}
+    latest = latest_by_model(member.run for member in counted.values())
+    return {digest: run for digest, run in latest.items()
+            if digest not in blocked and (digest in promoted or counted[run.run_id].failed_guard is None)}
+
+
+def _mark(member: Evaluation, ledger: LedgerView) -> str:
+    """Why an evaluation has no rank."""
+    digest = member.run.model_digest
     if member.excluded is not None:
         return f"excluded: {exclusion_words(member.excluded)}"
-    return "blocked" if member.run.model_digest in blocked else "superseded"
+    if digest in ledger.blocked_digests:
+        return "blocked"
+    refused = member.failed_guard is not None and digest not in ledger.promoted_digests
+    return f"refused by guard {member.failed_guard}" if refused else "superseded"

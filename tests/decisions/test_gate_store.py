@@ -11,11 +11,14 @@ from src.core.records import EvaluationReport
 from src.model_selection import Decision, Reason, Verdict
 from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
 from tests.fakes.promoted import run
+from tests.fakes.weightless import call
 from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
 ANSWERS = answers(3, rows=8)
 TOMORROW = answers(3, rows=8, split="Please: ")
+SOURCE = Path(__file__).parents[2] / "params.yaml"
+TOO_FEW = "least_rows: 8 evaluated, 9 asked for"
 
 
 class Shop:
@@ -30,6 +33,16 @@ class Shop:
         self.reports[mark] = challenger(self.params, mark, TOMORROW if tomorrow else ANSWERS, score)
         return deploy(self.config, *flags)
 
+    def guards(self, **changes: object) -> None:
+        """Change deployment.guards in params.yaml; the others stay as they are."""
+        guards = self.params.deployment.guards.model_dump() | changes
+        self.params = load_params(write_params(self.config.parent, SOURCE, guards=guards))
+
+    def guard_tag(self, mark: str) -> str | None:
+        run_id = self.reports[mark].run_id
+        tags = mlflow_utils.connect(self.params.mlflow).get_run(run_id).data.tags
+        return tags.get("champion.failed_guard")
+
     @property
     def champion(self) -> str:
         name, home = self.params.deployment.model_registry_name, self.params.mlflow.experiment_name
@@ -43,7 +56,7 @@ class Shop:
 @pytest.fixture
 def shop(mlflow_params: MlflowParams, tmp_path: Path) -> Shop:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return Shop(write_params(tmp_path, Path(__file__).parents[2] / "params.yaml"))
+    return Shop(write_params(tmp_path, SOURCE))
 
 
 def test_steps_below_the_threshold_promote_once_they_add_up_to_it(shop: Shop) -> None:
@@ -91,3 +104,61 @@ def test_across_a_changed_contract_nothing_is_compared_until_the_champion_is_sco
     better = shop.deploy("b", 0.9, tomorrow=True)
     assert (better.reason, str(better.gain)) == (Reason.IMPROVED, "0.600000000")
     assert shop.champion == "b"
+
+
+def test_a_model_that_a_guard_refused_is_no_score_to_beat(shop: Shop) -> None:
+    shop.deploy("a", 0.5)
+    shop.guards(least_rows=9)
+    assert shop.deploy("refused", 0.9).reason is Reason.GUARD
+    hidden = shop.deploy("refused and not the best", 0.4)
+    assert (hidden.reason, hidden.failed_guard) == (Reason.NOT_BEST, TOO_FEW)
+    assert [shop.guard_tag(mark) for mark in shop.reports] == [None, TOO_FEW, TOO_FEW]
+    shop.guards(least_rows=1)
+    honest = shop.deploy("honest", 0.6)
+    assert (honest.reason, honest.to_beat.runs) == (Reason.IMPROVED, 1)
+    assert shop.champion == "honest"
+
+
+def test_a_refused_model_is_a_score_to_beat_again_once_it_passes_its_guards_or_is_forced(shop: Shop) -> None:
+    shop.deploy("a", 0.5)
+    shop.guards(least_rows=9)
+    shop.deploy("below", 0.5002)
+    assert shop.guard_tag("below") == TOO_FEW
+    shop.guards(least_rows=1)
+    assert shop.deploy("below", 0.5002).reason is Reason.BELOW_THRESHOLD
+    assert shop.guard_tag("below") is None
+    shop.guards(least_rows=9)
+    shop.deploy("forced", 0.7)
+    assert shop.deploy("forced", 0.7, "--force-deploy", "--reason", "few rows are enough").overrode is Reason.GUARD
+    assert shop.deploy("worse", 0.6).reason is Reason.NOT_BEST
+    assert shop.champion == "forced"
+
+
+def test_the_mark_of_a_refusal_outlives_a_crash_before_it_and_an_older_version_that_did_not_set_it(
+    shop: Shop,
+) -> None:
+    shop.deploy("a", 0.5)
+    shop.guards(least_rows=9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.tracking.deployments.mark_guard", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shop.deploy("refused", 0.9)
+    assert shop.guard_tag("refused") is None
+    deploy(shop.config)
+    assert shop.guard_tag("refused") == TOO_FEW
+    client = mlflow_utils.connect(shop.params.mlflow)
+    client.delete_tag(shop.reports["refused"].run_id, "champion.failed_guard")  # as a version without it left it
+    deploy(shop.config)
+    assert shop.guard_tag("refused") == TOO_FEW
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_dry_run_marks_no_refusal(shop: Shop) -> None:
+    shop.deploy("a", 0.5)
+    shop.guards(least_rows=9)
+    shop.reports["refused"] = challenger(shop.params, "refused", ANSWERS, 0.9)
+    assert call("--dry-run", "--config", str(shop.config)) == 0
+    assert shop.guard_tag("refused") is None

@@ -23,9 +23,9 @@ TOMORROW = digest_of("tomorrow's contract")
 
 
 def logged(model: str, score: float, hours_ago: float, *, excluded: str | None = None, run_id: str | None = None,
-           contract: str | None = None) -> history.Evaluation:
+           contract: str | None = None, guard: str | None = None) -> history.Evaluation:
     more = {"contract": contract} if contract else {}
-    return history.Evaluation(run(model, score, run_id=run_id, at=AT - int(hours_ago * HOUR), **more), excluded)
+    return history.Evaluation(run(model, score, run_id=run_id, at=AT - int(hours_ago * HOUR), **more), excluded, guard)
 
 
 def listed(evaluations: list[history.Evaluation], view: LedgerView = NOBODY, policy: Policy = POLICY) -> list[Any]:
@@ -57,6 +57,23 @@ def test_excluded_blocked_and_superseded_runs_have_no_rank_and_say_why() -> None
 def test_where_the_latest_evaluation_is_excluded_the_one_before_counts_again() -> None:
     evaluations = [logged("a", 0.5, 2, run_id="first"), logged("a", 0.9, 1, run_id="second", excluded="no")]
     assert listed(evaluations) == [("first", 1, ""), ("second", None, "excluded: no")]
+
+
+def test_a_model_that_a_guard_refused_has_no_rank_and_says_which_guard_unless_it_was_promoted() -> None:
+    evaluations = [logged("a", 0.5, 9, guard="least_rows"), logged("b", 0.9, 8, guard="least_rows"),
+                   logged("c", 0.8, 7, run_id="passed"), logged("c", 0.8, 6, run_id="failed", guard="least_rows"),
+                   logged("d", 0.7, 5, run_id="refused", guard="least_rows"), logged("d", 0.6, 4, run_id="cured")]
+    assert listed(evaluations, ledger(("a", 0.5))) == [
+        ("cured", 1, ""), ("run-a", 2, ""), ("run-b", None, "refused by guard least_rows"),
+        ("failed", None, "refused by guard least_rows"), ("passed", None, "superseded"),
+        ("refused", None, "refused by guard least_rows")]
+
+
+def test_a_model_that_a_guard_refused_is_in_nobodys_way_and_nothing_is_in_its_way() -> None:
+    before = [logged("a", 0.5, 3), logged("refused", 0.7, 2, guard="least_rows")]
+    assert history.in_the_way([*before, logged("new", 0.6, 1)], ledger(("a", 0.5)), POLICY) is None
+    evaluations = [logged("a", 0.5, 3), logged("lone", 0.7, 2), logged("new", 0.6, 1, guard="least_rows")]
+    assert history.in_the_way(evaluations, ledger(("a", 0.5)), POLICY) is None
 
 
 def test_a_row_says_its_version_alias_age_and_what_was_decided() -> None:

@@ -69,6 +69,19 @@ class DeploymentRun:
                 self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
 
+def mark_guard(client: MlflowClient, run_id: str, failed: str | None) -> None:
+    """Tag an evaluation with the guard that its model failed, or remove the tag if none did.
+
+    A model that a guard refused is no score to beat. Writes only what differs, so that a repeated call changes nothing.
+    """
+    with mlflow_errors():
+        known = client.get_run(run_id).data.tags.get(tag.FAILED_GUARD)
+        if failed and known != failed:
+            client.set_tag(run_id, tag.FAILED_GUARD, failed)
+        elif known and not failed:
+            client.delete_tag(run_id, tag.FAILED_GUARD)
+
+
 @dataclass(frozen=True)
 class PastDeployment:
     """A deployment that was started; decision is None if it did not end. time is UTC in ISO 8601."""

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 PAGE = 1000
 SHORT = 300  # a history of so many runs is read whole
 T = TypeVar("T")
-_Ask = Callable[[str, str | None], tuple[list[ScoredRun], str | None]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,17 @@ class ScoreHistory:
 
     runs: tuple[ScoredRun, ...]
     complete: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A comparable run. is_refused: a guard kept its model out, and the model was not promoted in spite of it."""
+
+    run: ScoredRun
+    is_refused: bool
+
+
+_Ask = Callable[[str, str | None], tuple[list[_Found], str | None]]
 
 
 class HistoryReader:
@@ -56,9 +66,9 @@ class HistoryReader:
         """Every run when there are at most 300; otherwise only those that can change the decision.
 
         Those are the champion's run, the best run of all models and the best of the promoted ones. The ignored models
-        (the challenger and blocked ones) are left out. If significance is required, every run since the last promotion
-        is read too, because the gate counts them. Raises Undecided if the server does not answer, or answers with runs
-        that were not asked for.
+        (the challenger and blocked ones) are left out, and so are models whose latest evaluation failed a guard. If
+        significance is required, every run since the last promotion is read too, because the gate counts them. Raises
+        Undecided if the server does not answer, or answers with runs that were not asked for.
         """
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
@@ -66,22 +76,23 @@ class HistoryReader:
         home = experiment.experiment_id
         first, more = self._page(home, "", None, SHORT)
         if more is None:
-            return ScoreHistory(tuple(self._scored(first)), complete=True)
+            return ScoreHistory(tuple(_standing(self._found(first, ledger))), complete=True)
 
-        def ask(clause: str, token: str | None) -> tuple[list[ScoredRun], str | None]:
+        def ask(clause: str, token: str | None) -> tuple[list[_Found], str | None]:
             runs, following = self._page(home, clause, token)
-            return list(self._scored(runs)), following
+            return self._found(runs, ledger), following
 
         found = _Search(ask, policy, ledger, ignored).found()
         return ScoreHistory(tuple({run.run_id: run for run in found}.values()), complete=False)
 
-    def evaluations(self) -> list[tuple[ScoredRun, str | None]]:
-        """Every evaluation with the tag that excludes it, if any; the cost grows with the history. Raises as `read`."""
+    def evaluations(self) -> list[tuple[ScoredRun, str | None, str | None]]:
+        """Every evaluation with its tags EXCLUDED and FAILED_GUARD; the cost grows with the history. Raises as `read`.
+        """
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
             return []
         runs = _all_pages(lambda token: self._page(experiment.experiment_id, "", token))
-        return [(scored, run.data.tags.get(tag.EXCLUDED)) for run in runs
+        return [(scored, run.data.tags.get(tag.EXCLUDED), run.data.tags.get(tag.FAILED_GUARD)) for run in runs
                 if (scored := _scored_run(run, self._wanted)) is not None]
 
     def read_latest(self, count: int) -> tuple[list[ScoredRun], bool]:
@@ -99,18 +110,20 @@ class HistoryReader:
         return _page(self._client, home, query, most, token)
 
     def _scored(self, runs: Iterable[Run]) -> Iterator[ScoredRun]:
-        for run in runs:
-            scored = _scored_run(run, self._wanted)
-            if scored is not None and tag.EXCLUDED not in run.data.tags:
-                yield scored
+        return (found.run for found in self._found(runs, LedgerView(())))
+
+    def _found(self, runs: Iterable[Run], ledger: LedgerView) -> list[_Found]:
+        promoted = ledger.promoted_digests
+        return [_Found(scored, tag.FAILED_GUARD in run.data.tags and scored.model_digest not in promoted)
+                for run in runs if (scored := _scored_run(run, self._wanted)) and tag.EXCLUDED not in run.data.tags]
 
 
 class _Search:
     """Finds the runs of a long history that can change the decision, in few and narrow queries."""
 
     def __init__(self, ask: _Ask, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> None:
-        """`ask` gives the scored runs of one page that a clause leaves, and where the next page begins."""
-        self._ask, self._policy, self._ledger, self._ignored = ask, policy, ledger, ignored
+        """`ask` gives the runs of one page that a clause leaves, and where the next page begins."""
+        self._search, self._policy, self._ledger, self._ignored = ask, policy, ledger, ignored
         self._weights = digest_of(dict(policy.weights))
         self._promoted = ledger.promoted_digests
         self._latest: dict[str, ScoredRun | None] = {}
@@ -155,9 +168,13 @@ class _Search:
 
     def _latest_of(self, digest: str) -> ScoredRun | None:
         if digest not in self._latest:
-            runs = self._all(f"tags.`{tag.MODEL_DIGEST}` = '{digest}'")
-            self._latest[digest] = max(runs, key=lambda run: (run.finished_at, run.run_id), default=None)
+            runs = _all_pages(lambda token: self._search(f"tags.`{tag.MODEL_DIGEST}` = '{digest}'", token))
+            self._latest[digest] = next(_standing(runs), None)
         return self._latest[digest]
+
+    def _ask(self, clause: str, token: str | None) -> tuple[list[ScoredRun], str | None]:
+        found, following = self._search(clause, token)
+        return [one.run for one in found if not one.is_refused], following
 
     def _of_ledger(self) -> list[ScoredRun]:
         # The server's parser takes a few thousand ids in one query.
@@ -177,6 +194,12 @@ class _Search:
 
     def _all(self, clause: str) -> list[ScoredRun]:
         return list(_all_pages(lambda token: self._ask(clause, token)))
+
+
+def _standing(found: Iterable[_Found]) -> Iterator[ScoredRun]:
+    """The latest run of each model that no guard refused."""
+    latest = {one.run.model_digest: one for one in sorted(found, key=lambda one: (one.run.finished_at, one.run.run_id))}
+    return (one.run for one in latest.values() if not one.is_refused)
 
 
 def _page(client: MlflowClient, home: str, query: str, most: int, token: str | None) -> tuple[list[Run], str | None]:

@@ -9,6 +9,7 @@ CONTRACT_JSON = "champion.contract_json"
 WEIGHTS = "champion.weights"
 ADAPTER = "champion.adapter_sha256"
 EXCLUDED = "champion.excluded"
+FAILED_GUARD = "champion.failed_guard"  # the guard that kept the evaluated model out, as the gate words it
 RESTORED = "restored_from"  # the run, on another server, that this one was logged anew from
 KEY = "champion.key"
 DECISION = "champion.decision"  # the verdict; on versions made before they had a REASON, the reason

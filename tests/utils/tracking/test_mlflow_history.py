@@ -9,7 +9,15 @@ from mlflow import MlflowClient
 
 from src.core.params import MlflowParams, Params, load_params
 from src.ledger.slots import LedgerView
-from src.model_selection import Policy, Question, ScoredRun, ScoresToBeat, challengers_since_head, scores_to_beat
+from src.model_selection import (
+    Policy,
+    Question,
+    ScoredRun,
+    ScoresToBeat,
+    challengers_since_head,
+    latest_by_model,
+    scores_to_beat,
+)
 from tests.fakes import history_store, long_history
 from utils import mlflow_utils
 from utils.tracking import history as mlflow_history
@@ -73,6 +81,37 @@ def test_a_search_finds_the_bars_that_reading_everything_finds(
         assert same(store.searched(ledger), store.all(ledger)), slots
 
 
+def refuse_the_best(store: Store, count: int) -> set[str]:
+    """Tag the highest runs as if a guard had refused their models; returns their ids."""
+    counted = [one.run for one in store.made if one.counts and one.run.contract == store.challenger.contract]
+    best = sorted(counted, key=lambda run: -run.metrics.bleu4)[:count]
+    for run in best:
+        store.client.set_tag(run.run_id, "champion.failed_guard", "least_rows: 8 evaluated, 9 asked for")
+    return {run.run_id for run in best}
+
+
+@pytest.mark.parametrize(("short", "page"), [(1000, 1000), (5, 1000), (5, 7)])
+def test_models_that_a_guard_refused_are_no_scores_to_beat_unless_they_were_promoted(
+    params: Params, monkeypatch: pytest.MonkeyPatch, short: int, page: int
+) -> None:
+    store = Store(params, 100, again=0.4, growth=0.0)
+    refused = refuse_the_best(store, 12)
+    monkeypatch.setattr(mlflow_history, "PAGE", page)
+    monkeypatch.setattr(mlflow_history, "SHORT", short)
+    policy = Policy.from_params(params.deployment)
+    for ledger in (NOBODY, LedgerView(store.ledger.slots[:3]), store.ledger):
+        everything = latest_by_model(one.run for one in store.made if one.counts
+                                     and one.run.contract == store.challenger.contract)
+        standing = [run for digest, run in everything.items()
+                    if run.run_id not in refused or digest in ledger.promoted_digests]
+        expected = scores_to_beat(store.question(standing, policy, ledger))
+        found = store.history(policy, ledger)
+        assert found.complete == (short > 100)
+        assert same(scores_to_beat(store.question(list(found.runs), policy, ledger)), expected)
+    assert expected.best_promoted is not None
+    assert expected.best_promoted.run_id in refused, "the promoted one stays a score to beat"
+
+
 def test_beside_a_forced_worse_champion_the_best_is_still_found(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +155,7 @@ def test_the_list_of_evaluations_holds_every_contract_and_the_excluded_with_thei
     store = Store(params, 60, excluded=0.2, other_contract=0.2)
     reader = HistoryReader(store.client, experiment=params.mlflow.experiment_name,
                            model_name=params.deployment.model_registry_name, contract=None)
-    listed = dict(reader.evaluations())
+    listed = {run: note for run, note, _ in reader.evaluations()}
     finished = {one.run: one.tags.get("champion.excluded") for one in store.made
                 if (one.status, one.stage) == ("FINISHED", "active")}
     assert {run: note for run, note in listed.items() if run.run_id != store.challenger.run_id} == finished
