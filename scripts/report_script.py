@@ -37,6 +37,7 @@ def main() -> int:
     from src.report.page import Records, losses_of, no_past, render
     from utils import mlflow_utils
     from utils.answers import PREDICTIONS
+    from utils.mlflow_utils import LocalArtifacts
     from utils.tracking.runs import log_page
 
     output = flags.output or OUTPUT
@@ -48,6 +49,8 @@ def main() -> int:
         with process.deadline(params.mlflow.deadline_seconds, "reading the history from MLflow"):
             client = mlflow_utils.connect(params.mlflow)
             past = _past(client, params, report)
+    except LocalArtifacts:
+        raise
     except PipelineError as error:  # a report without its history is better than none
         logger.warning("%s", error)
         client, past = None, no_past(str(error))
@@ -64,6 +67,8 @@ def main() -> int:
     if client and seen.deployment_run:
         try:
             log_page(client, seen.deployment_run, html)
+        except LocalArtifacts:
+            raise
         except PipelineError as error:
             logger.warning("the report is not in MLflow: %s", error)
     process.say(f"report: {output} ({len(html.encode()):,} bytes)")

@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, FileInfo, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
@@ -40,7 +43,50 @@ _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 _DOCTOR = "champion.doctor"  # a tag that proves write access
 
 
-def connect(params: MlflowParams) -> MlflowClient:
+class LocalArtifacts(Undecided):
+    """A server keeps artifacts at a path of the client's own disk, which is for it to neither write nor delete."""
+
+
+class Client(MlflowClient):  # type: ignore[misc]  # MLflow has no types
+    """MLflow's client, which refuses to log to a path of this machine that a server chose. Raises LocalArtifacts."""
+
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        """Keep a file with a run; log_text and log_dict end here too."""
+        artifacts_of(self, run_id).log_artifact(local_path, artifact_path)
+
+    def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
+        """Keep the files of a folder with a run."""
+        artifacts_of(self, run_id).log_artifacts(local_dir, artifact_path)
+
+
+def artifacts_of(client: MlflowClient, run_id: str) -> ArtifactRepository:
+    """The artifacts of a run. Raises what artifacts_at does, and MlflowException."""
+    return artifacts_at(client, client.get_run(run_id).info.artifact_uri)
+
+
+def artifacts_at(client: MlflowClient, address: str) -> ArtifactRepository:
+    """The artifacts at an address that the tracking server gave. Raises LocalArtifacts, and MlflowException."""
+    refuse_local(client.tracking_uri, address)
+    repository = found = get_artifact_repository(address, tracking_uri=client.tracking_uri)
+    while inner := getattr(found, "repo", None):  # what `runs:/` and `models:/` lead to
+        found = inner
+    if isinstance(found, LocalArtifactRepository):
+        refuse_local(client.tracking_uri, found.artifact_dir)
+    return repository
+
+
+def refuse_local(tracking_uri: str, address: str) -> None:
+    """Raise LocalArtifacts if a server (http or https) keeps artifacts at a path of the client's own disk.
+
+    The client itself would read, write and delete there whatever the server names.
+    """
+    if urlsplit(tracking_uri).scheme in ("http", "https") and urlsplit(address).scheme in ("", "file"):
+        raise LocalArtifacts(f"MLflow at {tracking_uri}: keeps artifacts at {address!r:.200}, a path on this machine "
+                             "that the server chose; start it with `mlflow server --serve-artifacts "
+                             "--artifacts-destination PLACE` or let it use s3://, see docs/troubleshooting.md")
+
+
+def connect(params: MlflowParams) -> Client:
     """A client of the configured store; an sqlite file that does not exist is created first.
 
     Raises InvalidParams for an unusable address or setting of MLflow's client, Undecided for an unusable store.
@@ -58,7 +104,7 @@ def connect(params: MlflowParams) -> MlflowClient:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with mlflow_errors():
-        return MlflowClient(uri, uri)
+        return Client(uri, uri)
 
 
 @contextmanager
@@ -117,18 +163,27 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
 def ensure_experiment(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Experiment:
     """The experiment of this name; if there is none, it is created with these tags in one atomic call.
 
-    A caller that comes second, or that lost the reply to its own call, gets the existing experiment.
+    A caller that comes second, or that lost the reply to its own call, gets the existing experiment. Raises
+    LocalArtifacts; an experiment made for nothing is put away, because it keeps its address for ever.
     """
-    found = find_experiment(client, name)
+    found, made = find_experiment(client, name), None
     if found is None:
         try:
-            client.create_experiment(name, tags=dict(tags))
+            made = client.create_experiment(name, tags=dict(tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise explained(error) from error
         found = find_experiment(client, name)
     if found is None:
         raise Undecided(f"MLflow experiment {name!r}: created, yet not found; check the server")
+    try:
+        refuse_local(client.tracking_uri, found.artifact_location)
+    except LocalArtifacts:
+        if made == found.experiment_id:
+            with mlflow_errors():
+                client.rename_experiment(made, f"{name}.refused-{made}")
+                client.delete_experiment(made)
+        raise
     return found
 
 
@@ -144,6 +199,7 @@ def stage_run(params: MlflowParams, *, kind: str, name: str, tags: Mapping[str, 
         run = mlflow.start_run(experiment_id=experiment.experiment_id, run_name=name, tags={tag.KIND: kind, **tags})
     status = "FAILED"
     try:
+        refuse_local(client.tracking_uri, run.info.artifact_uri)
         yield run.info.run_id
         status = "FINISHED"
     finally:
@@ -156,15 +212,17 @@ def list_files(client: MlflowClient, run_id: str, path: str | None) -> list[File
     MLflow's own `runs:/` asks for logged models too, an endpoint that servers before MLflow 3 lack.
     """
     with mlflow_errors():
-        home = client.get_run(run_id).info.artifact_uri
-        return list(get_artifact_repository(home, tracking_uri=client.tracking_uri).list_artifacts(path))
+        found = list(artifacts_of(client, run_id).list_artifacts(path))
+    if odd := [entry.path for entry in found if ".." in PurePosixPath(entry.path).parts or entry.path[:1] == "/"]:
+        raise Undecided(f"MLflow run {run_id}: lists {odd[0]!r:.200} among its artifacts, which leads out of them; "
+                        "check the server")
+    return found
 
 
 def fetch_files(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
     """Download a file or folder of a run, below `folder`; raises Undecided, also if it is missing."""
     with mlflow_errors():
-        home = client.get_run(run_id).info.artifact_uri
-        repository = get_artifact_repository(home, tracking_uri=client.tracking_uri)
+        repository = artifacts_of(client, run_id)
         folder.mkdir(parents=True, exist_ok=True)
         return Path(repository.download_artifacts(path, str(folder)))
 

@@ -215,6 +215,8 @@ def _asked(params: Params, uri: str) -> Check:
         if server and is_too_old(server):
             return failed("mlflow", 4, f"{uri}: MLflow {server} is too old for the ledger", "upgrade the server to "
                           f"{'.'.join(map(str, OLDEST_MLFLOW))} or newer")
+        if home := mlflow_utils.find_experiment(client, params.mlflow.experiment_name):
+            mlflow_utils.refuse_local(uri, home.artifact_location)
         MlflowLedger(client, name, params.mlflow.experiment_name).probe()
         text = f"{uri}: MLflow {server or 'of unknown version'}, params are write-once"
         able = mlflow_utils.abilities(client, name)

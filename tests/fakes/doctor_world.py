@@ -68,7 +68,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> It
     (root / "mlflow.db").write_bytes(migrated_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{root}/mlflow.db")
-        patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(root / "artifacts"))
+        patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
+        patch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+        patch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(root / "artifacts"))
         from mlflow.server import app
 
         served = make_server("127.0.0.1", 0, app, threaded=True)

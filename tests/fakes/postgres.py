@@ -130,16 +130,17 @@ class MlflowServer(_Watched):
     """`mlflow server` with its workers, healthy on entry and killed with its process group at exit.
 
     With auth=(user, password) every request needs them (HTTP Basic, as DagsHub's proxy does; MLflow's own basic-auth
-    application needs a package that is not among ours); with prefix="/x" it answers below that path.
+    application needs a package that is not among ours); with prefix="/x" it answers below that path; with served=False
+    it tells clients to keep artifacts at a path of their own disk.
     """
 
     def __init__(self, store: str, artifacts: Path, *, workers: int = 2, prefix: str = "",
-                 auth: tuple[str, str] | None = None) -> None:
+                 auth: tuple[str, str] | None = None, served: bool = True) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}{prefix}"
         self.log = artifacts.parent / f"mlflow-server-{self.port}.log"
         self._store, self._artifacts, self._workers, self._prefix = store, artifacts, workers, prefix
-        self._auth = auth
+        self._auth, self._served = auth, served
 
     def __enter__(self) -> Self:
         self._artifacts.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,8 @@ class MlflowServer(_Watched):
         prefix = ["--static-prefix", self._prefix] if self._prefix else []
         guard = ["--app-name", self._guard()] if self._auth else []
         self._start("KILL", [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store, "--artifacts-destination",
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store,
+            *(["--artifacts-destination"] if self._served else ["--no-serve-artifacts", "--default-artifact-root"]),
             self._artifacts, "--host", "127.0.0.1", "--port", self.port, "--workers", self._workers, *prefix, *guard,
         ], env=self._environment())
         return self

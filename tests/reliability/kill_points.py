@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 
 from src.promotion.protocol import Step
 from tests.fakes import weightless_assembly
-from utils import json_utils, process, results
+from utils import json_utils, mlflow_utils, process, results
 from utils.tracking import deployments
 from utils.tracking.tag import KEY
 
@@ -108,11 +108,11 @@ def _half_a_line() -> None:
 
 
 def _some_of_the_model() -> None:
-    def log_artifacts(self: MlflowClient, run_id: str, local_dir: str, artifact_path: str) -> None:
+    def log_artifacts(self: mlflow_utils.Client, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
         self.log_artifact(run_id, f"{local_dir}/model.safetensors", artifact_path)
         kill()
 
-    MlflowClient.log_artifacts = log_artifacts
+    mlflow_utils.Client.log_artifacts = log_artifacts  # type: ignore[method-assign]
 
 
 _PART = {"path": "^/_lfs/", "method": "PUT", "nth": 3, "times": 99, "delay": 2.0}

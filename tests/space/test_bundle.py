@@ -46,7 +46,7 @@ def test_a_release_that_differs_from_its_manifest_or_has_a_loose_adapter_is_refu
 
 
 def test_a_release_whose_index_leads_out_of_its_folder_is_refused_by_the_builder_and_by_the_app(release: Path) -> None:
-    import files
+    from bundling.source import foreign_weights
     from serving.settings import SettingError
     from serving.transformers_model import TransformersModel
 
@@ -54,7 +54,7 @@ def test_a_release_whose_index_leads_out_of_its_folder_is_refused_by_the_builder
     (release.parent / "outside.safetensors").write_bytes((release / "model-00001-of-00001.safetensors").read_bytes())
     index = release / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
-    assert files.foreign_weights(release) == []
+    assert foreign_weights(release) == []
     for name in ("../outside.safetensors", str(release.parent / "outside.safetensors"), "absent.safetensors", 7):
         index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors", "b": name}}))
         ended = prepare(release)

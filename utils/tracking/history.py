@@ -24,7 +24,7 @@ from src.core.params import METRICS
 from src.core.records import Metrics, digest_of, read_object
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy, ScoredRun
-from utils.mlflow_utils import EVIDENCE, fetch_files, find_experiment, find_run, mlflow_errors
+from utils.mlflow_utils import EVIDENCE, LocalArtifacts, fetch_files, find_experiment, find_run, mlflow_errors
 from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
@@ -269,6 +269,8 @@ class HistoryRuns:
         """An artifact of a run, below a folder; raises InvalidInput if the run keeps none of this name."""
         try:
             return fetch_files(self._client, run_id, artifact, folder)
+        except LocalArtifacts:
+            raise
         except Undecided as error:
             raise InvalidInput(f"MLflow run {run_id}: its artifact {artifact} cannot be read "
                                f"({error!s:.300}); is the artifact store complete?") from error

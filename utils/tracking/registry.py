@@ -10,17 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from src.core.errors import IntegrityError, Undecided
 from src.core.records import ModelIdentity
 from src.ledger.ports import Holders
 from src.ledger.slots import Slot
-from utils.mlflow_utils import explained, find_run, list_files, mlflow_errors, sent_once, time_for, unanswered
+from utils.mlflow_utils import (
+    artifacts_at,
+    explained,
+    find_run,
+    list_files,
+    mlflow_errors,
+    refuse_local,
+    sent_once,
+    time_for,
+    unanswered,
+)
 from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
@@ -93,8 +101,7 @@ class MlflowRegistry:
         if run is None:  # removed for good, with its files
             return
         with mlflow_errors(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
-            store = get_artifact_repository(run.info.artifact_uri, tracking_uri=self._client.tracking_uri)
-            store.delete_artifacts(ARTIFACT)
+            artifacts_at(self._client, run.info.artifact_uri).delete_artifacts(ARTIFACT)
         if list_files(self._client, run_id, ARTIFACT):
             raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; "
                             "set deployment.keep_versions: 0")
@@ -104,6 +111,7 @@ class MlflowRegistry:
         self._ensure_model()
         with mlflow_errors():
             source = self._client.get_run(self._run_id()).info.artifact_uri
+            refuse_local(self._client.tracking_uri, source)
             made = 0
             while made < number:
                 made = int(self._client.create_model_version(self._name, source, self._run_id()).version)
@@ -195,6 +203,7 @@ class MlflowRegistry:
         keep_model(self._client, run_id, self._save)
         with mlflow_errors():
             source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
+        refuse_local(self._client.tracking_uri, source)
         for _ in range(_ATTEMPTS):
             with mlflow_errors(), sent_once():
                 try:
@@ -244,7 +253,9 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
         if identity is None:
             raise Undecided(f"{name} version {version}: carries no {tag.IDENTITY}, so it was not made here; "
                             "run `python scripts/status_script.py --adopt`")
-        local = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder)))
+        store = artifacts_at(client, client.get_model_version_download_uri(name, str(version)))
+        folder.mkdir(parents=True, exist_ok=True)
+        local = Path(store.download_artifacts("", str(folder)))
     return plain(local), ModelIdentity.model_validate_json(identity)
 
 

@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from src.core.params import DeploymentParams, Params
 from src.core.records import BaseModelRef, Datasets, ModelIdentity, ScoreContract, canonical_json, digest_of
 from utils.environment import GitIdentity
-from utils.mlflow_utils import find_run, mlflow_errors
+from utils.mlflow_utils import Client, find_run, mlflow_errors
 from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def fine_tuning_tags(model_name: str, git: GitIdentity, base: BaseModelRef, data
 def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[tuple[int, float]]], *, adapter: Path,
                     adapter_sha256: str, base: Path, location: Path) -> None:
     """Log parameters, curves as metrics by epoch, the adapter and its record, the tokenizer and the environment."""
-    client = mlflow.MlflowClient()
+    client = Client(mlflow.get_tracking_uri())
     metrics = [Metric(name, value, 0, step) for name, curve in curves.items() for step, value in curve]
     flat = _flat({"model": params.model.model_dump(), "fine_tuning": params.fine_tuning.model_dump()})
     with mlflow_errors():
