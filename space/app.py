@@ -26,7 +26,9 @@ _PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 def main() -> int:
     """Load the model, then serve it until SIGTERM; exit 1 if its engine died, 2 if something is not set up."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the first process of a container has no default for it
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to the Hub
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     try:
         settings = Settings.read(os.environ)
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -34,8 +36,15 @@ def main() -> int:
     except SettingError as error:
         logger.critical("%s", " ".join(str(error).split()))  # one line, whatever a library said
         return 2
-    except KeyboardInterrupt:
-        return 130
+
+
+def _end(number: int, _: object) -> None:
+    """Exit at once, with 143 for SIGTERM and 130 for Ctrl-C. While uvicorn serves, it has handlers of its own.
+
+    An exception instead would come up in the middle of asyncio's or a download's bookkeeping, which then waits forever
+    for a process or a thread that it lost. There is nothing to save, and the engine's process ends with this one.
+    """
+    os._exit(128 + number)
 
 
 async def serve(settings: Settings, folder: Path) -> int:

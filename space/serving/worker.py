@@ -5,8 +5,10 @@ stdout: {"name": ...} or {"error": ...} once the weights are loaded, then after 
 stdin.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -16,6 +18,8 @@ from typing import Any, Protocol
 
 from serving.engine import EngineError, Options, Piece
 from serving.settings import SettingError
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Model(Protocol):
@@ -52,6 +56,7 @@ def load(folder: Path, threads: int, concurrency: int) -> Model:
 
 def main() -> int:
     """Load the weights, then answer until stdin ends."""
+    _end_with_parent()
     told = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -65,11 +70,11 @@ def main() -> int:
     except SettingError as error:
         tell({"error": str(error)})
         return 2
-    tell({"name": model.name})
-    model.warm_up()  # while the port opens
     inbox: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-    threading.Thread(target=_receive, args=(inbox,), name="inbox", daemon=True).start()
     try:
+        tell({"name": model.name})
+        model.warm_up()  # while the port opens
+        threading.Thread(target=_receive, args=(inbox,), name="inbox", daemon=True).start()
         while True:
             while model.idle() or not inbox.empty():
                 if (message := inbox.get()) is None:
@@ -80,6 +85,12 @@ def main() -> int:
                 tell([asdict(piece) for piece in pieces])
     except BrokenPipeError:  # the app is gone
         return 0
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the app ends: while weights load, nobody reads that stdin has ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _receive(inbox: SimpleQueue[dict[str, Any] | None]) -> None:

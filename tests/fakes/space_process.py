@@ -12,7 +12,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Server:
 
     process: subprocess.Popen[str]
     client: httpx2.Client
+    begun: float = field(default_factory=time.monotonic)
 
     def chat(self, content: str = "Where is my order?", **more: object) -> httpx2.Response:
         return self.client.post(CHAT, json={"messages": [{"role": "user", "content": content}], **more})
@@ -79,8 +80,14 @@ class Server:
     @property
     def engine(self) -> int:
         """The one process that the app started."""
+        engine, = self.engines
+        return engine
+
+    @property
+    def engines(self) -> list[int]:
+        """The processes that the app started: none for a moment, then one."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return int(" ".join(file.read_text() for file in children))
+        return [int(number) for file in children for number in file.read_text().split()]
 
     @contextmanager
     def engine_held(self) -> Iterator[None]:
@@ -115,13 +122,21 @@ def wait_until(true: Callable[[], bool], otherwise: str) -> None:
 @contextmanager
 def serve(program: Path, python: Path | str = PYTHON, **changes: str) -> Iterator[Server]:
     """Start a program on a free port, wait until it is healthy, end it."""
+    with start(program, python, **changes) as server:
+        process = server.process
+        wait_until(lambda: process.poll() is not None or _healthy(server.client), "not healthy")
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        yield server
+
+
+@contextmanager
+def start(program: Path, python: Path | str = PYTHON, **changes: str) -> Iterator[Server]:
+    """The same without waiting for its health."""
     port = free_port()
     process = subprocess.Popen([str(python), str(program)], env=environment(PORT=str(port), **changes), cwd="/",
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_until(lambda: process.poll() is not None or _healthy(client), "not healthy")
-            assert process.poll() is None, process.stderr and process.stderr.read()
             yield Server(process, client)
     finally:
         process.kill()

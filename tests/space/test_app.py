@@ -3,13 +3,25 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.space_process import CHAT, PYTHON, SPACE, Server, needs_serving, run_to_end, serve, unpack, wait_until
+from tests.fakes.space_process import (
+    CHAT,
+    PYTHON,
+    SPACE,
+    Server,
+    needs_serving,
+    run_to_end,
+    serve,
+    start,
+    unpack,
+    wait_until,
+)
 
 pytestmark = needs_serving
 APP = SPACE / "app.py"
@@ -146,6 +158,22 @@ def test_an_answer_ends_at_its_time_limit_and_sigterm_lets_it_end(bundle: Path) 
         assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert end == "data: [DONE]"
         assert server.process.wait(timeout=60) == 143
+
+
+@pytest.mark.parametrize("tries", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_sigterm_ends_it_at_any_moment_of_its_start(bundle: Path, tries: int) -> None:
+    with serve(APP, MODEL_DIR=str(bundle)) as server:  # how long a start takes here
+        taken = time.monotonic() - server.begun
+    for number in range(tries):
+        with start(APP, MODEL_DIR=str(bundle)) as server:
+            assert server.process.stderr
+            assert server.process.stderr.readline().startswith("host: ")  # from here on it is told what SIGTERM does
+            time.sleep(taken * number / tries)
+            engines, begun = server.engines, time.monotonic()
+            server.process.terminate()
+            assert server.process.wait(timeout=10) == 143
+            assert time.monotonic() - begun < 5
+            wait_until(lambda: not any(map(is_running, engines)), "the engine goes on")  # noqa: B023
 
 
 def test_an_answer_ends_before_a_stop_text(server: Server) -> None:
