@@ -1,7 +1,8 @@
 """Deploy the bundle as a Space and see it answer: `python space/deploy.py --auto --push --space acme/chat`.
 
 Exit codes: 0 done, 2 flag or setting, 3 folder unfit, 5 bundle or answering version unsound, 6 the Hub failed or the
-Space did not come up (the result says what serves now), 75 run it again, 130 stopped.
+Space did not come up (the result says what serves now), 7 somebody else's files are on the Space, 75 run it again,
+130 stopped.
 """
 
 import argparse
@@ -17,7 +18,7 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed a
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from deploying.hub import BadUsage, DeployError, clean
+from deploying.hub import BadUsage, DeployError, check_name, clean
 from deploying.steps import DeploymentResult, Plan, SpaceDeployment, verify
 from serving.identity import BundleError
 
@@ -32,6 +33,8 @@ PARSER.add_argument("--on-failure", choices=("rollback", "fallback"), default="r
                     help="back to the last commit that was seen answering, or the fallback")
 PARSER.add_argument("--strategy", metavar="NAME", help="requirements to take over; fix_dependencies.py --list")
 PARSER.add_argument("--champion", metavar="NAME", help="model repository whose main the bundle has to be of")
+PARSER.add_argument("--delete-others", action="store_true",
+                    help="delete files of the Space that somebody else pushed; without it they stop the deployment")
 PARSER.add_argument("--private", action="store_true", help="of a Space that is created")
 PARSER.add_argument("--url", help="address of the live Space, if it is not the one that the Hub states")
 PARSER.add_argument("--record", type=Path, help="write the result there as JSON")
@@ -62,8 +65,11 @@ def main() -> int:
 def _done(arguments: argparse.Namespace) -> DeploymentResult:
     if arguments.push and not arguments.space:
         raise BadUsage("--push needs --space OWNER/NAME")
+    check_name("--space", arguments.space)
+    check_name("--champion", arguments.champion)
     plan = Plan(HERE, arguments.bundle, arguments.space, arguments.strategy, arguments.push, arguments.private,
-                arguments.on_failure, arguments.url, arguments.champion, arguments.wait, arguments.settle)
+                arguments.delete_others, arguments.on_failure, arguments.url, arguments.champion, arguments.wait,
+                arguments.settle)
     return verify(plan) if arguments.verify_only else SpaceDeployment(plan, _asking(arguments)).run()
 
 

@@ -27,10 +27,13 @@ def main() -> int:
     parser.add_argument("--space", metavar="OWNER/NAME")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     if arguments.push and not arguments.space:
         parser.error("--push needs --space OWNER/NAME")
     key = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     try:
+        if arguments.space:
+            _check_name(arguments.space)
         dockerfile = HERE / "Dockerfile"
         write_text(dockerfile, changed(dockerfile.read_text(encoding="utf-8"), key))
         if arguments.commit:
@@ -66,13 +69,22 @@ def _commit(title: str) -> None:
         raise BuildKeyError(f"git commit: {(done.stderr or done.stdout).strip()}")
 
 
+def _check_name(name: str) -> None:
+    from deploying.hub import BadUsage, check_name
+
+    try:
+        check_name("--space", name)
+    except BadUsage as error:
+        raise BuildKeyError(str(error)) from error
+
+
 def _push(name: str, key: str) -> None:
     from deploying.hub import DeployError, connect
-    from deploying.space import Space
+    from deploying.space import BUILD_KEY, Space
 
     try:
         space = Space(connect(), name, logger.info)
-        oid = space.amend("Dockerfile", lambda text: changed(text, key), f"build key {key}")
+        oid = space.amend("Dockerfile", lambda text: changed(text, key), BUILD_KEY + key)
     except DeployError as error:
         raise BuildKeyError(str(error), error.code) from error
     logger.info("%s: %s", name, oid)

@@ -21,12 +21,15 @@ def main() -> int:
     """Run every check, whatever the others find."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", action="store_true", help="only what is installed, against the lock")
+    parser.add_argument("--folder", action="store_true", help="all but the packages that are installed here")
     parser.add_argument("--requirements", type=Path, default=APPLIED, help="with --build: another requirements.txt")
     parser.add_argument("--verbose", action="store_true", help="also what is right, and every line of an error")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wrong = 0
     chosen = {"build": lambda: problems(applied(arguments.requirements))} if arguments.build else checks.CHECKS
+    if arguments.folder:
+        chosen = {name: check for name, check in checks.CHECKS.items() if name not in checks.OF_PACKAGES}
     for name, found in checks.run(chosen):
         wrong += len(found)
         for problem in found:

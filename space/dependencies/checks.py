@@ -31,10 +31,13 @@ def imports() -> Iterator[str]:
 def assets() -> Iterator[str]:
     """Whether the bundle is there, whole, and of the kind that the strategy serves."""
     strategy = applied()
-    if strategy.program != "app.py":
-        if (SPACE / "app.py").read_bytes() != (SPACE / strategy.program).read_bytes():
-            yield f"app.py: strategy {strategy.name} serves the fallback; cp {strategy.program} app.py"
+    fallback = SPACE / "app_minimal_fallback.py"
+    if strategy.program != "app.py":  # deploy.py pushes it as app.py, so that app.py itself stays what it is
+        if not (SPACE / strategy.program).is_file():
+            yield f"{strategy.program}: is missing; take it from git again"
         return
+    if fallback.is_file() and (SPACE / "app.py").read_bytes() == fallback.read_bytes():
+        yield f"app.py: is the fallback, strategy {strategy.name} serves the app; git checkout {SPACE.name}/app.py"
     folder = Path(os.environ.get("MODEL_DIR") or SPACE / "assets")
     from serving.identity import BundleError, BundleIdentity, check_safe
 
@@ -85,6 +88,7 @@ def port_numbers() -> Iterator[str]:
 CHECKS: dict[str, Callable[[], Iterator[str]]] = {
     "requirements": requirements, "imports": imports, "assets": assets, "front matter": front_matter,
     "ports": port_numbers}
+OF_PACKAGES = ("requirements", "imports")
 
 
 def run(checks: Mapping[str, Callable[[], Iterator[str]]]) -> Iterator[tuple[str, list[str]]]:

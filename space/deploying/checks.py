@@ -10,8 +10,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from bundling.source import SourceError, stated_digest
-from dependencies.strategies import applied
-from deploying.hub import BadInput, Unsound, fetched, persist
+from dependencies.environment import unmet
+from dependencies.strategies import Strategy, applied, load
+from deploying.hub import BadInput, BadUsage, Unsound, fetched, persist
 from serving.identity import VALIDATION, BundleIdentity, ServedModel, parse_object
 
 logger = logging.getLogger("space")
@@ -20,12 +21,27 @@ _ADVICE = 60.0  # a Space that is down waits for it
 
 
 def folder(root: Path, bundle: Path) -> None:
-    """Raise BadInput for what verify_deployment.py finds wrong, with the strategy that may help."""
-    code, found = run(root, "verify_deployment.py", MODEL_DIR=str(bundle))
+    """Raise BadInput for what verify_deployment.py finds wrong, with the strategy that may help.
+
+    The packages here are compared with the strategy only if they are not another strategy's: then they say nothing of
+    it. The image compares its own packages in any case.
+    """
+    wanted, others = applied(root / "requirements.txt"), [each.name for each in load().values() if _is_installed(each)]
+    foreign = others if wanted.complete and wanted.name not in others else []
+    if foreign:
+        logger.info("the packages here are strategy %s's, so those of %s are checked when the image is built",
+                    foreign[0], wanted.name)
+    code, found = run(root, "verify_deployment.py", *(["--folder"] if foreign else []), MODEL_DIR=str(bundle))
     if code:
         for line in found.splitlines():
             logger.error("%s", line)
         raise BadInput(f"verify_deployment.py finds {root} unfit, see above; {advice(root)}")
+
+
+def _is_installed(strategy: Strategy) -> bool:
+    """Whether this environment has a strategy's packages."""
+    asked = [f"{name}=={version}" for name, version in strategy.direct.items()]
+    return bool(asked) and not any(line for each in asked for line in unmet(each))
 
 
 def advice(root: Path, log: str | None = None) -> str:
@@ -35,18 +51,30 @@ def advice(root: Path, log: str | None = None) -> str:
     return f"fix_dependencies.py recommends {(said.splitlines() or ['nothing'])[-1]}"
 
 
-def resolve(root: Path, strategy: str, ask: Callable[[str], None]) -> None:
-    """Try a strategy's requirements and write them to requirements.txt; raises BadInput when they do not work."""
+def resolve(root: Path, strategy: str, ask: Callable[[str], None]) -> bool:
+    """Try a strategy's requirements and write them to requirements.txt; returns whether that changed anything.
+
+    Raises BadUsage for an unknown strategy, BadInput for requirements that do not work.
+    """
+    known = load()
+    if strategy not in known:
+        raise BadUsage(f"--strategy {strategy}: expected one of {', '.join(known)}")
     if strategy == applied(root / "requirements.txt").name:
-        logger.info("strategy %s is in place", strategy)
-        return
-    for flag, doing in (("--test", f"install strategy {strategy} into a scratch environment"),
-                        ("--apply", f"write requirements.txt for strategy {strategy}")):
+        logger.info("strategy %s is in place already", strategy)
+        return False
+    steps = [("--test", f"install strategy {strategy} into a scratch environment")] if known[strategy].complete else []
+    for flag, doing in (*steps, ("--apply", f"write requirements.txt for strategy {strategy}")):
         ask(doing)
         code, said = run(root, "fix_dependencies.py", "--strategy", strategy, flag)
         logger.info("%s", said.strip())
         if code:
             raise BadInput(f"fix_dependencies.py --strategy {strategy} {flag} exits {code}; take another strategy")
+    return True
+
+
+def put_back(root: Path) -> None:
+    """The requirements.txt before the last `resolve`."""
+    logger.info("%s", run(root, "fix_dependencies.py", "--undo")[1].strip())
 
 
 def champion(api: HfApi, name: str, model: ServedModel) -> None:

@@ -28,9 +28,16 @@ _REMEDIES = {
     403: "HF_TOKEN may not do this; give it write access there",
     404: "correct the name, or give HF_TOKEN access to it",
 }
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
 _USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
+
+
+def check_name(flag: str, name: str | None) -> None:
+    """Raise BadUsage for a repository that is not OWNER/NAME: without an owner the Hub would take the token's."""
+    if name is not None and not _REPOSITORY.fullmatch(name):
+        raise BadUsage(f"{flag} {name}: expected OWNER/NAME, such as acme/chat")
 
 
 def connect() -> HfApi:
@@ -133,6 +140,12 @@ class HubFailed(DeployError):
     """The Hub failed or refused, or the Space did not come up."""
 
     code = 6
+
+
+class NotAllowed(DeployError):
+    """The Space holds somebody else's files, and nobody agreed to their deletion."""
+
+    code = 7
 
 
 class Later(DeployError):

@@ -15,17 +15,19 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from deploying import tree
-from deploying.hub import HubFailed, HubUnavailable, Later, fetched, persist
+from deploying.hub import HubFailed, HubUnavailable, Later, NotAllowed, fetched, persist
 
 logger = logging.getLogger("space")
 
 TITLE = "Champion: "  # our commits' titles begin with it
+BUILD_KEY = "build key "  # and then so if the commit changes the Dockerfile alone
 _LIVE = "live-"  # tags a commit that was seen answering: what a rollback may go back to
 _ATTRIBUTES = ".gitattributes"  # the Hub keeps it for itself
 _ON_THE_WAY = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
 _ASLEEP = {"PAUSED", "STOPPED", "SLEEPING"}
 _GRACE = 20.0  # seconds after which an error is taken for this commit's own
 _LINES = 500
+_NAMED = 5  # files in one message
 _KIND = "space"
 _OVERTAKEN = "{}: somebody else pushed {} meanwhile; look at it, run it again"
 RUNNING = "RUNNING"
@@ -75,6 +77,27 @@ class Space:
             persist(lambda: self._head("main") or self.api.create_repo(
                 self.name, repo_type=_KIND, space_sdk="docker", private=private), self.name)
 
+    def others(self, files: Mapping[str, Path], head: Head) -> list[str]:
+        """Files of the head that a push of these files would delete, and that no push of this program put there."""
+        stale = head.files.keys() - files.keys()
+        if not stale:
+            return []
+        history = persist(lambda: self.api.list_repo_commits(self.name, repo_type=_KIND), self.name)
+        last = next((each.commit_id for each in history if each.title.startswith(TITLE)
+                     and not each.title.startswith(TITLE + BUILD_KEY)), None)
+        before = self.head(last) if last else None
+        return sorted(stale - (before.files.keys() if before else set()))
+
+    def refuse_others(self, files: Mapping[str, Path], head: Head, *, delete: bool) -> None:
+        """Raise NotAllowed if a push would delete somebody else's files, unless `delete`; then ask for it."""
+        if not (others := self.others(files, head)):
+            return
+        named = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+        if not delete:
+            raise NotAllowed(f"{self.name}: a push would delete {named}, which somebody else pushed there; copy what "
+                             "is needed, then run it again with --delete-others")
+        self.ask(f"delete {named}, which somebody else pushed to {self.name}")
+
     def push(self, files: Mapping[str, Path], title: str, on: str | None = None) -> str:
         """Make main exactly these files, by one commit on top of `on` (none if they are there); returns its id."""
         wanted = {name: tree.digests(path) for name, path in files.items()}
@@ -87,7 +110,10 @@ class Space:
         return self._commit(operations, title, on)
 
     def amend(self, path: str, change: Callable[[str], str], title: str) -> str:
-        """Change one text file by one commit; returns its id. Raises HubFailed if there is no such file."""
+        """Change one text file by one commit; returns its id. Raises HubFailed if there is no such Space or file."""
+        if self.head() is None:
+            raise HubFailed(f"{self.name}: there is no such Space; deploy it first, or correct --space")
+
         def operations(head: Head) -> list[Any]:
             text = fetched(self.api, self.name, path, head.oid, _KIND)
             if text is None:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from deploying.hub import BadUsage, DeployError, HubFailed, Unsound, clean, conn
 from deploying.live import Expected
 from deploying.space import RUNNING, Head, Runtime, Space
 from files import write_object
-from serving.identity import BundleIdentity, ServedModel, verified
+from serving.identity import BundleError, BundleIdentity, ServedModel, verified
 from serving.settings import IDENTITY
 
 logger = logging.getLogger("space")
@@ -31,6 +31,7 @@ class Plan:
     strategy: str | None
     push: bool
     private: bool
+    delete_others: bool  # files of the Space that somebody else pushed
     on_failure: str  # rollback or fallback
     address: str | None  # of the live Space, if it is not the one that the Hub states
     champion: str | None  # the model repository whose main the bundle has to be of
@@ -87,6 +88,7 @@ class SpaceDeployment:
     def __init__(self, plan: Plan, ask: Callable[[str], None]) -> None:
         self.plan, self.ask = plan, ask
         self.stages: list[str] = []
+        self.same = False  # whether the Space had these files already
 
     def run(self) -> DeploymentResult:
         """Check, push, wait for the right answer; if it does not come, roll back or push the fallback."""
@@ -100,35 +102,55 @@ class SpaceDeployment:
         outcome = self._answering(space, head, wanted.expected, again=again)
         if not outcome.wrong:
             space.mark_live(head.oid)
-            return self._record("deployed", space, head, outcome)
+            done = self._record("deployed", space, head, outcome)
+            return replace(done, reason="the Space has these files already, nothing was pushed") if self.same else done
         logger.error("%s: %s", space.name, outcome.wrong)
         return self._record("failed", space, head, outcome) if outcome.stands else self._recovered(space, head, outcome)
 
     def _prepared(self) -> Tree:
         plan = self.plan
+        changed = bool(plan.strategy) and checks.resolve(plan.root, str(plan.strategy), self.ask)
+        try:
+            return self._checked()
+        except (DeployError, BundleError):
+            if changed:
+                checks.put_back(plan.root)
+            raise
+
+    def _checked(self) -> Tree:
+        plan = self.plan
+        if applied(plan.root / "requirements.txt").program != "app.py":
+            checks.folder(plan.root, plan.bundle)
+            return self._fallback()
         identity = verified(plan.bundle)
         checks.validated(plan.bundle, identity)
         if plan.champion:
             checks.champion(connect(), plan.champion, identity.model)
         checks.folder(plan.root, plan.bundle)
-        if plan.strategy:
-            checks.resolve(plan.root, plan.strategy, self.ask)
-        if applied(plan.root / "requirements.txt").program != "app.py":
-            return self._fallback(identity.model)
         return Tree(tree.of_app(plan.root, plan.bundle), Expected(asdict(identity.model)), _title(identity.model))
 
-    def _fallback(self, model: ServedModel) -> Tree:
-        return Tree(tree.of_fallback(self.plan.root, self.plan.bundle), Expected(asdict(model), fallback=True),
+    def _fallback(self) -> Tree:
+        """The fallback, with the name and the questions of the bundle if there is a sound one; it needs none."""
+        plan = self.plan
+        try:
+            model = verified(plan.bundle).model
+        except BundleError as error:
+            logger.info("%s. The fallback goes without it", error)
+            return Tree(tree.of_fallback(plan.root, None), Expected({}, fallback=True), "fallback")
+        return Tree(tree.of_fallback(plan.root, plan.bundle), Expected(asdict(model), fallback=True),
                     f"fallback for {_title(model)}")
 
     def _pushed(self, space: Space, wanted: Tree) -> tuple[Head, bool]:
         """The head with the wanted tree, and whether it failed before and is now built from scratch."""
         before = space.head()
+        if before:
+            space.refuse_others(wanted.files, before, delete=self.plan.delete_others)
         space.create(private=self.plan.private)
         text = (self.plan.root / tree.VARIABLES).read_text(encoding="utf-8")
         oid = self._committed(space, text, space.read(tree.VARIABLES, before.oid) if before else None,
                               lambda: space.push(wanted.files, wanted.title, before.oid if before else None))
-        again = before is not None and oid == before.oid and space.runtime().stage.endswith("_ERROR")
+        self.same = before is not None and oid == before.oid
+        again = self.same and space.runtime().stage.endswith("_ERROR")
         if again:
             space.restart(from_scratch=True)
         return self._head(space, oid), again
@@ -214,7 +236,7 @@ class SpaceDeployment:
         return head, Expected(answers, fallback=None)
 
     def _fallen_back(self, space: Space, failed: Head) -> tuple[Head, Expected]:
-        wanted = self._fallback(verified(self.plan.bundle).model)
+        wanted = self._fallback()
         return self._head(space, space.push(wanted.files, wanted.title, failed.oid)), wanted.expected
 
 

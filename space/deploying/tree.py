@@ -22,9 +22,9 @@ def of_app(root: Path, bundle: Path) -> dict[str, Path]:
     return dict(sorted((image | _there(root, _AROUND)).items()))
 
 
-def of_fallback(root: Path, bundle: Path) -> dict[str, Path]:
+def of_fallback(root: Path, bundle: Path | None) -> dict[str, Path]:
     """The same for the fallback as app.py, with an image that needs no package and so has little to fail at."""
-    told = {name: path for name, path in _placed(bundle).items() if name in _TOLD}
+    told = {name: path for name, path in _placed(bundle).items() if name in _TOLD} if bundle else {}
     return _there(root, _OF_FALLBACK) | told | {"app.py": root / "app_minimal_fallback.py",
                                                 "Dockerfile": root / "fallback.Dockerfile"}
 

@@ -1,11 +1,15 @@
 """Settings from the environment, and what kind of host this is."""
 
+import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+logger = logging.getLogger("space")
 APP = Path(__file__).parents[1]
 IDENTITY = "identity.json"
+_REFUSED = (401, 403, 404)
 
 
 class SettingError(Exception):
@@ -96,13 +100,42 @@ def find_model(settings: Settings) -> Path:
 
 
 def _download(model: str) -> Path:
+    """The files of NAME[@REVISION]. Raises SettingError if the Hub refuses, even if there is a copy from before.
+
+    Without an answer of the Hub, that copy is served, with a warning.
+    """
     import httpx2
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    name, _, revision = model.partition("@")
+    name, at, revision = model.partition("@")
+    if at and not revision:
+        raise SettingError(f"HF_MODEL_ID={model}: expected NAME or NAME@REVISION, the revision is empty")
     try:
+        # snapshot_download alone would serve an old copy in silence if the Hub refused the token.
+        HfApi().model_info(name, revision=revision or None)
         return Path(snapshot_download(name, revision=revision or None))
     except (OSError, HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
-        raise SettingError(f"HF_MODEL_ID={model}: could not be downloaded; check name, revision, HF_TOKEN and "
-                           f"network: {error}") from error
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status == httpx2.codes.UNAUTHORIZED and os.environ.get("HF_TOKEN"):
+            raise SettingError(f"HF_MODEL_ID={model}: the Hub refuses HF_TOKEN (401); correct it, or unset it for a "
+                               "public model") from error
+        refused = isinstance(error, HFValidationError) or status in _REFUSED
+        copy = None if refused else _copy_of(name, revision)
+        if copy is None:
+            raise SettingError(f"HF_MODEL_ID={model}: could not be downloaded; check name, revision, HF_TOKEN and "
+                               f"network: {error}") from error
+        logger.warning("HF_MODEL_ID=%s: the Hub does not answer; serving the copy of commit %s from before", model,
+                       copy.name)
+        return copy
+
+
+def _copy_of(name: str, revision: str) -> Path | None:
+    """What was downloaded before, None if nothing was."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None

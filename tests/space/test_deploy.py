@@ -1,6 +1,7 @@
 """deploy.py against the loopback hub, whose Spaces really run what was pushed to them."""
 
 import re
+import shutil
 import time
 from collections.abc import Iterator
 
@@ -228,3 +229,45 @@ def test_the_build_key_changes_on_the_space_by_one_commit(standing: Shop) -> Non
     assert (ended.code, len(standing.commits)) == (0, commits + 1), ended.err
     assert {path for path in after if after[path] != before[path]} == {"Dockerfile"}
     assert f"ARG BUILD_KEY={ended.out.strip()}\n".encode() in standing.hub.blob(after["Dockerfile"]).read_bytes()
+    assert ended.err == f"commit to {NAME}: build key {ended.out.strip()} (1 files)\n{NAME}: {standing.head}\n"
+
+
+def test_a_file_that_somebody_else_pushed_is_named_and_deleted_only_on_request(shop: Shop) -> None:
+    shop.hub.create("spaces", NAME, private=False, sdk="docker", variables={})
+    shop.hub.put(NAME, {"notes/theirs.txt": b"x"}, kind="spaces")
+    ended = shop.push()
+    assert (ended.code, ended.record["result"], shop.commits) == (7, "failed", ["by somebody else"]), ended.err
+    assert ("a push would delete notes/theirs.txt, which somebody else pushed there; copy what is needed, then run it "
+            "again with --delete-others") in ended.record["reason"]
+    assert variables(shop) == {}
+    ended = shop.push("--delete-others")
+    assert (ended.code, "notes/theirs.txt" in shop.hub.files(NAME, kind="spaces")) == (0, False), ended.err
+    assert f"delete notes/theirs.txt, which somebody else pushed to {NAME}" in ended.err
+
+
+def test_a_file_of_an_earlier_deployment_is_deleted_without_asking_one_pushed_since_is_not(standing: Shop) -> None:
+    extra = standing.folder / "serving/extra.py"
+    extra.write_text("")
+    assert standing.push().code == 0
+    extra.unlink()
+    standing.hub.put(NAME, {"theirs.txt": b"x"}, kind="spaces")
+    assert standing.run("--push", "--space", NAME, program="force_cache_bust.py").code == 0
+    ended = standing.push()
+    assert (ended.code, "would delete theirs.txt, which" in ended.record["reason"]) == (7, True), ended.err
+    ended = standing.push("--delete-others")
+    assert (ended.code, "delete theirs.txt, which" in ended.err) == (0, True), ended.err
+    assert not {"theirs.txt", "serving/extra.py"} & {*standing.hub.files(NAME, kind="spaces")}
+
+
+def test_the_fallback_needs_no_bundle_and_the_same_command_again_pushes_nothing(shop: Shop) -> None:
+    shutil.rmtree(shop.folder / "assets")
+    ended = shop.push("--strategy", "minimal", PIP_NO_INDEX="1")
+    assert (ended.code, ended.record["result"]) == (0, "deployed"), ended.err
+    assert health(shop) == {"ok": True, "model": "chat", "version": None, "commit": None, "fallback": True}
+    before, app = shop.head, (shop.folder / "app.py").read_bytes()
+    ended = shop.push("--strategy", "minimal")
+    assert (ended.code, shop.head) == (0, before), ended.err
+    assert "strategy minimal is in place already" in ended.err
+    assert "(the Space has these files already, nothing was pushed)" in ended.out
+    assert app != (shop.folder / "app_minimal_fallback.py").read_bytes()
+    assert shop.push().code == 0

@@ -56,6 +56,20 @@ def test_what_cannot_be_downloaded_is_named(hub: LoopbackHub, app: Path, tmp_pat
     assert said.startswith(f"HF_MODEL_ID={model}: could not be downloaded; ")
 
 
+def test_a_bad_token_is_named_and_the_copy_from_before_is_not_served(
+        hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
+    settings = online(hub, tmp_path, "shop/chat")
+    with serve(app, **settings) as server:
+        assert server.client.get("/healthz").json()["model"] == "tiny-chat"
+    said = refusal(app, **settings, HF_TOKEN="hf_" + "x" * 30)
+    assert said == ("HF_MODEL_ID=shop/chat: the Hub refuses HF_TOKEN (401); correct it, or unset it for a public model")
+    with serve(app, **settings | {"HF_ENDPOINT": "http://127.0.0.1:9"}) as server:
+        server.process.terminate()
+        assert server.process.stderr
+        assert "the Hub does not answer; serving the copy of commit" in server.process.stderr.read()
+    assert refusal(app, **settings | {"HF_MODEL_ID": "shop/chat@"}).endswith("the revision is empty")
+
+
 def test_a_plain_release_without_transformers_says_what_to_install(hub: LoopbackHub, app: Path, tmp_path: Path) -> None:
     assert "install torch and transformers" in refusal(app, **online(hub, tmp_path, "shop/release"))
 

@@ -81,7 +81,10 @@ BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
     [(replace("README.md", "---\n", ""), "front matter: README.md: has no front matter"),
      (lose("Dockerfile"), "ports: *Dockerfile*"),
      (replace("requirements.txt", "strategy: modern", "strategy: none"), "requirements: *names no strategy")],
-    [(replace("requirements.txt", "modern", "minimal"), "assets: app.py: strategy minimal serves the fallback")],
+    [(replace("requirements.txt", "modern", "minimal"), "assets: app_minimal_fallback.py: is missing"),
+     (lose("app_minimal_fallback.py"), "1 wrong")],
+    [(lambda space: (space / "app.py").write_bytes((space / "app_minimal_fallback.py").read_bytes()),
+      "assets: app.py: is the fallback, strategy modern serves the app; git checkout space/app.py")],
 ]
 
 
