@@ -36,7 +36,8 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
                             model_name=request.model_name, contract=report.contract_digest, metrics=report.metrics)
     texts = {CHAMPION_FILE: champion.text()}
     if params.deployment.huggingface.create_model_card:
-        facts = _facts(params, request, decision, predictions)
+        size = model.num_parameters(), getattr(model.config, "max_position_embeddings", None)
+        facts = _facts(params, request, decision, predictions, size)
         header = metadata(facts)
         texts |= {CARD: card.render(header, body(facts)), EVAL_RESULTS: card.render_results(header)}
     assemble_release(model, tokenizer, RELEASE_DIR, max_new_tokens=report.contract.generation.max_new_tokens,
@@ -48,15 +49,17 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
                 checked.logits_difference)
 
 
-def _facts(params: Params, request: Request, decision: Decision, predictions: Sequence[Prediction]) -> CardFacts:
+def _facts(params: Params, request: Request, decision: Decision, predictions: Sequence[Prediction],
+           size: tuple[int, int | None]) -> CardFacts:
     path, policy = Path(request.model.train.path).with_name("datasets.json"), params.deployment
-    seed = seed_from(request.report.contract_digest)
+    datasets, seed = Datasets.load(path), seed_from(request.report.contract_digest)
     bounds = score_intervals(
         RowStatistics.from_rows([row.stats for row in predictions]), weights=request.policy.weights,
         confidence=policy.confidence, resamples=policy.resamples, seed=seed)
     return CardFacts(
         repo_id=policy.huggingface.model_id, request=request, decision=decision,
-        validation=Datasets.load(path).validation,
+        parameters=size[0], context=size[1], raw_sha256=datasets.raw.sha256, validation=datasets.validation,
+        languages=tuple(policy.huggingface.language), licence=policy.huggingface.license,
         intervals=Intervals(bounds, policy.confidence, policy.resamples, seed),
         versions={name: importlib.metadata.version(name) for name in ("peft", *_RUNTIME)},
         system_prompt=params.data.system_prompt)

@@ -129,6 +129,8 @@ class HuggingFaceParams(Section):
     model_id: Text = "ShenghaoYummy/TinyLlama-ECommerce-Chatbot"
     push_to_hub: bool = False
     create_model_card: bool = True
+    language: list[Annotated[str, Field(pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual)$")]] = []
+    license: Annotated[str, Field(pattern=r"^[a-z0-9.-]*$")] = ""
     private: bool = True
     deadline_seconds: Count = 3600
 

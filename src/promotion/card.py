@@ -21,10 +21,13 @@ DATASET_TYPE = "chat"
 _NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
           "rougeL_precision": "ROUGE-L precision", "weighted_score": "weighted score"}
 _WEIGHTED = "weighted_score"
+_POCKET = "pocket"
 _TYPES = {"rougeL_precision": "rouge", _WEIGHTED: _WEIGHTED}  # the Hub's words; every other metric is "bleu"
-# The licence of a merged model is its base's; of any other base it is for the publisher to state.
-_LICENCES = {"pocket": "apache-2.0", "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "apache-2.0"}
-_OTHER_LICENCE = "other"
+# What their own cards state. The licence of any other base is for the publisher to state.
+_LICENCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "apache-2.0"}
+# data/customer_support.csv, about which data/README.md states these:
+_SHIPPED_DATA, _SHIPPED_LICENCE, _SHIPPED_LANGUAGE = (
+    "84009a3bd05b3aa287e7381ed20ae95da8d7bbbff30c6750a9bbbf87a3721896", "apache-2.0", "en")
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,40 @@ class Intervals:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card states. versions: the packages that merged and verified the release, name to version."""
+    """All that a card states.
+
+    parameters: how many the merged model has. context: the longest conversation in tokens, None if its configuration
+    does not say. raw_sha256: of the data before it was split. languages and licence: as params.yaml states them, empty
+    if it does not. versions: the packages that merged and verified the release, name to version.
+    """
 
     repo_id: str
+    parameters: int
+    context: int | None
+    raw_sha256: str
+    languages: tuple[str, ...]
+    licence: str
     request: Request
     validation: DatasetRef
     decision: Decision
     intervals: Intervals
     versions: Mapping[str, str]
     system_prompt: str
+
+    def stated_languages(self) -> tuple[str, ...]:
+        """The languages of the conversations as the Hub writes them; empty if nobody stated them."""
+        return self.languages or ((_SHIPPED_LANGUAGE,) if self.raw_sha256 == _SHIPPED_DATA else ())
+
+    def stated_licence(self) -> tuple[str | None, str]:
+        """The licence as the Hub writes it, None if nobody stated one, and who states it."""
+        base = self.request.model.base_model.name
+        if self.licence:
+            return self.licence, "stated by the publisher"
+        if base in _LICENCES:
+            return _LICENCES[base], "as the base model"
+        if base == _POCKET and self.raw_sha256 == _SHIPPED_DATA:
+            return _SHIPPED_LICENCE, "as the training data"
+        return None, "not stated"
 
     def values(self) -> dict[str, float]:
         """Each metric and the weighted score that the gate used; raises IntegrityError for one that is not finite."""
@@ -73,10 +101,14 @@ class CardMetric:
 
 @dataclass(frozen=True)
 class CardMetadata:
-    """What the Hub reads. base_model is None for a base that the Hub does not have, notes say how it was evaluated."""
+    """What the Hub reads. base_model is None for a base that the Hub does not have, notes say how it was evaluated.
+
+    licence is None and languages are empty if nobody stated them.
+    """
 
     model_name: str
-    licence: str
+    licence: str | None
+    languages: tuple[str, ...]
     tags: tuple[str, ...]
     base_model: str | None
     dataset_name: str
@@ -91,7 +123,8 @@ def metadata(facts: CardFacts) -> CardMetadata:
     report, base = facts.request.report, facts.request.model.base_model
     return CardMetadata(
         model_name=facts.repo_id,
-        licence=_LICENCES.get(base.name, _OTHER_LICENCE),
+        licence=facts.stated_licence()[0],
+        languages=facts.stated_languages(),
         tags=("lora", "merged", "customer-support"),
         base_model=base.name if base.revision != "none" else None,
         dataset_name="held-out evaluation split",
@@ -116,8 +149,9 @@ def usage_snippet(repo_id: str, system_prompt: str) -> str:
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = {json.dumps(repo_id)}
-tokenizer = AutoTokenizer.from_pretrained(name)
-model = AutoModelForCausalLM.from_pretrained(name)
+revision = "main"  # the current champion; a tag such as "v2" always loads version 2
+tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+model = AutoModelForCausalLM.from_pretrained(name, revision=revision)
 messages = [
 {system}    {{"role": "user", "content": "How do I return an item?"}},
 ]
@@ -127,17 +161,28 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def _introduction(facts: CardFacts) -> str:
-    base = facts.request.model.base_model.name
-    origin = ", a small model built on the training data" if base == "pocket" else ""
-    return (f"# {facts.repo_id.partition('/')[2] or facts.repo_id}\n\n"
-            f"A customer-support chat model: {_code(base)}{origin}, fine-tuned with LoRA and merged. These weights "
-            "are the ones that were scored: first the adapter was merged, then the merged model evaluated in this "
-            "precision.")
+    base, (licence, source) = facts.request.model.base_model.name, facts.stated_licence()
+    origin = ", a small model built on the training data" if base == _POCKET else ""
+    rows = {
+        "parameters": f"{_rounded(facts.parameters)} ({facts.parameters:,}), {facts.request.report.model.dtype}",
+        "context length": f"{facts.context:,} tokens" if facts.context else "not stated",
+        "base model": f"{_code(base)}{origin}", "language": ", ".join(facts.stated_languages()) or "not stated",
+        "licence": f"{licence}, {source}" if licence else source,
+    }
+    return "\n".join([
+        (f"# {facts.request.model_name}\n\nA customer-support chat model: {_code(base)}, fine-tuned with LoRA and "
+         "merged. These weights are the ones that were scored: first the adapter was merged, then the merged model "
+         "evaluated in this precision.\n"),
+        "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()),
+    ])
 
 
 def _usage(facts: CardFacts) -> str:
     limit = facts.request.report.contract.generation.max_new_tokens
-    return (f"## Usage\n\n```python\n{usage_snippet(facts.repo_id, facts.system_prompt)}\n```\n\n"
+    return (f"## How to use\n\n```python\n{usage_snippet(facts.repo_id, facts.system_prompt)}\n```\n\n"
+            "`main` is the current champion, and changes with the next promotion or rollback. Each promoted version "
+            "has a tag that stays where it is: `revision=\"v2\"` loads version 2. The Hub lists the tags under \"Files "
+            "and versions\", and `ledger.jsonl` on the branch `ledger` names the version of this promotion key.\n\n"
             f"The stored generation settings are those of the evaluation: greedy, at most {limit} new tokens, stopped "
             "at the end of the turn. For batches the tokenizer pads on the left.")
 
@@ -219,11 +264,16 @@ def _provenance(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    licence = _LICENCES.get(facts.request.model.base_model.name, _OTHER_LICENCE)
-    terms = "See the base model's licence." if licence == _OTHER_LICENCE else f"Licence: {licence}, as the base model."
+    terms = "" if facts.stated_licence()[0] else (
+        "\n\nNo licence is stated here: the terms of the base model and of the training data apply.")
     return ("## Limits\n\nIt answers in the manner of its training data and knows no real order, account or price; it "
             "can state wrong amounts and dates with confidence. BLEU and ROUGE measure likeness to one reference "
-            f"answer, not truth. Other languages, topics and long conversations were not tested.\n\n{terms}")
+            f"answer, not truth. Other languages, topics and long conversations were not tested.{terms}")
+
+
+def _rounded(count: int) -> str:
+    """A number of parameters as `2.0 million` or `1.1 billion`."""
+    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 
 def _percent(confidence: float) -> str:

@@ -1,10 +1,12 @@
 """A promotion's release from end to end: merged, described, verified, and the same bytes for the same decision."""
 
+import json
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from scripts.commands import assemble as assembly
 from src.core.params import load_params
@@ -78,6 +80,18 @@ def test_the_card_has_the_intervals_of_the_report_page(request_for: Request) -> 
     header = yaml.safe_load((RELEASE_DIR / release.CARD).read_text().split("---\n")[1])
     found = [metric["args"] for metric in header["model-index"][0]["results"][0]["metrics"]]
     assert [(args["low"], args["high"]) for args in found] == list(expected.values())
+
+
+def test_the_card_states_the_size_of_the_release_and_what_the_parameters_state(request_for: Request) -> None:
+    settings = yaml.safe_load(PARAMS.read_bytes())["deployment"]["huggingface"]
+    assemble(request_for, huggingface={**settings, "language": ["de"], "license": "mit"})
+    weights = load_file(RELEASE_DIR / "model.safetensors")
+    text = (RELEASE_DIR / release.CARD).read_text()
+    assert f" ({sum(tensor.size for tensor in weights.values()):,}), float32 |" in text
+    context = json.loads((RELEASE_DIR / "config.json").read_text())["max_position_embeddings"]
+    assert f"| context length | {context} tokens |" in text
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert (header["language"], header["license"]) == (["de"], "mit")
 
 
 def test_without_a_card_there_are_no_evaluation_results_either(request_for: Request) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import io
 import re
 from dataclasses import fields
@@ -23,6 +24,8 @@ from src.promotion.card import CardFacts, CardMetric, Intervals, body, metadata,
 from tests.fakes import tiny_model
 from utils.hub import card as model_card_utils
 
+TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+SHIPPED = hashlib.sha256((Path(__file__).parents[2] / "data/customer_support.csv").read_bytes()).hexdigest()
 REPO = "ShenghaoYummy/TinyLlama-ECommerce-Chatbot"
 WEIGHTS = {"bleu1": 0.1, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.4, "rougeL_precision": 0.1}
 METRICS = Metrics(bleu1=0.4, bleu2=0.3, bleu3=0.2, bleu4=0.1603, rougeL_precision=0.6641)
@@ -69,7 +72,8 @@ def facts_of(model: FineTunedModel, reason: str = "", weights: dict[str, float] 
                       git_commit="c" * 40, ci_url=None, tracking_uri="sqlite:///mlflow.db")
     values = {"repo_id": REPO, "request": request, "validation": tiny_model.SPLIT, "decision": decision(),
               "intervals": Intervals(dict.fromkeys((*NAMES, "weighted_score"), (0.125, 0.75)), 0.95, 100, 7),
-              "versions": {"torch": "2.13.0"}, "system_prompt": "Be brief."}
+              "versions": {"torch": "2.13.0"}, "system_prompt": "Be brief.", "parameters": 2_009_472, "context": 512,
+              "raw_sha256": "a" * 64, "languages": (), "licence": ""}
     return CardFacts(**{**values, **changes})
 
 
@@ -83,10 +87,10 @@ def model(facts: CardFacts) -> FineTunedModel:
     return facts.request.model
 
 
-def on_hub(root: Path, name: str) -> CardFacts:
+def on_hub(root: Path, name: str, **changes: Any) -> CardFacts:
     model = tiny_model.fine_tuned(root)
     base = model.base_model.model_copy(update={"name": name, "revision": "f" * 40})
-    return facts_of(model.model_copy(update={"base_model": base}))
+    return facts_of(model.model_copy(update={"base_model": base}), **changes)
 
 
 def card(facts: CardFacts) -> str:
@@ -111,7 +115,7 @@ def test_a_metric_of_numpy_becomes_a_plain_number(facts: CardFacts) -> None:
 
 
 def test_the_header_says_what_the_hub_asks_for(root: Path) -> None:
-    name = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+    name = TINYLLAMA
     header = yaml.safe_load(card(on_hub(root, name)).split("---\n")[1])
     assert header["base_model"] == name
     assert header["base_model_relation"] == "finetune"
@@ -131,10 +135,45 @@ def test_a_base_that_the_hub_does_not_have_is_no_base_model_of_the_header(facts:
     assert not {"base_model", "base_model_relation"} & yaml.safe_load(card(facts).split("---\n")[1]).keys()
 
 
-def test_the_licence_of_an_unknown_base_is_left_to_its_publisher(root: Path) -> None:
-    text = card(on_hub(root, "someone/model"))
-    assert "license: other\n" in text
-    assert "See the base model's licence." in text
+@pytest.mark.parametrize(
+    ("base", "changes", "stated"),
+    [("someone/model", {}, (None, None, "not stated")), ("pocket", {}, (None, None, "not stated")),
+     ("someone/model", {"raw_sha256": SHIPPED}, (None, ["en"], "not stated")),
+     ("pocket", {"raw_sha256": SHIPPED}, ("apache-2.0", ["en"], "apache-2.0, as the training data")),
+     (TINYLLAMA, {}, ("apache-2.0", None, "apache-2.0, as the base model")),
+     ("pocket", {"raw_sha256": SHIPPED, "licence": "mit", "languages": ("de", "fr")},
+      ("mit", ["de", "fr"], "mit, stated by the publisher"))],
+)
+def test_licence_and_language_are_stated_only_if_somebody_stated_them(
+    base: str, changes: dict[str, Any], stated: tuple[str | None, list[str] | None, str], root: Path
+) -> None:
+    licence, languages, row = stated
+    text = card(on_hub(root, base, **changes))
+    data: Any = ModelCard(text).data
+    assert (data.license, data.language) == (licence, languages)
+    assert f"| licence | {row} |" in text
+    assert f"| language | {', '.join(languages or ()) or 'not stated'} |" in text
+    assert ("No licence is stated here" in text) is (licence is None)
+
+
+def test_the_title_is_the_registered_name_and_the_size_stands_below_it(facts: CardFacts) -> None:
+    lines = body(facts).splitlines()
+    assert lines[0] == "# shop"
+    assert "TinyLlama" not in body(facts).replace(REPO, "")
+    assert "| parameters | 2.0 million (2,009,472), float32 |" in lines
+    assert "| context length | 512 tokens |" in lines
+    assert "| base model | `pocket`, a small model built on the training data |" in lines
+    big = body(facts_of(facts.request.model, parameters=1_100_048_384, context=None)).splitlines()
+    assert "| parameters | 1.1 billion (1,100,048,384), float32 |" in big
+    assert "| context length | not stated |" in big
+
+
+def test_the_card_says_how_to_stay_at_one_version_and_names_none_of_its_own(facts: CardFacts) -> None:
+    text = body(facts)
+    assert 'revision = "main"  # the current champion; a tag such as "v2" always loads version 2' in text
+    assert text.count(".from_pretrained(name, revision=revision)") == 2
+    assert '`revision="v2"` loads version 2' in text
+    assert set(re.findall(r"\bv\d+\b", text)) == {"v2"}
 
 
 def test_the_hubs_own_reader_takes_the_card(facts: CardFacts) -> None:

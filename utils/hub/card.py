@@ -17,7 +17,8 @@ def render(metadata: CardMetadata, body: str) -> str:
         for metric in metadata.metrics
     ]
     data = ModelCardData(
-        model_name=metadata.model_name, license=metadata.licence, library_name="transformers", pipeline_tag=TASK,
+        model_name=metadata.model_name, language=list(metadata.languages) or None, license=metadata.licence,
+        library_name="transformers", pipeline_tag=TASK,
         tags=list(metadata.tags), metrics=["bleu", "rouge"], eval_results=results, base_model=metadata.base_model)
     if metadata.base_model:
         data["base_model_relation"] = "finetune"
