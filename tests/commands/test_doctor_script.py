@@ -113,8 +113,8 @@ def test_a_tokenizer_that_is_not_installed_is_told_before_anything_is_trained(wo
     config.write_text(config.read_text().replace("tokenizer: 13a", "tokenizer: ko-mecab"))
     world.patch.setattr(diagnose, "performed", lambda _: [])
     (found,) = diagnose.examine(config)
-    assert (found.code, found.remedy) == (2, "run `pip install 'sacrebleu[ko]'`, or choose another "
-                                             "(docs/evaluation.md#languages)")
+    assert found.code == 2
+    assert found.remedy == "run `pip install 'sacrebleu[ko]'`, or choose another (docs/evaluation.md#languages)"
 
 
 def test_a_remote_is_looked_at_by_dvc_itself(world: World) -> None:

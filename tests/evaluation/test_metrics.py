@@ -199,7 +199,7 @@ class AsBleu:
         self._tokenize = BLEU(tokenize=name).tokenizer
 
     def tokenize(self, text: str) -> list[str]:
-        return self._tokenize(text.rstrip()).split()
+        return str(self._tokenize(text.rstrip())).split()
 
 
 @pytest.mark.parametrize("tokenizer", ["intl", "zh", "char"])
