@@ -231,6 +231,10 @@ def _failures(guards: GuardParams, report: EvaluationReport, baseline: Metrics |
     shares = [("largest_empty_share", report.empty_rows, guards.largest_empty_share),
               ("largest_truncated_share", report.truncated_rows, guards.largest_truncated_share),
               ("largest_overlap", report.overlap_rows, guards.largest_overlap)]
+    if report.answer_overlap_rows is not None:
+        shares.append(("largest_answer_overlap", report.answer_overlap_rows, guards.largest_answer_overlap))
+    elif guards.largest_answer_overlap < 1:
+        yield "largest_answer_overlap: not counted by the version that evaluated this model; evaluate it again"
     for share, rows, most in shares:
         if rows / report.rows > most:
             yield f"{share}: {rows} of {report.rows} rows, a share of {most} is allowed"

@@ -19,6 +19,7 @@ from src.data.rows import EvaluationRow, parse_rows
 from src.evaluation import generation
 from src.evaluation.metrics import row_statistics
 from src.evaluation.predictions import GeneratedAnswer, Prediction, as_predictions, contributions_table, numbers
+from src.evaluation.tokenizers import WordTokens, reads
 from src.models import merging, placement
 from src.models.files import check_sources
 from utils import json_utils
@@ -53,14 +54,14 @@ class Scored:
     partial: PartialAnswers
 
     def report(self, *, run_id: str, tracking_uri: str, contract: ScoreContract, split: DatasetRef,
-               overlap: int) -> EvaluationReport:
-        """The score as a record; overlap counts evaluated questions that were trained on."""
+               counts: Mapping[str, int]) -> EvaluationReport:
+        """The score as a record; counts are those of `split_counts`."""
         return EvaluationReport(
             run_id=run_id, tracking_uri=tracking_uri, model=self.identity, model_digest=self.identity.digest(),
             contract=contract, contract_digest=contract.digest(), metrics=self.metrics,
             weighted_score=self.weighted_score, weights=dict(self.weights), rows=len(self.predictions),
             truncated_rows=sum(row.truncated for row in self.predictions),
-            empty_rows=sum(not row.prediction for row in self.predictions), overlap_rows=overlap, evaluation=split)
+            empty_rows=sum(not row.prediction for row in self.predictions), evaluation=split, **counts)
 
 
 def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow]]:
@@ -70,11 +71,23 @@ def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow
     return split, parse_rows(read_lines(path), where=path, max_rows=params.max_rows)
 
 
-def overlap(rows: Sequence[EvaluationRow]) -> int:
-    """How many evaluation rows ask, after normalising, the question of a row of the training split."""
+def split_counts(rows: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
+    """What the report states about the evaluation rows themselves, by its keys.
+
+    overlap_rows, answer_overlap_rows: rows whose question, or reference answer, stands in the training split, both
+    normalised. unsplit_rows, with 13a alone: references that it and rouge_score hardly see.
+    """
     path = Path(Datasets.load(DATASETS).train.path)
-    trained = {_question(row) for row in parse_rows(read_lines(path), where=path, max_rows=0)}
-    return sum(_question(row) in trained for row in rows)
+    trained = parse_rows(read_lines(path), where=path, max_rows=0)
+    questions = {_question(row) for row in trained}
+    answers = {normalise(turn.content) for row in trained for turn in row.messages if turn.role == "assistant"}
+    counts = {"overlap_rows": sum(_question(row) in questions for row in rows),
+              "answer_overlap_rows": sum(normalise(row.reference()) in answers for row in rows)}
+    logger.info("of %d evaluation rows, %d questions and %d reference answers stand in the training split too",
+                len(rows), *counts.values())
+    if tokenizer == WordTokens.name:
+        counts["unsplit_rows"] = sum(not reads(row.reference()) for row in rows)
+    return counts
 
 
 def _question(row: EvaluationRow) -> str:
@@ -158,6 +171,8 @@ def _answers(candidate: Candidate, rows: Sequence[EvaluationRow], params: Evalua
 
 def write(folder: Path, report: EvaluationReport, predictions: Sequence[Prediction]) -> list[Path]:
     """Write metrics.json, report.json, predictions.jsonl and contributions.csv; returns their paths."""
+    if warning := report.tokenizer_warning():
+        logger.warning("%s", warning)
     files = [folder / name for name in ("predictions.jsonl", "contributions.csv", "report.json", "metrics.json")]
     json_utils.write_lines(files[0], [row.model_dump() for row in predictions])
     json_utils.write_text(files[1], contributions_table(report))

@@ -169,6 +169,7 @@ class GuardParams(Section):
     largest_empty_share: Unit = 1.0
     largest_truncated_share: Unit = 1.0
     largest_overlap: Unit = 1.0
+    largest_answer_overlap: Unit = 1.0
 
 
 class DeploymentParams(Section):

@@ -255,10 +255,20 @@ class EvaluationReport(Record):
     empty_rows: int
     overlap_rows: int  # evaluated questions that stand in the training split too
     evaluation: DatasetRef
+    answer_overlap_rows: int | None = None  # reference answers that stand in the training split too; None: not counted
+    unsplit_rows: int | None = None  # references that 13a hardly splits; None: not counted, or another tokenizer
 
     def weights_digest(self) -> str:
         """The weights that the stored weighted score was taken under, as one sha256 (hex)."""
         return digest_of(self.weights)
+
+    def tokenizer_warning(self) -> str | None:
+        """The warning that 13a does not fit the language, if it hardly splits more than a tenth of the references."""
+        if not self.unsplit_rows or 10 * self.unsplit_rows <= self.rows:
+            return None
+        return (f"{self.unsplit_rows} of {self.rows} references ({self.unsplit_rows / self.rows:.0%}) are written "
+                "mostly in letters that tokenizer 13a and rouge_score do not split, so correct answers score low; set "
+                "evaluation.tokenizer (docs/evaluation.md#languages).")
 
     @field_validator("weights")
     @classmethod

@@ -128,7 +128,7 @@ def evidence_of(question: Question, decision: Decision, report: EvaluationReport
         "failed_guard": question.failed_guard,
         "evidence": asdict(question.evidence) if question.evidence else None,
         "challengers": challengers,
-        "report": report.model_dump(mode="json"),
+        "report": report.model_dump(mode="json", exclude_none=True),  # as earlier versions wrote it
         "answer": {"verdict": decision.verdict.value, "reason": decision.reason.value, "score": str(decision.score),
                    "gain": None if decision.gain is None else str(decision.gain)},
     }

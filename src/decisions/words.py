@@ -262,9 +262,11 @@ def _notes_on_evidence(info: Mapping[str, Any], compared: Mapping[str, Any]) -> 
 
 def _notes_on_rows(report: EvaluationReport) -> tuple[str, ...]:
     found = [(report.truncated_rows, "ran into the token limit"), (report.empty_rows, "were empty"),
-             (report.overlap_rows, "have a question that stands in the training split too")]
+             (report.overlap_rows, "have a question that stands in the training split too"),
+             (report.answer_overlap_rows, "have a reference answer that stands in the training split too")]
     parts = [f"{count} {what}" for count, what in found if count]
-    return (f"Of {report.rows} answers, {'; '.join(parts)}.",) if parts else ()
+    notes = [f"Of {report.rows} answers, {'; '.join(parts)}."] if parts else []
+    return (*notes, *filter(None, [report.tokenizer_warning()]))
 
 
 def _notes_on_hub(info: Mapping[str, Any]) -> Iterator[str]:

@@ -235,6 +235,8 @@ def _training(facts: CardFacts) -> str:
     lora, train, report = facts.request.model.lora, facts.request.model.train, facts.request.report
     overlap = (f"{report.overlap_rows} of its questions are also in the training split" if report.overlap_rows else
                "none of its questions is in the training split")
+    if report.answer_overlap_rows:
+        overlap += f"; {report.answer_overlap_rows} of its reference answers stand word for word in the training split"
     return (f"## Training\n\nLoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on "
             f"{', '.join(lora.target_modules)}; loss on the answers only. {train.rows} conversations for "
             f"training, {facts.validation.rows} to choose the best epoch, {report.rows} to score: {overlap}.")

@@ -14,14 +14,25 @@ import yaml
 from mlflow import MlflowClient
 
 from scripts import evaluation_script
+from scripts.commands import evaluate as commands
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Undecided
-from src.core.params import METRICS, MlflowParams
-from src.core.records import EvaluationReport, manifest, read_lines, read_object
-from src.evaluation.metrics import RowStatistics, corpus_scores
+from src.core.params import METRICS, DataParams, EvaluationParams, MlflowParams
+from src.core.records import (
+    DatasetRef,
+    Datasets,
+    EvaluationReport,
+    file_sha256,
+    manifest,
+    read_lines,
+    read_object,
+)
+from src.data import prepare
+from src.evaluation.metrics import RowStatistics, corpus_scores, tokenizer_of
 from tests.fakes import tiny_model
 from tests.fakes.evaluated_shop import REPOSITORY, kept, promote, write_shop
 from tests.fakes.promoted import run
 from utils.answers import PartialAnswers
+from utils.json_utils import write_lines, write_object
 
 
 @pytest.fixture
@@ -50,6 +61,7 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
     assert lines[0]["reference"] == "Answer 1: within 1 days."
     assert all(line["new_tokens"] == len(line["tokens"]) == 12 and line["truncated"] for line in lines)
     assert report.truncated_rows == 6
+    assert (report.overlap_rows, report.answer_overlap_rows, report.unsplit_rows) == (6, 6, 0)  # it is trained on too
     assert sum(float(row["contribution"]) for row in table) == pytest.approx(report.weighted_score, abs=1e-8)
     assert [row["metric"] for row in table] == list(METRICS)
     assert report.model_digest == report.model.digest()
@@ -66,6 +78,78 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
         "champion.adapter_sha256": report.model.adapter_sha256}
     assert {item.path for item in client.list_artifacts(report.run_id)} == {path.name for path in folder.iterdir()}
     assert f"weighted score {report.weighted_score:.4f} on 6 rows" in capsys.readouterr().out
+
+
+def write_splits(root: Path, rows: dict[str, list[prepare.Row]]) -> None:
+    """results/data with these splits."""
+    refs = {}
+    for name, found in rows.items():
+        path = f"results/data/{name}.jsonl"
+        write_lines(root / path, [row.as_json() for row in found])
+        refs[name] = DatasetRef(path=path, sha256=file_sha256(root / path), rows=len(found))
+    write_object(root / "results/data/datasets.json", Datasets(raw=refs["train"], **refs).model_dump())
+
+
+def test_the_shipped_references_that_stand_among_the_training_answers_are_counted_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = DataParams()
+    write_splits(tmp_path, prepare.split(prepare.read(REPOSITORY / shipped.path, shipped).rows, shipped))
+    _, rows = commands.read_split(EvaluationParams())
+    with caplog.at_level(logging.INFO):
+        counts = commands.split_counts(rows, "13a")
+    assert (len(rows), counts) == (232, {"overlap_rows": 0, "answer_overlap_rows": 95, "unsplit_rows": 0})
+    assert "of 232 evaluation rows, 0 questions and 95 reference answers stand in the training split too" in caplog.text
+
+
+def test_an_answer_counts_in_other_case_and_punctuation_and_in_any_turn_of_a_training_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = prepare.Row(None, (("user", "a"), ("assistant", "On its way!"), ("user", "b"), ("assistant", "Yes.")))
+    asked = [prepare.Row(None, (("user", name), ("assistant", text))) for name, text in
+             (("c", "on its way"), ("d", "YES"), ("B!", "no"), ("e", "no"))]
+    write_splits(tmp_path, {"train": [trained], "validation": [trained], "evaluation": asked})
+    counts = commands.split_counts(commands.read_split(EvaluationParams())[1], "zh")
+    assert counts == {"overlap_rows": 1, "answer_overlap_rows": 2}
+
+
+CHINESE = ["您的订单已经发货。", "请稍等。", "可以退货。", "谢谢。"]
+
+
+@pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code
+def test_references_that_13a_does_not_split_are_warned_of_and_a_fitting_tokenizer_ends_the_warning(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [prepare.Row(None, (("user", f"{number}?"), ("assistant", text))) for number, text in enumerate(CHINESE)]
+    write_splits(repository, dict.fromkeys(("train", "validation", "evaluation"), rows))
+    evaluate()
+    assert "4 of 4 references (100%) are written mostly in letters that tokenizer 13a and" in caplog.text
+    first = EvaluationReport.load(repository / "results/evaluations/report.json")
+    assert first.unsplit_rows == 4
+    promote(first, repository)
+    caplog.clear()
+    config = repository / "params.yaml"
+    config.write_text(config.read_text().replace("tokenizer: 13a", "tokenizer: zh"))
+    assert evaluate("--model", "champion") == 0  # as the gate asks for it: no score of it has today's contract
+    evaluate()
+    assert "references" not in caplog.text
+    second = EvaluationReport.load(repository / "results/evaluations/report.json")
+    assert second.unsplit_rows is None
+    assert tokenizer_of(second.contract) == "zh"
+    assert second.contract_digest != first.contract_digest
+    runs = MlflowClient(second.tracking_uri).search_runs(["1"], "tags.kind = 'evaluation'")
+    assert [run.data.tags["champion.contract"] for run in sorted(runs, key=lambda run: run.info.start_time)] == [
+        first.contract_digest, second.contract_digest, second.contract_digest]
+
+
+def test_a_tokenizer_that_is_not_installed_stops_the_stage_before_it_loads_a_model(repository: Path) -> None:
+    config = repository / "params.yaml"
+    config.write_text(config.read_text().replace("tokenizer: 13a", "tokenizer: ko-mecab"))
+    shutil.rmtree(repository / "results/base_model")
+    with pytest.raises(InvalidParams, match=r"^evaluation\.tokenizer: ko-mecab .* `pip install 'sacrebleu\[ko\]'`"):
+        evaluate()
 
 
 def kill(moment: str, batches: int = 0) -> None:

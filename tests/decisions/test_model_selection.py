@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from src.core.params import METRICS
-from src.core.records import contributions, digest_of, weighted_score
+from src.core.params import METRICS, GuardParams
+from src.core.records import EvaluationReport, contributions, digest_of, weighted_score
 from src.ledger.slots import LedgerView
 from src.model_selection import (
     Question,
@@ -16,10 +16,21 @@ from src.model_selection import (
     Verdict,
     comparable,
     decide,
+    failed_guard,
     needs_champion_evaluated,
     scores_to_beat,
 )
-from tests.fakes.factories import CONTRACT, POLICY, WEIGHTS, ledger, metrics, question, rollback, run
+from tests.fakes.factories import (
+    CONTRACT,
+    POLICY,
+    WEIGHTS,
+    ledger,
+    metrics,
+    question,
+    report_values,
+    rollback,
+    run,
+)
 
 EMPTY = LedgerView(())
 CHAMPION = ledger(("champion", 0.5))
@@ -75,6 +86,17 @@ ROWS: list[tuple[str, Question, Verdict, Reason]] = [
 @pytest.mark.parametrize(("asked", "verdict", "reason"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_a_row_of_the_table(asked: Question, verdict: Verdict, reason: Reason) -> None:
     assert answer(asked) == (verdict, reason)
+
+
+@pytest.mark.parametrize(("counted", "limit", "said"), [
+    (5, 1.0, None), (None, 1.0, None), (5, 0.5, None), (6, 0.5, None),
+    (7, 0.5, "largest_answer_overlap: 7 of 12 rows, a share of 0.5 is allowed"),
+    (None, 0.5, "largest_answer_overlap: not counted by the version that evaluated this model; evaluate it again"),
+])
+def test_the_share_of_references_among_the_training_answers_is_guarded(counted: int | None, limit: float,
+                                                                       said: str | None) -> None:
+    report = EvaluationReport.parse(report_values("a" * 64) | {"answer_overlap_rows": counted}, where="")
+    assert failed_guard(GuardParams(largest_answer_overlap=limit), report, None) == said
 
 
 # Each question fits its row and every later one that can hold beside it; taking a cause away leads to the next.

@@ -234,6 +234,9 @@ def test_a_gain_stands_with_its_interval_and_its_probability(model: FineTunedMod
 def test_evaluated_questions_that_were_trained_on_are_told(facts: CardFacts) -> None:
     report = facts.request.report.model_copy(update={"overlap_rows": 3})
     assert "3 of its questions are also in the training split" in body(facts_of(facts.request.model, report=report))
+    known = report.model_copy(update={"answer_overlap_rows": 4})
+    assert "4 of its reference answers stand word for word in the training split" in body(
+        facts_of(facts.request.model, report=known))
 
 
 def test_no_time_no_run_and_no_person_is_named(facts: CardFacts) -> None:

@@ -74,6 +74,16 @@ def test_a_model_that_was_never_judged_is_said_to_be_so() -> None:
     assert headline(evaluated(1).report, {}, {}, is_judged=False).heading == "No decision yet"
 
 
+def test_answers_known_from_training_and_letters_that_the_tokenizer_does_not_split_are_told() -> None:
+    found = evaluated(1).report
+    report = found.model_copy(update={"answer_overlap_rows": 5, "unsplit_rows": found.rows // 10 + 1})
+    notes = headline(report, {}, {}, is_judged=False).notes
+    assert "5 have a reference answer that stands in the training split too." in notes[0]
+    assert notes[1].startswith(f"{report.unsplit_rows} of {report.rows} references (")
+    assert "set evaluation.tokenizer" in notes[1]
+    assert len(headline(report.model_copy(update={"unsplit_rows": found.rows // 10}), {}, {}, is_judged=False).notes) == 1
+
+
 def test_a_history_without_a_run_and_a_training_without_losses_are_said() -> None:
     text = text_of(past=replace(no_past(""), ledger=ledger()), losses=None)
     assert "MLflow holds no evaluation of this model name under this score contract." in text
