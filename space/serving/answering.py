@@ -1,7 +1,8 @@
 """Turn a request into the pieces of its answer: prompt, limits, stop texts, counters."""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serving.bundle import Bundle
@@ -29,6 +30,7 @@ class ChatAnswer:
     stops: Sequence[str]
     seconds: int
     begun: float
+    dropped: int = 0  # messages that were left out, the oldest, since the conversation was too long
     finish_reason: str = "stop"
     tokens: int = field(default=0, init=False)
 
@@ -37,17 +39,24 @@ class ChatAnswer:
         cls, request: ChatRequest, bundle: Bundle, engine: Engine, settings: Settings, telemetry: Telemetry
     ) -> "ChatAnswer":
         """Check and encode a request; raises TooLong, BadConversation."""
-        prompt = bundle.encode([{"role": each.role, "content": each.text} for each in request.messages])
+        messages = [{"role": each.role, "content": each.text} for each in request.messages]
         most = min(settings.max_input_tokens, bundle.context - 1)
+        wanted = min(request.wanted_tokens or bundle.max_new_tokens, settings.max_new_tokens)
+        if request.truncation == "auto":
+            room = bundle.context - min(wanted, bundle.context // 2)  # so that the answer is not cut off at once
+            dropped, prompt = _fitting(bundle, messages, min(most, room))
+        else:
+            dropped, prompt = 0, bundle.encode(messages)
         if len(prompt) > most:
-            raise TooLong(f"the conversation has {len(prompt)} tokens, {most} are taken; shorten it or begin a new one")
-        wanted = min(request.wanted_tokens or bundle.max_new_tokens, settings.max_new_tokens,
-                     bundle.context - len(prompt))
+            what = "the last question alone has" if dropped else "the conversation has"
+            raise TooLong(f"{what} {len(prompt)} tokens, {most} are taken; shorten it or begin a new one")
+        wanted = min(wanted, bundle.context - len(prompt))
         seed = time.monotonic_ns() % 2**31 if request.seed is None else request.seed
         temperature = request.temperature or 0.0
         options = Options(wanted, bundle.stop_tokens, temperature if temperature >= _COLDEST else 0.0,
                           max(request.top_p or 1.0, _COLDEST), seed)
-        return cls(bundle, engine, telemetry, prompt, options, request.stops, settings.seconds, time.monotonic())
+        return cls(bundle, engine, telemetry, prompt, options, request.stops, settings.seconds, time.monotonic(),
+                   dropped)
 
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The text as it comes. Ends at a stop text, and after the time limit; stops the engine however it ends."""
@@ -78,6 +87,22 @@ class ChatAnswer:
             self.telemetry.first_token.observe(time.monotonic() - self.begun)
         self.tokens += tokens
         self.telemetry.tokens.labels("completion").inc(tokens)
+
+
+def _fitting(bundle: Bundle, messages: Sequence[Mapping[str, str]], most: int) -> tuple[int, list[int]]:
+    """How many messages to leave out, and the tokens of the rest: at most so many, or the last question alone.
+
+    The oldest questions go first, each with its answer. System messages at the head stay.
+    """
+    roles = [each["role"] for each in messages]
+    head = next((place for place, role in enumerate(roles) if role != "system"), 0)
+    starts = [head, *(place for place, role in enumerate(roles) if role == "user" and place > head)]
+
+    def encoded(start: int) -> list[int]:
+        return bundle.encode([*messages[:head], *messages[start:]])
+
+    first = bisect_left(starts[:-1], True, key=lambda start: len(encoded(start)) <= most)
+    return starts[first] - head, encoded(starts[first])
 
 
 class _Cut:

@@ -28,6 +28,7 @@ _STATIC = Path(__file__).parent / "static"
 _CHAT = "/v1/chat/completions"
 _PATHS = frozenset({"/", "/healthz", "/about", "/metrics", "/openapi.json", "/v1/models", _CHAT})
 _EXAMPLES = 4
+_DROPPED = "X-Dropped-Messages"  # with truncation: how many of the oldest messages the model did not see
 _REPLIES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
     **{code: {"model": ErrorReply} for code in (400, 404, 413, 429, 503)},
@@ -152,13 +153,14 @@ class ChatService:
             raise EngineError(self.engine.failure)
         self.rate.take(request.client.host if request.client else "")
         answer = ChatAnswer.prepare(asked, self.bundle, self.engine, self.settings, self.telemetry)
+        headers = {_DROPPED: str(answer.dropped)} if answer.dropped else {}
         async with AsyncExitStack() as stack:
             await self._while_there(request, stack.enter_async_context(self.gate.enter()))
             if asked.stream:
                 events = self._events(answer, usage=bool(asked.stream_options and asked.stream_options.include_usage))
-                return schema.HeldStream(events, stack.pop_all(), self.settings.seconds + _SLOW)
+                return schema.HeldStream(events, stack.pop_all(), self.settings.seconds + _SLOW, headers)
             text = await self._while_there(request, _joined(answer))
-            return JSONResponse(self._completion(answer, text).model_dump())
+            return JSONResponse(self._completion(answer, text).model_dump(), headers=headers)
 
     async def _events(self, answer: ChatAnswer, *, usage: bool) -> AsyncGenerator[str]:
         common, done = self._common(), False

@@ -61,6 +61,7 @@ class ChatRequest(_Asked):
     stop: Annotated[str, Field(min_length=1, max_length=100)] | Annotated[
         list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=4)] | None = None
     n: Literal[1] | None = None
+    truncation: Literal["auto", "disabled"] = "disabled"  # of OpenAI's Responses API: auto leaves out the oldest turns
 
     @field_validator("messages")
     @classmethod
@@ -158,9 +159,10 @@ class HeldStream(StreamingResponse):
     A client that has not read it after so many seconds is cut off.
     """
 
-    def __init__(self, events: AsyncGenerator[str], place: AsyncExitStack, seconds: float) -> None:
+    def __init__(self, events: AsyncGenerator[str], place: AsyncExitStack, seconds: float,
+                 headers: Mapping[str, str]) -> None:
         super().__init__(events, media_type="text/event-stream",
-                         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+                         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
         self._events, self._place, self._seconds = events, place, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

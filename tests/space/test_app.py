@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.fakes.space_process import (
@@ -174,6 +175,42 @@ def test_sigterm_ends_it_at_any_moment_of_its_start(bundle: Path, tries: int) ->
             assert server.process.wait(timeout=10) == 143
             assert time.monotonic() - begun < 5
             wait_until(lambda: not any(map(is_running, engines)), "the engine goes on")  # noqa: B023
+
+
+def test_truncation_leaves_out_the_oldest_turns_and_keeps_the_system_prompt(server: Server) -> None:
+    def ask(messages: list[dict[str, str]], **more: object) -> httpx2.Response:
+        return server.client.post(CHAT, json={"messages": messages, "max_tokens": 20, **more})
+
+    system = {"role": "system", "content": "You are the shop."}
+    turns = [{"role": role, "content": f"{role} {number} " + "x" * 30} for number in range(6)
+             for role in ("user", "assistant")]
+    asked = [system, *turns, USER]
+    for refused in (ask(asked), ask(asked, truncation="disabled")):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    cut = ask(asked, truncation="auto")
+    dropped = int(cut.headers["X-Dropped-Messages"])
+    by_hand = ask([system, *turns[dropped:], USER])
+    assert (by_hand.status_code, "X-Dropped-Messages" in by_hand.headers) == (200, False)
+    assert (cut.json()["choices"], cut.json()["usage"]) == (by_hand.json()["choices"], by_hand.json()["usage"])
+    assert ask([system, *turns[dropped - 2:], USER]).status_code == 400  # no more was left out than had to be
+    with server.stream(messages=asked, max_tokens=1, truncation="auto") as reply:
+        assert reply.headers["X-Dropped-Messages"] == str(dropped)
+    alone = ask([*asked, {"role": "user", "content": "order " * 60}], truncation="auto")
+    assert (alone.status_code, "the last question alone has" in alone.json()["error"]["message"]) == (400, True)
+    assert "truncation" in ask(asked, truncation="yes").json()["error"]["message"]
+
+
+def test_truncation_leaves_room_for_the_answer(tmp_path: Path) -> None:
+    folder = unpack(tmp_path)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace(": 32768,", ": 256  ,"))  # the size of each file is checked
+    messages = [{"role": role, "content": "x" * 20} for _ in range(5) for role in ("user", "assistant")]
+    with serve(APP, MODEL_DIR=str(folder)) as small:
+        asked = {"messages": [*messages, USER], "max_tokens": 60}
+        full = small.client.post(CHAT, json=asked).json()["usage"]
+        cut = small.client.post(CHAT, json={**asked, "truncation": "auto"}).json()["usage"]
+    assert full["completion_tokens"] == 256 - full["prompt_tokens"] < 60
+    assert cut["completion_tokens"] == 60
 
 
 def test_an_answer_ends_before_a_stop_text(server: Server) -> None:

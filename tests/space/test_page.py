@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,39 @@ def test_in_chromium_an_error_is_told_and_the_question_kept(server: Server) -> N
         assert page.locator("#question").input_value().startswith("long long")
         assert page.evaluate("document.getElementById('question').clientHeight") > 100
         expect(page.locator("#talk li")).to_have_count(0)
+
+
+@needs_serving
+@needs_chromium
+def test_in_chromium_a_long_conversation_goes_on_without_its_oldest_turns_and_says_so(tmp_path: Path) -> None:
+    bundle = unpack(tmp_path)
+    with (serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_INPUT_TOKENS="80", MAX_NEW_TOKENS="10") as server,
+          opened(server, viewport={"width": 390, "height": 844}) as page):
+        asked: list[list[str]] = []
+        page.on("request", lambda request: asked.append(
+            [each["content"] for each in request.post_data_json["messages"]]) if request.method == "POST" else None)
+        for number in range(1, 6):
+            page.locator("#question").fill(f"question {number} of many")
+            page.keyboard.press("Enter")
+            expect(page.locator(ANSWER)).to_have_count(number)
+            expect(page.locator(ANSWER).last).to_have_attribute("aria-busy", "false")
+        notes = [text for text in page.locator(f"{ANSWER} .note").all_text_contents() if "cut off" not in text]
+        start = "The conversation is too long for the model. It no longer sees "
+        assert notes[0] == f"{start}your oldest question and its answer."
+        assert notes[-1].startswith(f"{start}your ")
+        assert notes[-1].endswith(" oldest questions and their answers.")
+        assert "question 1 of many" not in asked[-1]  # nor is it sent again
+        expect(page.locator("#status")).to_be_empty()
+        page.screenshot(path=str(tmp_path / "page.png"))
+        page.evaluate("messages = [...Array(80)].map((_, i) => ({role: i % 2 ? 'assistant' : 'user', content: 'x'}))")
+        page.locator("#question").fill("the 41st")
+        page.keyboard.press("Enter")
+        expect(page.locator(ANSWER)).to_have_count(6)
+        expect(page.locator(ANSWER).last).to_have_attribute("aria-busy", "false")
+        assert page.locator(f"{ANSWER} .text").last.text_content()
+        page.locator("#question").fill("long " * 100)
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("the last question alone has")
 
 
 @needs_serving

@@ -47,6 +47,12 @@ def lose(name: str) -> Callable[[Path], None]:
     return lambda space: (space / name).unlink()
 
 
+def overwrite(name: str, other: str) -> Callable[[Path], None]:
+    def change(space: Path) -> None:
+        shutil.copy(space / other, space / name)
+    return change
+
+
 def append(name: str, text: str) -> Callable[[Path], None]:
     def change(space: Path) -> None:
         with (space / name).open("a") as file:
@@ -83,7 +89,7 @@ BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
      (replace("requirements.txt", "strategy: modern", "strategy: none"), "requirements: *names no strategy")],
     [(replace("requirements.txt", "modern", "minimal"), "assets: app_minimal_fallback.py: is missing"),
      (lose("app_minimal_fallback.py"), "1 wrong")],
-    [(lambda space: (space / "app.py").write_bytes((space / "app_minimal_fallback.py").read_bytes()),
+    [(overwrite("app.py", "app_minimal_fallback.py"),
       "assets: app.py: is the fallback, strategy modern serves the app; git checkout space/app.py")],
 ]
 

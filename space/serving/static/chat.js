@@ -2,7 +2,9 @@
 const byId = (id) => document.getElementById(id);
 const [form, question, send, stop, talk, status] = ["form", "question", "send", "stop", "talk", "status"].map(byId);
 let messages = [];
+let dropped = 0; // the oldest messages, which the model no longer sees; always questions with their answers
 let running = null; // aborts the answer under way
+const MOST = 63; // messages of one request: the API takes 64, and the first is to be a question
 
 async function introduce() {
   const about = await (await fetch("about")).json();
@@ -66,15 +68,23 @@ async function* pieces(response) {
 
 async function answer(item) {
   const body = item.querySelector(".text");
+  const first = Math.max(dropped, messages.length - MOST);
   const response = await fetch("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ messages, stream: true }),
+    body: JSON.stringify({ messages: messages.slice(first), stream: true, truncation: "auto" }),
     signal: running.signal,
   });
   if (!response.ok) {
     const told = await response.json().catch(() => null);  // a proxy's error is a page
     throw new Error(told?.error?.message ?? `status ${response.status}`);
+  }
+  const unseen = first + Number(response.headers.get("X-Dropped-Messages"));
+  if (unseen > dropped) {
+    const which = unseen > 2 ? `your ${unseen / 2} oldest questions and their answers`
+      : "your oldest question and its answer";
+    note(item, `The conversation is too long for the model. It no longer sees ${which}.`);
+    dropped = unseen;
   }
   for await (const choice of pieces(response)) {
     const stays = talk.parentElement;
@@ -139,6 +149,7 @@ stop.addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 byId("new").addEventListener("click", () => {
   messages = [];
+  dropped = 0;
   talk.replaceChildren();
   status.textContent = "";
   setBusy(false);
