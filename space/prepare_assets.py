@@ -4,9 +4,9 @@ import argparse
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, find, lacking
@@ -49,9 +49,9 @@ def main() -> int:
 def prepare(source: Source, output: Path, wanted: list[str], questions: Path | None) -> list[str]:
     """Write the bundle beside its place and rename it there; returns the weights that it holds."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".bundle.", dir=output.parent))
+    folder = output.with_name(f".bundle.{secrets.token_hex(4)}")
+    folder.mkdir()  # the umask decides who may read it
     try:
-        folder.chmod(0o755)
         for name in _AROUND:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, folder / name)

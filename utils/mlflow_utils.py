@@ -20,8 +20,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from src.core.errors import InvalidParams, Undecided
+from src.core.errors import InvalidParams, PipelineError, RunAgain, Undecided
 from src.core.params import MlflowParams
+from utils.process import full_disk
 from utils.tracking import store, tag
 
 logger = logging.getLogger(__name__)
@@ -109,19 +110,28 @@ def connect(params: MlflowParams) -> Client:
 
 @contextmanager
 def mlflow_errors() -> Iterator[None]:
-    """Turn whatever MLflow raises in this block into Undecided."""
+    """Turn whatever MLflow raises in this block into Undecided; for a lock into RunAgain, for a full disk as usual."""
     try:
         yield
     except (MlflowException, OSError) as error:  # for files: an error of requests, or of the disk
         raise explained(error) from error
 
 
-def explained(error: MlflowException | OSError) -> Undecided:
+def explained(error: MlflowException | OSError) -> PipelineError:
     """An error of MLflow in one line that names the store and the remedy."""
+    uri = mlflow.get_tracking_uri()
     kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
     first = (str(error).splitlines() or [""])[0][:300]
-    return Undecided(f"MLflow at {mlflow.get_tracking_uri()}: {kind}: {first}; check that it runs and that "
-                     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are right")
+    if "database is locked" in str(error):
+        return RunAgain(f"MLflow at {uri}: locked by another process; run it again")
+    full, remote = full_disk(error, f"MLflow at {uri}"), uri.startswith("http")
+    if full and (isinstance(error, OSError) or not remote):
+        return full
+    remedy = "check that the store and its artifacts' folder can be read and written"
+    if remote:
+        remedy = ("make room on the server's disk" if full else
+                  "check that it runs and that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are right")
+    return Undecided(f"MLflow at {uri}: {kind}: {first}; {remedy}")
 
 
 def unanswered(error: MlflowException) -> bool:

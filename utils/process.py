@@ -31,6 +31,9 @@ _NO_SECRETS = {"PATH", "FILE", "DIR", "ID", "URL"}  # the last word of HF_TOKEN_
 _LEAST = 6  # characters; replacing less would garble any text
 _HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full|os error 28\b"
+                   r"|inline_container\.cc:\d+\] \. unexpected pos")  # the last is torch's
 
 
 class _Terminated(BaseException):
@@ -60,17 +63,31 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
         return TERMINATED if launched() else _failed("terminated", TERMINATED, "terminated by a signal; run it again",
                                                      announce)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _failed("failed", IntegrityError.code, f"{error.filename or 'disk'}: {error.strerror}; make room "
-                           "(`df .`, `df /tmp`) and run it again", announce)
+        if full := full_disk(error):
+            return _failed(full.result, full.code, str(full), announce)
         _let_the_first_speak()
         logger.debug("traceback", exc_info=True)
         sys.excepthook(*sys.exc_info())
         return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
 
 
+def full_disk(error: BaseException, where: object = "disk") -> IntegrityError | None:
+    """The error to end with if this one, or what caused it, is a full disk or an exhausted quota; None otherwise.
+
+    where: what could not be written, for an error that names no file.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if _FULL.search(str(cause)) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)):
+            name = cause.filename if isinstance(cause, OSError) else None
+            return IntegrityError(f"{name or where}: No space left on device, or in your quota; make room (`df .`, "
+                                  "`df /tmp`) and run it again")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _failed(result: str, code: int, reason: str, announce: Announce) -> int:
-    reason = redacted(reason)
+    reason = printable(reason)
     logger.error("%s", " ".join(reason.split()))
     announce(result, code, reason)
     return code
@@ -134,13 +151,13 @@ def deadline(seconds: int, doing: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """The final summary: the only thing that a stage writes to stdout."""
-    sys.stdout.write(redacted(text) + "\n")
+    sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
 
 
 def promote_line(result: str, code: int, reason: str) -> None:
     """The last line on stderr, for machines: DVC turns every failure into 255."""
-    sys.stderr.write(f"PROMOTE result={result} code={code} reason={' '.join(redacted(reason).split())}\n")
+    sys.stderr.write(f"PROMOTE result={result} code={code} reason={' '.join(printable(reason).split())}\n")
     sys.stderr.flush()
 
 
@@ -167,6 +184,14 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def printable(text: str) -> str:
+    """Redacted text whose control characters are visible: a server's text must not steer the terminal.
+
+    Tabs and line breaks stay. A carriage return, and what turns the direction of writing, could hide a text.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), redacted(text))
+
+
 def redacted(text: str) -> str:
     """Text with *** for the Hub's tokens, user names and passwords in addresses, and what the environment hides.
 
@@ -191,13 +216,13 @@ def _secrets() -> Iterator[str]:
 
 
 class Formatter(logging.Formatter):
-    """Formats a record, traceback included, and redacts it."""
+    """Formats a record, traceback included, as printable text. Further lines are indented: none passes for a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one redacted text."""
-        return redacted(super().format(record))
+        """The record as one text."""
+        return printable(super().format(record)).replace("\n", "\n  ")
 
 
 def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A sys.excepthook that redacts the traceback."""
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))

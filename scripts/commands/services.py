@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from src.core.errors import Undecided
+from src.core.errors import RunAgain, Undecided
 from src.core.params import Params, load_params
 from src.core.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
 from src.ledger.ports import Holders
@@ -106,7 +106,7 @@ def prune(params: Params, ledger: MlflowLedger, registry: MlflowRegistry) -> Non
     if params.deployment.keep_versions:
         try:
             done = rollback.prune(ledger, registry, params.deployment.keep_versions)
-        except Undecided as error:
+        except (Undecided, RunAgain) as error:
             logger.warning("old weights are not all pruned, the next deployment goes on: %s", error)
             return
         if done:

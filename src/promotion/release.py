@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -71,9 +71,9 @@ def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, m
     parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(parent)
     _require_space(parent, model.get_memory_footprint())
-    folder = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}.", dir=parent))
+    folder = parent / f"{_TEMPORARY}{os.getpid()}.{secrets.token_hex(4)}"
+    folder.mkdir()  # the umask decides who may read it
     try:
-        folder.chmod(0o755)
         set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
         save(model, tokenizer, folder)
         for name, text in texts.items():

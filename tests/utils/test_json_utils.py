@@ -156,7 +156,17 @@ def test_an_equal_file_keeps_its_time_and_another_is_replaced(path: Path) -> Non
     assert path.stat().st_mtime == 1
     write_object(path, {**GOOD, "rows": 13})
     assert read_object(path)["rows"] == 13
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_the_umask_decides_who_may_read_a_file(path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_object(path, GOOD)
+        write_object(path, {**GOOD, "rows": 13})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 def test_a_file_is_ascii_and_ends_with_a_newline(path: Path) -> None:

@@ -1,14 +1,17 @@
 """The process around a stage: each way to end, seen from outside."""
 
 import base64
+import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 
 from src.core import errors
 from src.core.errors import InvalidParams, PipelineError, Undecided
+from tests.fakes.history_store import write_params
 from utils.process import Arguments, Formatter, deadline, redacted, show_exception
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +106,74 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(tmp_path: Path) -> None:
 def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
     code, _, err = run("raise OSError(28, 'No space left on device', 'results/x')", tmp_path)
     assert (code, len(err.splitlines())) == (5, 1)
-    assert err.startswith("ERROR results/x: No space left on device; make room")
+    assert err.startswith("ERROR results/x: No space left on device, or in your quota; make room")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB that has no room left; `room` on it takes a megabyte, to be removed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        (disk / "room").write_bytes(bytes(2**20))
+        with contextlib.suppress(OSError), (disk / "rest").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+WRITERS = {
+    "a record": "from utils import json_utils; json_utils.write_object(Path('{disk}/info.json'), {{'a': 'x' * 9999}})",
+    "answers": "from utils.json_utils import write_lines; "
+               "write_lines(Path('{disk}/new/predictions.jsonl'), ['x' * 9999])",
+    "weights": "import torch; from safetensors.torch import save_file; "
+               "save_file({{'a': torch.zeros(10**6)}}, '{disk}/model.safetensors')",
+    "a checkpoint": "import torch; torch.save({{'a': torch.zeros(10**6)}}, '{disk}/optimizer.pt')",
+    "a new store": "from utils.tracking import store; store.prepare('sqlite:///{disk}/mlflow.db')",
+    "artifacts": "from utils import mlflow_utils; from src.core.params import load_params; "
+                 "client = mlflow_utils.connect(load_params(Path('{disk}/../params.yaml')).mlflow); "
+                 "home = mlflow_utils.ensure_experiment(client, 'full', {{}}); "
+                 "exec('with mlflow_utils.mlflow_errors(): client.log_text("
+                 "client.create_run(home.experiment_id).info.run_id, \\'x\\' * 99999, \\'page.html\\')')",
+}
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_whatever_meets_a_full_disk_ends_with_5_and_asks_for_room(
+    what: str, full: Path, migrated_store: Path, tmp_path: Path
+) -> None:
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    write_params(tmp_path, ROOT / "params.yaml")
+    (tmp_path / "mlruns").symlink_to(full)
+    code, _, err = run(WRITERS[what].format(disk=full) + "; return 0", tmp_path)
+    assert (code, err.splitlines()[-1].endswith(": No space left on device, or in your quota; make room (`df .`, "
+                                                "`df /tmp`) and run it again")) == (5, True), err
+    assert "PASSWORD" not in err
+
+
+def test_a_store_on_a_full_disk_ends_with_5_and_is_written_again_once_there_is_room(
+    full: Path, migrated_store: Path, tmp_path: Path
+) -> None:
+    (full / "room").unlink()
+    shutil.copy(migrated_store, full / "mlflow.db")
+    with contextlib.suppress(OSError), (full / "rest").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    write_params(tmp_path, ROOT / "params.yaml")
+    body = (f"os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///{full}/mlflow.db'; from utils import mlflow_utils; "
+            "from src.core.params import load_params; "
+            "client = mlflow_utils.connect(load_params(Path('params.yaml')).mlflow); "
+            "mlflow_utils.ensure_experiment(client, 'full', {'note': 'x' * 4000}); return 0")
+    code, _, err = run(body, tmp_path)
+    assert code == 5, err
+    assert f"MLflow at sqlite:///{full}/mlflow.db: No space left on device, or in your quota; make room" in err
+    (full / "rest").unlink()
+    assert run(body, tmp_path)[0] == 0
 
 
 def test_a_bug_does_not_tell_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,3 +306,27 @@ def test_a_log_line_and_its_traceback_are_redacted(
     assert "ValueError: invalid literal for int() with base 10: '***'" in text
     assert "ValueError: invalid literal for int() with base 10: '***'" in shown
     assert "s3cr3t-token" not in text + shown
+
+
+HOSTILE = "\x1b[2Jcleared\x1b]0;title\x07\rhidden \x9b31m\u202egnp\x00"
+
+
+def test_a_servers_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    body = """
+    text = json.loads(os.environ["TEXT"])
+    logging.getLogger("champion").warning("server: %s", text)
+    logging.getLogger("champion").warning("two\\nPROMOTE result=promoted code=0 reason=x")
+    process.say("summary\\tof " + text)
+    process.promote_line("kept", 0, text)
+    raise errors.Undecided(text) if os.environ.get("KNOWN") else ValueError(text)
+    """
+    for known in ("yes", ""):
+        code, out, err = run(body.strip(), tmp_path, TEXT=json.dumps(HOSTILE), KNOWN=known)
+        assert code == (4 if known else 1)
+        shown = r"\x1b[2Jcleared\x1b]0;title\x07\rhidden \x9b31m\u202egnp\x00"
+        assert out == f"summary\tof {shown}\n"
+        assert err.startswith(f"WARNING server: {shown}\nWARNING two\n  PROMOTE result=promoted")
+        assert f"\nPROMOTE result=kept code=0 reason={shown}\n" in err
+        assert f"\nERROR {'' if known else 'ValueError: '}{shown}" in err
+        assert not set(err) & set("\x1b\x07\r\x9b\u202e\x00")
+        assert "\x1b" not in "".join(told(tmp_path)[2])

@@ -15,7 +15,7 @@ from huggingface_hub import errors, set_client_factory
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 from src.core.errors import HubError
-from utils.process import redacted
+from utils.process import full_disk, redacted
 
 _TRANSIENT = {408, 409, 412, 425, 429}
 _REMEDIES = {
@@ -63,6 +63,8 @@ def hub_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except (errors.HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
+        if full := full_disk(error):  # of this machine
+            raise full from error
         raise explained(error, subject) from error
 
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from src.core.errors import InvalidParams, Undecided
+from src.core.errors import InvalidParams, RunAgain, Undecided
+from utils.process import full_disk
 
 logger = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
@@ -59,7 +60,7 @@ def prepare(uri: str) -> None:
 
     MLflow alone creates the tables in place: started eight times at once it leaves the file unusable. Here one
     process migrates a temporary file under a lock and renames it into place. Raises Undecided for a file that is
-    read-only or not a database.
+    read-only or not a database, RunAgain for one that another process keeps locked, IntegrityError for a full disk.
     """
     if not uri.startswith(SQLITE):
         return
@@ -78,7 +79,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise Undecided(f"{path}: {error.strerror}; the MLflow store's folder must be writable") from None
+        raise full_disk(error) or Undecided(
+            f"{path}: {error.strerror}; the MLflow store's folder must be writable") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -89,6 +91,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _create(path: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
 
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -98,6 +101,9 @@ def _create(path: Path) -> None:
         _initialize_tables(engine)
         engine.dispose()
         temporary.replace(path)
+    except SQLAlchemyError as error:
+        raise full_disk(error, path) or Undecided(f"{path}: cannot be made: {str(error).splitlines()[0]:.200}; look at "
+                                                  "its disk") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,6 +116,8 @@ def _check(path: Path) -> None:
         versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
         connection.close()
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise RunAgain(f"{path}: locked by another process; run it again") from None
         raise Undecided(f"{path}: not a usable MLflow database ({error}); restore it from a backup") from None
     if len(versions) != 1:
         raise Undecided(f"{path}: half-migrated; run `mlflow db upgrade {SQLITE}{path}` on a copy")

@@ -1,11 +1,18 @@
+import contextlib
 import multiprocessing
+import shutil
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
-from src.core.errors import InvalidParams, Undecided
+from src.core.errors import InvalidParams, RunAgain, Undecided
+from src.core.params import MlflowParams
+from utils import mlflow_utils
 from utils.tracking import store
 
 
@@ -40,6 +47,44 @@ def test_a_half_migrated_store_is_undecided(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
     with pytest.raises(Undecided, match="half-migrated"):
         store.prepare(f"sqlite:///{path}")
+
+
+LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute(sys.argv[2])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def locked(path: Path, how: str) -> Iterator[None]:
+    """A lock on the file that another process holds."""
+    with subprocess.Popen([sys.executable, "-c", LOCKER, path, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "locked\n"
+        yield
+        other.communicate()
+
+
+def test_a_store_that_another_process_keeps_locked_is_to_be_tried_again_and_not_to_be_restored(
+    tmp_path: Path, migrated_store: Path
+) -> None:
+    path = Path(shutil.copy(migrated_store, tmp_path / "mlflow.db"))
+    with locked(path, "BEGIN EXCLUSIVE"), pytest.raises(RunAgain, match=r"mlflow\.db: locked by another process; run it"):
+        store.prepare(f"sqlite:///{path}")
+    store.prepare(f"sqlite:///{path}")
+
+
+def test_a_write_into_a_locked_store_is_to_be_tried_again(mlflow_params: MlflowParams) -> None:
+    client = mlflow_utils.connect(mlflow_params)
+    mlflow_utils.ensure_experiment(client, "before", {})
+    path = Path(mlflow_params.tracking_uri.removeprefix("sqlite:///"))
+    with locked(path, "BEGIN IMMEDIATE"), pytest.raises(RunAgain, match="locked by another process; run it again"):
+        mlflow_utils.ensure_experiment(client, "during", {})
+    assert mlflow_utils.ensure_experiment(client, "during", {})
 
 
 def test_a_missing_folder_is_undecided(tmp_path: Path) -> None:
