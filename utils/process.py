@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import dotenv
@@ -23,6 +23,8 @@ import dotenv
 from src.core.errors import IntegrityError, InvalidParams, PipelineError, Undecided
 
 logger = logging.getLogger("champion")
+LOG_LEVEL = "CHAMPION_LOG_LEVEL"
+LOG_LEVELS = ("debug", "info", "warning")
 INTERRUPTED = 130
 TERMINATED = 143
 Announce = Callable[[str, int, str], None]
@@ -53,6 +55,7 @@ def run(stage: Callable[[], int], *, announce: Announce = lambda _result, _code,
 
 def _guarded(stage: Callable[[], int], announce: Announce) -> int:
     try:
+        _set_level(_level_of_environment())  # a flag of the stage comes later, and wins
         return stage()
     except PipelineError as error:
         _let_the_first_speak()
@@ -109,8 +112,6 @@ def _set_up_logging() -> None:
     handler.setFormatter(Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     sys.excepthook = show_exception
-    for name in ("champion", "src", "utils"):
-        logging.getLogger(name).setLevel(logging.INFO)
     # Ours to hear when a library is updated; noise to whoever runs a stage.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|mlflow|torch|peft")
     # MLflow prints "View run ..." lines with the address, credentials included.
@@ -119,11 +120,39 @@ def _set_up_logging() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _level_of_environment() -> str:
+    level = os.environ.get(LOG_LEVEL, "").strip().lower() or "info"
+    if level not in LOG_LEVELS:
+        raise InvalidParams(f"{LOG_LEVEL}: {level!r} is unknown; choose one of {', '.join(LOG_LEVELS)}")
+    return level
+
+
+def _set_level(level: str) -> None:
+    """Set what goes to stderr. Our own loggers stay at INFO or below, so that deployment_logs.txt misses nothing."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    for name in ("champion", "src", "utils"):
+        logging.getLogger(name).setLevel(min(number, logging.INFO))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.formatter, Formatter):
+            handler.setLevel(number)
+
+
+class _SetLevel(argparse.Action):
+    def __call__(self, _parser: object, namespace: argparse.Namespace, values: Any, _option: object = None) -> None:
+        setattr(namespace, self.dest, values)
+        _set_level(values)
+
+
 class Arguments(argparse.ArgumentParser):
-    """A command line whose errors end like any other: one line, exit code 2. A flag is spelt in full."""
+    """A command line whose errors end like any other: one line, exit code 2. A flag is spelt in full.
+
+    Every one takes --log-level. Under `dvc repro`, which passes no flags, CHAMPION_LOG_LEVEL does the same.
+    """
 
     def __init__(self, *, description: str | None, epilog: str | None = None) -> None:
         super().__init__(description=description, epilog=epilog, allow_abbrev=False)
+        self.add_argument("--log-level", choices=LOG_LEVELS, action=_SetLevel, help="what goes to stderr; default "
+                          f"info, or what {LOG_LEVEL} says")
 
     def error(self, message: str) -> NoReturn:
         """Raise InvalidParams; argparse would print the whole usage."""

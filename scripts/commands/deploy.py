@@ -18,7 +18,7 @@ from src.core.errors import Undecided
 from src.core.params import DeploymentParams, HuggingFaceParams, Params, load_params
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, RELEASE_DIR, canonical_json, contributions
 from src.decisions.record import Request, comparison, evidence_of, info
-from src.decisions.words import RESULTS, terminal_summary
+from src.decisions.words import RESULTS, explain, signed, terminal_summary, version_description
 from src.evaluation.predictions import Prediction
 from src.evaluation.significance import gain_evidence
 from src.ledger.ports import Hub
@@ -113,7 +113,7 @@ class Deployer:
         self._keep = params.deployment.keep_versions
         self._run = DeploymentRun(setting.client, experiment, name, key)
         self.registry = MlflowRegistry(
-            setting.client, name, save=_save, run_id=self._run.id, tags=self._tags,
+            setting.client, name, save=_save, run_id=self._run.id, tags=self._tags, description=self._description,
             spent=(lambda: prunable(self.ledger.view(), self._keep)) if self._keep else frozenset)
         self._decision: gate.Decision | None = None
         self._evidence_of_decision: Mapping[str, Any] = {}
@@ -134,6 +134,9 @@ class Deployer:
                                                  gate.challengers_since_head(question))
         logger.info("decision: %s (%s), score %.6f, %d comparable models", decision.verdict, decision.reason,
                     decision.score, decision.to_beat.runs)
+        policy = self._setting.request.policy
+        logger.info("because %s; gain over the best promoted %s, threshold %s", explain(decision, policy),
+                    signed(decision.gain), policy.threshold)
         return decision
 
     def record(self, decision: gate.Decision, view: LedgerView) -> None:
@@ -251,11 +254,18 @@ class Deployer:
             tag.MODEL_DIGEST: report.model_digest,
             tag.CONTRACT: report.contract_digest,
             tag.SCORE: str(decision.score),
+            **{f"{tag.METRIC}{name}": repr(value) for name, value in report.metrics.as_dict().items()},
             tag.CONTRIBUTIONS: canonical_json(parts),
             tag.GAIN: str(decision.gain),
             tag.REASON: decision.reason.value,
             tag.EVALUATION_RUN: report.run_id,
         }
+
+    def _description(self) -> str:
+        request, decision = self._setting.request, self._decision
+        if decision is None:
+            raise AssertionError("a version is registered after the decision")
+        return version_description(decision, request.policy, request.report, request.git_commit)
 
     def _write(self, facts: Mapping[str, Any], compared: Mapping[str, Any]) -> None:
         output = self._setting.output

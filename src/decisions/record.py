@@ -57,10 +57,8 @@ def comparison(decision: Decision, request: Request) -> dict[str, Any]:
         "reason": decision.reason.value,
         "explanation": explain(decision, policy),
         "current_score": float(decision.score),
-        "historical_best_score": float(policy.score(best)) if best else None,
+        **_numbers(decision, policy),
         "historical_best_run_id": best.run_id if best else None,
-        "improvement": None if decision.gain is None else float(decision.gain),
-        "threshold": float(policy.threshold),
         "runs_compared": decision.to_beat.runs,
         "runs_complete": decision.to_beat.complete,
         "failed_guard": decision.failed_guard,
@@ -98,6 +96,7 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
         "ledger_slot": head.number if head else None,
         "hub": head.hub.model_dump() if head and head.hub else None,
         "weighted_score": float(decision.score),
+        **_numbers(decision, request.policy),
         "model_digest": request.report.model_digest,
         "key": request.key,
         "contract": request.report.contract_digest,
@@ -170,6 +169,14 @@ def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
         return
     for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
         yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def _numbers(decision: Decision, policy: Policy) -> dict[str, float | None]:
+    """What the score was compared with: the best evaluated model, the gain over the best promoted, the threshold."""
+    best = decision.to_beat.best_evaluated
+    return {"historical_best_score": float(policy.score(best)) if best else None,
+            "improvement": None if decision.gain is None else float(decision.gain),
+            "threshold": float(policy.threshold)}
 
 
 def _side(run: ScoredRun | None, decision: Decision, policy: Policy) -> dict[str, Any] | None:

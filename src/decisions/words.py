@@ -67,6 +67,20 @@ def explain(decision: Decision, policy: Policy) -> str:
     )
 
 
+def version_description(decision: Decision, policy: Policy, report: EvaluationReport, commit: str) -> str:
+    """What the registry shows beside a version: score, reason, gain with its interval or threshold, run and commit."""
+    gain = ""
+    if decision.gain is not None:
+        evidence = decision.evidence
+        sure = "no interval"
+        if evidence:
+            sure = f"{100 * evidence.confidence:g} % interval {evidence.low:+.6f} to {evidence.high:+.6f}"
+        gain = f" Gain over the best promoted: {signed(decision.gain)} ({sure}; threshold {policy.threshold})."
+    return (f"Weighted score {decision.score:.6f} on {report.rows} evaluated rows.{gain} Decision: {decision.verdict} "
+            f"({decision.reason}), {explain(decision, policy)}. Evaluated in MLflow run {report.run_id}; code at "
+            f"commit {commit[:12]}.")
+
+
 def blocker(decision: Decision, policy: Policy) -> ScoredRun | None:
     """The best evaluated run, if it was never promoted and is all that keeps the challenger out; else None."""
     gain = decision.gain

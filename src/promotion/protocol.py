@@ -6,6 +6,7 @@ completes an interrupted promotion. Rollback, block and adoption append to the l
 docs/promotion.md explains the order.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -16,6 +17,7 @@ from src.ledger.ports import Hub, Ledger, Registry
 from src.ledger.slots import HubRef, LedgerView, Slot
 from src.model_selection import Decision, Verdict
 
+logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 10
 REPAIR = "python scripts/status_script.py --repair"
 T = TypeVar("T")
@@ -109,6 +111,7 @@ def promote(ports: Ports, journal: Journal, start: Progress) -> Progress:
     """
     now = start
     while now.step is not Step.DONE:
+        logger.debug("step %s", now.step)
         journal(now.step)
         try:
             now = advance(now, ports)
@@ -154,6 +157,7 @@ def reconcile(services: Services, journal: Journal, start: Step) -> LedgerView:
     """Take the steps from `start` on that make registry, Hub and mirror show the ledger's head; returns the ledger."""
     now = Progress(start)
     while now.step is not Step.DECIDE:
+        logger.debug("step %s", now.step)
         journal(now.step)
         now = _PROJECTING[now.step](now, services)
     return now.view
@@ -184,11 +188,14 @@ def _decide(now: Progress, ports: Ports) -> Progress:
 
 def _assemble(now: Progress, ports: Ports) -> Progress:
     ports.assemble(_made(now.decision))
+    logger.info("assembled the release")
     return replace(now, step=Step.REGISTER)
 
 
 def _register(now: Progress, ports: Ports) -> Progress:
-    return replace(now, step=Step.PUBLISH, version=ports.registry.register(ports.key))
+    version = ports.registry.register(ports.key)
+    logger.info("registered as version %d", version)
+    return replace(now, step=Step.PUBLISH, version=version)
 
 
 def _publish(now: Progress, ports: Ports) -> Progress:
@@ -196,15 +203,18 @@ def _publish(now: Progress, ports: Ports) -> Progress:
     release = next((slot.hub for slot in now.view.slots if slot.key == ports.key and _hub_of(slot, ports)), None)
     if release is None and ports.hub:
         release = ports.hub.publish(ports.key)
+        logger.info("published to %s at commit %s", release.repo, release.commit[:12])
     return replace(now, step=Step.CLAIM, release=release)
 
 
 def _claim(now: Progress, ports: Ports) -> Progress:
     slot = ports.slot(_made(now.decision), now.view, _made(now.version), now.release)
     if ports.ledger.claim(slot):
+        logger.info("wrote ledger entry %d: version %d is the champion", slot.number, slot.version)
         return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)))
     if now.attempts + 1 == MAX_ATTEMPTS:
         raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
+    logger.info("another deployer wrote ledger entry %d first; deciding again", slot.number)
     return replace(now, step=Step.DECIDE, attempts=now.attempts + 1)
 
 
@@ -212,22 +222,26 @@ def _project_hub(now: Progress, ports: Services) -> Progress:
     head = _made(now.view.head)
     if hub := _hub_of(head, ports):
         hub.project(head)
+        logger.info("Hub: main and tag of version %d show the champion", head.version)
     return replace(now, step=Step.PROJECT_CHAMPION)
 
 
 def _project_champion(now: Progress, ports: Services) -> Progress:
     ports.registry.set_alias("champion", _made(now.view.head).version)
+    logger.info("registry: alias champion is version %d", _made(now.view.head).version)
     return replace(now, step=Step.PROJECT_PREVIOUS)
 
 
 def _project_previous(now: Progress, ports: Services) -> Progress:
     previous = now.view.previous
     ports.registry.set_alias("previous", previous.version if previous else None)
+    logger.info("registry: alias previous is %s", f"version {previous.version}" if previous else "not set")
     return replace(now, step=Step.PROJECT_STAGE)
 
 
 def _project_stage(now: Progress, ports: Services) -> Progress:
     ports.registry.set_production(_made(now.view.head).version)
+    logger.info("registry: version %d is in Production, if the server has stages", _made(now.view.head).version)
     return replace(now, step=Step.SETTLE)
 
 
@@ -249,6 +263,7 @@ def _settle(now: Progress, ports: Services) -> Progress:
 def _mirror(now: Progress, ports: Services) -> Progress:
     if ports.hub and any(_hub_of(slot, ports) for slot in now.view.slots):
         ports.hub.mirror(now.view)
+        logger.info("Hub: the ledger's copy has %d entries", len(now.view.slots))
     return replace(now, step=Step.RECORD if now.decision else Step.DECIDE)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -165,6 +166,54 @@ def test_a_kept_challenger_leaves_the_same_bytes_when_asked_again(params: Params
     first = {path.name: path.read_bytes() for path in OUTPUT.iterdir()}
     assert call() == 0
     assert {path.name: path.read_bytes() for path in OUTPUT.iterdir()} == first
+
+
+def logged() -> list[str]:
+    """The lines of deployment_logs.txt without their times, of which each has one."""
+    lines = (OUTPUT / "deployment_logs.txt").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line) for line in lines)
+    return [line.split(" ", 2)[2] for line in lines]
+
+
+def test_the_log_holds_every_step_whatever_goes_to_stderr(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    assert weightless.call("--log-level", "warning") == 0
+    assert "INFO" not in capsys.readouterr().err
+    told, at = logged(), 0
+    for said in ("decision: promote (improved), score", "because its gain of +", "assembled the release",
+                 "registered as version 2", "wrote ledger entry 2: version 2 is the champion",
+                 "alias champion is version 2", "alias previous is version 1", "version 2 is in Production"):
+        at = next((place for place in range(at, len(told)) if said in told[place]), len(told))
+        assert at < len(told), said
+    assert all(line.startswith("INFO ") for line in told)
+    challenger(params, "worse", answers(10))
+    assert weightless.call() == 0
+    assert "decision: keep (not_best)" in capsys.readouterr().err
+    assert any("because it is not above the best evaluated model" in line for line in logged())
+
+
+def test_the_record_says_what_the_score_was_compared_with(params: Params) -> None:
+    assert weightless.call("--dry-run") == 0
+    compared = json.loads((OUTPUT / "model_comparison.json").read_text())
+    numbers = {name: info()[name] for name in ("threshold", "improvement", "historical_best_score")}
+    assert numbers == {name: compared[name] for name in numbers}
+    assert numbers["threshold"] == 0.001
+    assert info()["weighted_score"] - numbers["historical_best_score"] == pytest.approx(numbers["improvement"])
+
+
+def test_a_registered_version_says_why_it_was_promoted_and_shows_the_raw_metrics(params: Params) -> None:
+    assert weightless.call() == 0
+    client, report = mlflow_utils.connect(params.mlflow), json.loads((METRICS.with_name("report.json")).read_text())
+    first, second = (client.get_model_version(NAME, str(number)) for number in (1, 2))
+    assert {name: float(second.tags[f"champion.metric.{name}"]) for name in report["metrics"]} == report["metrics"]
+    said = info()
+    assert second.description == (
+        f"Weighted score {said['weighted_score']:.6f} on 40 evaluated rows. Gain over the best promoted: "
+        f"{said['improvement']:+.6f} ({second.description.partition('(')[2].partition(';')[0]}; threshold 0.001). "
+        f"Decision: promote (improved), {said['explanation']}. Evaluated in MLflow run {said['evaluation_run']}; code "
+        f"at commit {said['git_commit'][:12]}.")
+    assert " % interval +" in second.description
+    assert "Decision: promote (first_model), nothing was promoted before." in first.description
+    assert "Gain" not in first.description
 
 
 def test_a_run_that_was_killed_between_its_files_and_mlflow_is_recorded_by_the_next(params: Params) -> None:

@@ -1,5 +1,6 @@
 """The protocol step by step, over fakes that fail, crash or are overtaken at any single request."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,19 @@ def test_the_steps_come_in_their_order(start: World) -> None:
     ended, steps = deploy(Line(start))
     assert steps == WHOLE
     assert ended.decided().verdict is Verdict.PROMOTE
+
+
+def test_what_is_changed_outside_is_logged_in_its_order(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        deploy(Line(STARTS["with a champion"]))
+    told = [message.split(" at commit ")[0] for message in caplog.messages]
+    assert told[0].startswith("Hub: the ledger's copy has ")
+    assert told[1:3] == ["assembled the release", "registered as version 2"]
+    assert told[3].startswith("published to ")
+    assert told[4:] == [
+        "wrote ledger entry 2: version 2 is the champion", "Hub: main and tag of version 2 show the champion",
+        "registry: alias champion is version 2", "registry: alias previous is version 1",
+        "registry: version 2 is in Production, if the server has stages", "Hub: the ledger's copy has 2 entries"]
 
 
 def test_nothing_is_visible_before_the_claim_and_all_of_it_after() -> None:

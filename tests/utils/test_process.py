@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,41 @@ def test_a_bug_does_not_tell_a_secret(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (code, err.count("'***'")) == (1, 2)
     assert "WARNING is ***" in err
     assert "s3cr3t-token" not in err + " ".join(map(str, told(tmp_path)))
+
+
+SPEAK = """
+    process.Arguments(description=None).parse_args(sys.argv[1:])
+    for name in ("champion", "src.x", "utils.x", "other"):
+        for level in ("debug", "info", "warning", "error"):
+            logging.getLogger(name).log(getattr(logging, level.upper()), "%s %s", name, level)
+    return 0
+"""
+
+
+@pytest.mark.parametrize(("environment", "flags", "lowest"), [
+    ("", [], "info"), ("debug", [], "debug"), ("WARNING", [], "warning"), ("", ["--log-level=warning"], "warning"),
+    ("warning", ["--log-level", "debug"], "debug"), ("debug", ["--log-level", "info"], "info")])
+def test_the_log_level_comes_from_the_flag_then_the_environment_and_leaves_libraries_alone(
+        environment: str, flags: list[str], lowest: str, tmp_path: Path) -> None:
+    body = SPEAK.strip().replace("sys.argv[1:]", repr(flags))
+    code, _, err = run(body, tmp_path, CHAMPION_LOG_LEVEL=environment)
+    levels = ["debug", "info", "warning", "error"]
+    expected = [f"{name} {level}" for name in ("champion", "src.x", "utils.x")
+                for level in levels[levels.index(lowest):]] + ["other warning", "other error"]
+    assert (code, [line.partition(" ")[2] for line in err.splitlines()]) == (0, expected)
+
+
+def test_an_unknown_log_level_is_refused_by_name(tmp_path: Path) -> None:
+    code, _, err = run("return 0", tmp_path, CHAMPION_LOG_LEVEL="loud")
+    assert (code, err) == (2, "ERROR CHAMPION_LOG_LEVEL: 'loud' is unknown; choose one of debug, info, warning\n")
+    code, _, err = run(SPEAK.strip().replace("sys.argv[1:]", "['--log-level', 'loud']"), tmp_path)
+    assert (code, "argument --log-level: invalid choice: 'loud'" in err) == (2, True)
+
+
+def test_every_script_takes_a_log_level() -> None:
+    scripts = [import_module(f"scripts.{path.stem}") for path in (ROOT / "scripts").glob("*_script.py")]
+    assert len(scripts) > 10
+    assert [script.__name__ for script in scripts if "--log-level" not in script.PARSER.format_help()] == []
 
 
 @pytest.mark.parametrize("code", [0, 10])

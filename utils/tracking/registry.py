@@ -40,14 +40,14 @@ class MlflowRegistry:
     """The registry that the promotion protocol works on.
 
     save writes the model in MLflow's transformers flavour to a folder; run_id returns the deployment run that keeps
-    it, tags the tags of a new version, spent the versions whose weights may be pruned at any time.
+    it, tags and description what a new version shows, spent the versions whose weights may be pruned at any time.
     """
 
     def __init__(self, client: MlflowClient, name: str, *, save: Callable[[Path], None],
                  run_id: Callable[[], str], tags: Callable[[], Mapping[str, str]],
-                 spent: Callable[[], frozenset[int]] = frozenset) -> None:
+                 spent: Callable[[], frozenset[int]] = frozenset, description: Callable[[], str] = str) -> None:
         self._client, self._name = client, name
-        self._save, self._run_id, self._tags, self._spent = save, run_id, tags, spent
+        self._save, self._run_id, self._tags, self._spent, self._description = save, run_id, tags, spent, description
         self._has_stages = True
 
     def register(self, key: str) -> int:
@@ -207,7 +207,8 @@ class MlflowRegistry:
         for _ in range(_ATTEMPTS):
             with mlflow_errors(), sent_once():
                 try:
-                    self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), tag.KEY: key})
+                    self._client.create_model_version(self._name, source, run_id, tags={**self._tags(), tag.KEY: key},
+                                                      description=self._description())
                 except MlflowException as error:
                     if not unanswered(error):
                         raise

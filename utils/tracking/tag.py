@@ -18,6 +18,7 @@ VERSION = "champion.version"
 # Tags of model versions.
 IDENTITY = "champion.identity"
 SCORE = "champion.score"
+METRIC = "champion.metric."  # before the name of each unweighted metric
 CONTRIBUTIONS = "champion.contributions"
 GAIN = "champion.gain"
 EVALUATION_RUN = "champion.evaluation_run"
