@@ -11,6 +11,8 @@ from src.core.params import DeploymentParams, GuardParams
 from src.core.records import EvaluationReport, Metrics, weighted_score
 from src.ledger.slots import LedgerView
 
+PROMOTIONS = ("promote", "force", "genesis")  # kinds of slots that start the count of challengers anew
+
 
 class Verdict(StrEnum):
     """What the gate decides."""
@@ -85,17 +87,21 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class Policy:
-    """Score weights (their sum is 1), the smallest gain that promotes, and whether its interval must exclude 0."""
+    """Score weights (their sum is 1), the smallest gain that promotes, and whether its interval must exclude 0.
+
+    confidence: that of the first challenger's interval; None in decisions of versions that did not record it.
+    """
 
     weights: Mapping[str, float]
     threshold: Decimal
     require_significance: bool
+    confidence: float | None = None
 
     @classmethod
     def from_params(cls, params: DeploymentParams) -> Self:
         """The policy in params.yaml."""
         return cls(params.weighted_scoring.weights, Decimal(repr(params.min_improvement_threshold)),
-                   require_significance=params.significance == "require")
+                   require_significance=params.significance == "require", confidence=params.confidence)
 
     def score(self, run: ScoredRun) -> Decimal:
         """The weighted score of a run's stored metrics under these weights."""
@@ -121,6 +127,7 @@ class Question:
     hub_holds_release: False if nothing is pushed.
     failed_guard: the result of `failed_guard`, None if every guard holds.
     evidence: the paired bootstrap against the best promoted model, None without such a model or its answers.
+    challengers: the number of this challenger since the last promotion, from 1; None if nothing depends on it.
     """
 
     challenger: ScoredRun
@@ -133,6 +140,7 @@ class Question:
     hub_holds_release: bool
     failed_guard: str | None
     evidence: GainEvidence | None
+    challengers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,15 +214,23 @@ def needs_champion_evaluated(question: Question) -> bool:
     return question.ledger.head is not None and reason is Reason.INCOMPARABLE
 
 
-def challengers_since_head(question: Question) -> int:
-    """The number of this challenger since the last promotion, from 1: models evaluated since and never promoted count.
+def counted_since(ledger: LedgerView, first_evaluated: int | None) -> int:
+    """The time from which challengers are counted, in milliseconds since the epoch: when the champion was promoted.
 
-    Of twenty equal challengers, one shows a significant gain at 95 % by chance, so a later one must show more.
+    Only slots of the kinds in PROMOTIONS move it. After a rollback it is again the promotion of the model that is
+    champion again. A challenger that was first evaluated (first_evaluated) before that time is counted from the
+    promotion before its evaluation: all models evaluated since then could have been brought before the gate instead.
     """
-    ledger, head = question.ledger, question.ledger.head
-    since = datetime.fromisoformat(head.time).timestamp() * 1000 if head else 0
-    others = comparable(question.history, question.challenger, ledger.blocked_digests)
-    return 1 + sum(run.finished_at > since and run.model_digest not in ledger.promoted_digests for run in others)
+    head = ledger.head
+    promoted = [(_milliseconds(slot.time), slot.model_digest) for slot in ledger.slots if slot.kind in PROMOTIONS]
+    since = max((time for time, digest in promoted if head and digest == head.model_digest), default=0)
+    if first_evaluated is None or first_evaluated > since:
+        return since
+    return max((time for time, _ in promoted if time < first_evaluated), default=0)
+
+
+def _milliseconds(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp() * 1000)
 
 
 def _failures(guards: GuardParams, report: EvaluationReport, baseline: Metrics | None) -> Iterator[str]:

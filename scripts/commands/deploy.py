@@ -130,8 +130,7 @@ class Deployer:
             self._evaluate_champion()
             question = self._question(view)
         decision = self._decision = gate.decide(question)
-        self._evidence_of_decision = evidence_of(question, decision, self._setting.inputs.report,
-                                                 gate.challengers_since_head(question))
+        self._evidence_of_decision = evidence_of(question, decision, self._setting.inputs.report)
         logger.info("decision: %s (%s), score %.6f, %d comparable models", decision.verdict, decision.reason,
                     decision.score, decision.to_beat.runs)
         policy = self._setting.request.policy
@@ -188,11 +187,13 @@ class Deployer:
                                    model_name=request.model_name, contract=request.challenger.contract)
             ignored = {request.challenger.model_digest, *view.blocked_digests}
             history = reader.read(request.policy, view, ignored)
+            counted = request.policy.require_significance and view.head is not None
+            challengers = reader.challengers(request.challenger, view) if counted else None
         hub_holds_release = view.head is None and setting.hub is not None and setting.hub.holds_release()
         question = gate.Question(
             challenger=request.challenger, history=history.runs, history_complete=history.complete, ledger=view,
             policy=request.policy, force=request.force, may_promote=setting.may_promote,
-            hub_holds_release=hub_holds_release, failed_guard=None, evidence=None)
+            hub_holds_release=hub_holds_release, failed_guard=None, evidence=None, challengers=challengers)
         baseline = gate.scores_to_beat(question).best_promoted
         guards, report = setting.params.deployment.guards, setting.inputs.report
         return replace(question, failed_guard=gate.failed_guard(guards, report, baseline.metrics if baseline else None),
@@ -206,7 +207,7 @@ class Deployer:
         return gain_evidence(
             Prediction.load_lines(setting.inputs.evaluations / PREDICTIONS), theirs, policy=question.policy,
             contract=question.challenger.contract, params=setting.params.deployment,
-            challengers=gate.challengers_since_head(question))
+            challengers=question.challengers)
 
     def _refuse_lost_history(self, view: LedgerView) -> None:
         name, experiment = self._setting.request.model_name, self._setting.params.mlflow.experiment_name

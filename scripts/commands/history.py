@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from src import model_selection
 from src.core import records
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Refused
 from src.core.params import load_params
@@ -103,11 +102,11 @@ class HistoryCommands:
                                     f"`python scripts/history_script.py --promote {run_id}`")
             run = deployment
         recorded = self._runs.evidence(run)
-        question, report, challengers = _loaded(recorded, run.info.run_id)
+        question, report = _loaded(recorded, run.info.run_id)
         found = self._question_today(question)
-        again = evidence_of(found, decide(found), report, model_selection.challengers_since_head(found))
+        again = evidence_of(found, decide(found), report)
         differing = differences(recorded, json.loads(json.dumps(again)))
-        lines = explain_lines(question, decide(question), challengers)
+        lines = explain_lines(question, decide(question))
         return [f"deployment run {run.info.run_id}", *lines], differing
 
     def backtest(self, settings: Sequence[str], form: str) -> str:
@@ -141,14 +140,18 @@ class HistoryCommands:
         baseline, recorded = scores_to_beat(question).best_promoted, question.evidence
         ids = [question.challenger.run_id, *([baseline.run_id] if baseline else [])]
         answers = {name: logged_predictions(self._client, name) for name in ids}
-        evidence = None
+        policy, evidence = question.policy, None
+        counted = question.challengers if policy.require_significance or policy.confidence is None else None
         ours, theirs = answers[ids[0]], answers[ids[-1]]
         if recorded and baseline and ours is not None and theirs is not None:
-            taken = {"confidence": recorded.confidence, "resamples": recorded.resamples}
-            evidence = gain_evidence(ours, theirs, policy=question.policy, contract=question.challenger.contract,
-                                     params=self._params.deployment.model_copy(update=taken), challengers=1)
+            stated, number = policy.confidence, counted
+            if stated is None:  # the record of a version that counted otherwise: its interval is taken as it was
+                stated, number = recorded.confidence, None
+            taken = {"confidence": stated, "resamples": recorded.resamples}
+            evidence = gain_evidence(ours, theirs, policy=policy, contract=question.challenger.contract,
+                                     params=self._params.deployment.model_copy(update=taken), challengers=number)
         slots = self._ledger.view().slots[: len(question.ledger.slots)]
-        return replace(question, ledger=LedgerView(slots), evidence=evidence,
+        return replace(question, ledger=LedgerView(slots), evidence=evidence, challengers=counted,
                        challenger=_scored_again(question.challenger, answers),
                        history=[_scored_again(run, answers) for run in question.history])
 
@@ -163,11 +166,10 @@ def _scored_again(run: ScoredRun, answers: Mapping[str, list[Prediction] | None]
     return replace(run, metrics=records.Metrics(**found))
 
 
-def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, EvaluationReport, int]:
+def _loaded(recorded: Mapping[str, Any], run_id: str) -> tuple[Question, EvaluationReport]:
     where = Path(f"run {run_id}: evidence.json")
     try:
-        return (question_of(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where),
-                int(recorded["challengers"]))
+        return question_of(recorded, where=where), EvaluationReport.parse(recorded["report"], where=where)
     except (KeyError, TypeError, ValueError, InvalidOperation) as error:
         raise IntegrityError(f"{where}: cannot be read as evidence ({error!r:.200}), so it was altered; restore it "
                              "from the artifact store's backup") from error

@@ -111,22 +111,23 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
     }
 
 
-def evidence_of(question: Question, decision: Decision, report: EvaluationReport, challengers: int) -> dict[str, Any]:
+def evidence_of(question: Question, decision: Decision, report: EvaluationReport) -> dict[str, Any]:
     """The content of evidence.json: everything that the decision depends on, and its result."""
     policy = question.policy
+    confidence = {} if policy.confidence is None else {"confidence": policy.confidence}
     return {
         "challenger": _run(question.challenger),
         "history": [_run(run) for run in question.history],
         "history_complete": question.history_complete,
         "ledger": [slot.text() for slot in question.ledger.slots],
         "policy": {"weights": dict(policy.weights), "threshold": str(policy.threshold),
-                   "require_significance": policy.require_significance},
+                   "require_significance": policy.require_significance, **confidence},
         "force": question.force,
         "may_promote": question.may_promote,
         "hub_holds_release": question.hub_holds_release,
         "failed_guard": question.failed_guard,
         "evidence": asdict(question.evidence) if question.evidence else None,
-        "challengers": challengers,
+        "challengers": question.challengers,
         "report": report.model_dump(mode="json", exclude_none=True),  # as earlier versions wrote it
         "answer": {"verdict": decision.verdict.value, "reason": decision.reason.value, "score": str(decision.score),
                    "gain": None if decision.gain is None else str(decision.gain)},
@@ -141,12 +142,14 @@ def question_of(evidence: Mapping[str, Any], *, where: Path) -> Question:
         history=[_scored(run, where) for run in evidence["history"]],
         history_complete=evidence["history_complete"],
         ledger=parse_slots(evidence["ledger"]) if evidence["ledger"] else LedgerView(()),
-        policy=Policy(policy["weights"], Decimal(policy["threshold"]), policy["require_significance"]),
+        policy=Policy(policy["weights"], Decimal(policy["threshold"]), policy["require_significance"],
+                      policy.get("confidence")),
         force=evidence["force"],
         may_promote=evidence["may_promote"],
         hub_holds_release=evidence["hub_holds_release"],
         failed_guard=evidence["failed_guard"],
         evidence=GainEvidence(**gain) if gain else None,
+        challengers=evidence["challengers"],
     )
 
 

@@ -1,5 +1,6 @@
 """The one module that words a decision: for the records, the terminal, --explain, the report and the summary. Pure."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -88,6 +89,13 @@ def blocker(decision: Decision, policy: Policy) -> ScoredRun | None:
     return decision.to_beat.best_evaluated if is_alone else None
 
 
+def percent(confidence: float) -> str:
+    """A confidence in percent, with two digits of what it leaves out: `95 %`, `99.976 %`; never rounded to 100."""
+    left_out = max(100 * (1 - confidence), 1e-10)
+    digits = max(0, 1 - math.floor(math.log10(left_out)))
+    return f"{100 * confidence:.{digits}f}".rstrip("0").rstrip(".") + " %"
+
+
 def signed(gain: Decimal | None) -> str:
     """A gain with its sign and six digits, or `none`."""
     return "none" if gain is None else f"{gain:+.6f}"
@@ -110,7 +118,7 @@ def policy_words(policy: Policy) -> str:
     return f"{weights}; threshold {policy.threshold}; significance {significance}"
 
 
-def explain_lines(question: Question, decision: Decision, challengers: int) -> list[str]:
+def explain_lines(question: Question, decision: Decision) -> list[str]:
     """Everything that a decision rests on, one line each: what history_script.py --explain prints."""
     policy, to_beat, evidence = question.policy, decision.to_beat, question.evidence
     head, gain = question.ledger.head, decision.gain
@@ -118,7 +126,7 @@ def explain_lines(question: Question, decision: Decision, challengers: int) -> l
     reached = "reached" if gain is not None and gain >= policy.threshold else "not reached"
     rows = {
         "situation": f"{_models(to_beat.runs, to_beat.complete)} under contract {question.challenger.contract[:12]}; "
-                     f"{champion}; challenger {challengers} since the last promotion",
+                     f"{champion}{_challenger(question)}",
         "policy": policy_words(policy),
         "challenger": _run(question.challenger, question),
         "best evaluated": _run(to_beat.best_evaluated, question),
@@ -210,7 +218,16 @@ def promoted_earlier(info: Mapping[str, Any]) -> Headline:
 
 
 def _range(evidence: GainEvidence) -> str:
-    return f"{evidence.low:+.6f} to {evidence.high:+.6f} at {100 * evidence.confidence:g} % on {evidence.rows} rows"
+    return f"{evidence.low:+.6f} to {evidence.high:+.6f} at {percent(evidence.confidence)} on {evidence.rows} rows"
+
+
+def _challenger(question: Question) -> str:
+    """Which challenger since the last promotion it is, and how sure its gain has to be; empty if it was not counted."""
+    if question.challengers is None:
+        return ""
+    required = question.policy.require_significance and question.evidence
+    asked = f", whose gain must show at {percent(question.evidence.confidence)} confidence" if required else ""
+    return f"; challenger {question.challengers} since the last promotion{asked}"
 
 
 def _chance(evidence: GainEvidence) -> str:

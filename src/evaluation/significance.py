@@ -56,14 +56,14 @@ def paired_bootstrap(challenger: RowStatistics, baseline: RowStatistics, *, weig
 
 
 def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Prediction], *, policy: Policy, contract: str,
-                  params: DeploymentParams, challengers: int) -> GainEvidence:
+                  params: DeploymentParams, challengers: int | None) -> GainEvidence:
     """The paired bootstrap on the rows that both models answered.
 
-    If the policy requires significance, the confidence is raised for the k-th challenger since the last promotion.
+    For the k-th challenger since the last promotion the confidence is raised; challengers is None if significance is
+    not required.
     """
     ours, theirs = shared_rows([row.id for row in challenger], [row.id for row in baseline])
-    required = policy.require_significance
-    confidence = adjusted_confidence(params.confidence, challengers) if required else params.confidence
+    confidence = params.confidence if challengers is None else adjusted_confidence(params.confidence, challengers)
     return paired_bootstrap(
         RowStatistics.from_rows([row.stats for row in challenger]).take(ours),
         RowStatistics.from_rows([row.stats for row in baseline]).take(theirs),
@@ -115,10 +115,17 @@ def shared_rows(challenger: Sequence[str], baseline: Sequence[str]) -> tuple[NDA
 
 
 def adjusted_confidence(confidence: float, challengers: int) -> float:
-    """Confidence for the k-th challenger since the last promotion, k from 1: 1 - (1 - confidence) / k."""
+    """Confidence of the k-th challenger's interval since the last promotion: 1 - 2 * alpha / (k * (k + 1)), k from 1.
+
+    alpha is 1 - confidence. A challenger is promoted only if its interval lies above 0. For one that is no better than
+    the champion this happens with a chance of half of what the interval leaves out: alpha / (k * (k + 1)). Since
+    1 / (k * (k + 1)) = 1 / k - 1 / (k + 1), the first n of these chances add up to alpha * (1 - 1 / (n + 1)). So with
+    any number of challengers, and however they depend on each other, the chance of even one false promotion before
+    the next true one is below alpha. The first challenger's interval has the stated confidence.
+    """
     if challengers < 1:
         raise ValueError(f"challengers are counted from 1, found {challengers}")
-    return round(1 - (1 - confidence) / challengers, 12)
+    return round(1 - 2 * (1 - confidence) / (challengers * (challengers + 1)), 12)
 
 
 def seed_from(contract_hex: str) -> int:
@@ -127,8 +134,11 @@ def seed_from(contract_hex: str) -> int:
 
 
 def least_rows(confidence: float) -> int:
-    """The smallest number of rows on which a gain can show: chance makes every row better in 2 of 2**rows cases."""
-    return math.ceil(1 - math.log2(1 - confidence))
+    """The smallest number of rows on which a gain can show: chance makes every row better in 2 of 2**rows cases.
+
+    A confidence that rounds to 1, as it does from the 316,228th challenger on, counts as 1 - 1e-12.
+    """
+    return math.ceil(1 - math.log2(max(1 - confidence, 1e-12)))
 
 
 def _resample(systems: Sequence[RowStatistics], *, resamples: int, seed: int) -> list[NDArray[np.float64]]:

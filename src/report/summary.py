@@ -168,7 +168,7 @@ def _headline(found: RunResults) -> words.Headline:
 
 
 def _scores(found: RunResults, report: EvaluationReport, compared: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    level = f"{100 * found.confidence:g} % interval" if found.confidence else "interval"
+    level = f"{words.percent(found.confidence)} interval" if found.confidence else "interval"
     yield "", "value", level, "weight", "contribution", "best promoted"
     weights, promoted = compared.get("weights") or report.weights, compared.get("best_promoted")
     parts = compared.get("contributions") or {}

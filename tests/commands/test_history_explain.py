@@ -9,8 +9,8 @@ import pytest
 
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams
 from src.core.params import Params
-from tests.fakes.history_fixtures import Run, client, config, evaluate_and_deploy, evidence_of, params, run
-from tests.fakes.history_store import answers, challenger, deploy
+from tests.fakes.history_fixtures import ROOT, Run, client, config, evaluate_and_deploy, evidence_of, params, run
+from tests.fakes.history_store import answers, challenger, deploy, write_params
 
 __all__ = ["config", "params", "run"]  # fixtures, found by their names
 
@@ -46,7 +46,7 @@ ALTERATIONS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda e: e["evidence"].update(low=0.5), "evidence.low: recorded 0.5, found "),
     (lambda e: e["challenger"]["metrics"].update(bleu4=0.99), "challenger.metrics.bleu4: recorded 0.99, found "),
     (lambda e: e["policy"].update(threshold="0.5"), "evidence.threshold: recorded 0.001, found 0.5"),
-    (lambda e: e.update(challengers=7), "challengers: recorded 7, found 1"),
+    (lambda e: e.update(challengers=7), "challengers: recorded 7, found None"),
     (lambda e: e.update(force=True, answer={**e["answer"], "reason": "forced"}), "answer.reason: recorded 'forced'"),
     (lambda e: e.update(ledger=[]), "answer.reason: recorded 'improved', found 'first_model'"),
 ]
@@ -66,6 +66,22 @@ def test_evidence_that_was_altered_is_told_and_named(run: Run, config: Path, par
         out = capsys.readouterr().out
         assert "replay          differs\n" in out
         assert named in out.partition("differs\n")[2]
+
+
+def test_the_number_of_a_challenger_is_recorded_with_the_confidence_that_it_asks_for(
+    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(config.parent, ROOT / "params.yaml", significance="require")
+    third = evaluate_and_deploy(config, params, ("a", 30), ("b", 20), ("c", 21))[2]
+    words = run("--explain", third.run_id)
+    assert "challenger 2 since the last promotion, whose gain must show at 98.3 % confidence" in words
+    assert " at 98.3 % on 40 rows, " in words
+    assert words.endswith("  replay          the same result, bit for bit\n")
+    path = evidence_of(params, third)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"challengers": 1}))
+    with pytest.raises(IntegrityError):
+        run("--explain", third.run_id)
+    assert "evidence.confidence: recorded 0.983333333333, found 0.95\n" in capsys.readouterr().out
 
 
 def test_answers_that_were_changed_after_the_decision_are_told(run: Run, config: Path, params: Params,

@@ -12,7 +12,7 @@ from src.core.params import METRICS, DeploymentParams, load_params
 from src.core.records import Metrics, digest_of
 from src.decisions.backtest import BacktestStep, backtest, changed, comparison
 from src.ledger.slots import LedgerView
-from src.model_selection import GainEvidence, Policy, ScoredRun, Verdict, challengers_since_head, decide
+from src.model_selection import GainEvidence, Policy, Question, ScoredRun, Verdict, counted_since, decide
 from tests.fakes.factories import CONTRACT, POLICY, question, run, slot
 
 REQUIRED = replace(POLICY, require_significance=True)
@@ -83,6 +83,13 @@ def test_without_answers_to_pair_a_required_interval_leaves_it_undecided() -> No
     assert reasons(backtest([run("a", 0.5), run("b", 0.6, at=2)], REQUIRED, none)) == ["first_model", "incomparable"]
 
 
+def number(asked: Question) -> int:
+    """Of the challenger: models evaluated since the last promotion and never promoted count."""
+    since, known = counted_since(asked.ledger, None), {each.model_digest for each in asked.ledger.slots}
+    others = {run.model_digest for run in asked.history if run.finished_at > since}
+    return 1 + len(others - known - {asked.challenger.model_digest})
+
+
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("policy", [POLICY, REQUIRED], ids=["report", "require"])
 def test_it_decides_as_the_gate_does_over_the_whole_history(seed: int, policy: Policy) -> None:
@@ -94,7 +101,7 @@ def test_it_decides_as_the_gate_does_over_the_whole_history(seed: int, policy: P
     found: list[tuple[str, Decimal | None]] = []
     for challenger in runs:
         asked = question(challenger, history, view, policy=policy)
-        lucky = gain(0.001 if challengers_since_head(asked) % 2 else -0.001)
+        lucky = gain(0.001 if number(asked) % 2 else -0.001)
         decision = decide(replace(asked, evidence=lucky))
         if decision.verdict is Verdict.PROMOTE:
             at = challenger.finished_at // 60_000
@@ -110,7 +117,7 @@ def test_it_decides_as_the_gate_does_over_the_whole_history(seed: int, policy: P
 def test_settings_change_the_policy_and_nothing_else(params: DeploymentParams) -> None:
     found = changed(params, ["weights.bleu4=0.5", "weights.bleu1=0", "threshold=0.01", "significance=require"])
     weights = {**params.weighted_scoring.weights, "bleu4": 0.5, "bleu1": 0.0}
-    assert Policy.from_params(found) == Policy(weights, Decimal("0.01"), require_significance=True)
+    assert Policy.from_params(found) == Policy(weights, Decimal("0.01"), require_significance=True, confidence=0.95)
     assert found.model_copy(update={"weighted_scoring": params.weighted_scoring, "significance": params.significance,
                                     "min_improvement_threshold": params.min_improvement_threshold}) == params
 

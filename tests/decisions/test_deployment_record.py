@@ -8,7 +8,7 @@ import pytest
 
 from src.core.records import canonical_json
 from src.decisions.record import Request, comparison, decision_id, info
-from src.decisions.words import RESULTS, explain, signed, terminal_summary
+from src.decisions.words import RESULTS, explain, percent, signed, terminal_summary
 from src.ledger.slots import LedgerView
 from src.model_selection import Decision, Question, Reason, Verdict, decide
 from tests.decisions.test_model_selection import ROWS
@@ -166,3 +166,10 @@ def test_anything_that_a_reader_would_act_on_changes_the_id() -> None:
 def test_a_gain_has_a_sign_and_six_digits() -> None:
     assert signed(decided().gain) == "+0.100000"
     assert signed(None) == "none"
+
+
+@pytest.mark.parametrize(("confidence", "words"), [
+    (0.95, "95 %"), (0.9, "90 %"), (0.9975, "99.75 %"), (0.983333333333, "98.3 %"), (0.999761904762, "99.976 %"),
+    (1 - 4e-7, "99.99996 %"), (1.0, "100 %")])
+def test_a_confidence_is_never_rounded_to_certainty(confidence: float, words: str) -> None:
+    assert percent(confidence) == words

@@ -1,6 +1,7 @@
 """Sequences of deployments through the whole gate, on a real MLflow store; merging alone is left out."""
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from scripts import rollback_script
 from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
+from src.evaluation.significance import adjusted_confidence
 from src.model_selection import Decision, Reason, Verdict
 from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
 from tests.fakes.promoted import run
@@ -36,12 +38,23 @@ class Shop:
     def guards(self, **changes: object) -> None:
         """Change deployment.guards in params.yaml; the others stay as they are."""
         guards = self.params.deployment.guards.model_dump() | changes
-        self.params = load_params(write_params(self.config.parent, SOURCE, guards=guards))
+        significance = load_params(self.config).deployment.significance
+        self.params = load_params(write_params(self.config.parent, SOURCE, guards=guards, significance=significance))
+
+    def require_significance(self) -> None:
+        write_params(self.config.parent, SOURCE, significance="require")
+
+    def number(self, mark: str, score: float, *, tomorrow: bool = False) -> int:
+        """Deploy a challenger; returns which one it is since the last promotion, by the confidence asked of it."""
+        found = self.deploy(mark, score, tomorrow=tomorrow).evidence
+        assert found
+        return next(k for k in range(1, 50) if adjusted_confidence(0.95, k) == found.confidence)
 
     def guard_tag(self, mark: str) -> str | None:
         run_id = self.reports[mark].run_id
         tags = mlflow_utils.connect(self.params.mlflow).get_run(run_id).data.tags
-        return tags.get("champion.failed_guard")
+        found = tags.get("champion.failed_guard")
+        return None if found is None else str(found)
 
     @property
     def champion(self) -> str:
@@ -162,3 +175,45 @@ def test_a_dry_run_marks_no_refusal(shop: Shop) -> None:
     shop.reports["refused"] = challenger(shop.params, "refused", ANSWERS, 0.9)
     assert call("--dry-run", "--config", str(shop.config)) == 0
     assert shop.guard_tag("refused") is None
+
+
+def test_every_try_since_the_last_promotion_counts_whatever_became_of_it(shop: Shop) -> None:
+    shop.require_significance()
+    assert shop.deploy("a", 0.5).evidence is None
+    assert shop.number("one", 0.4) == 1
+    client = mlflow_utils.connect(shop.params.mlflow)
+    client.set_tag(shop.reports["one"].run_id, "champion.excluded", "a broken machine")
+    assert shop.number("two", 0.4) == 2
+    client.delete_run(shop.reports["two"].run_id)
+    shop.guards(least_rows=9)
+    assert shop.number("refused", 0.6) == 3
+    shop.guards(least_rows=1)
+    assert shop.number("refused", 0.6) == 3, "a model that is evaluated again counts once"
+    evaluate(shop.params, shop.reports["a"].model, TOMORROW, 0.3, Path("results/champion"))
+    assert shop.number("tomorrow's", 0.2, tomorrow=True) == 4
+
+
+def test_a_promotion_starts_the_count_anew_and_a_rollback_or_a_block_does_not(shop: Shop) -> None:
+    shop.require_significance()
+    shop.deploy("a", 0.5)
+    assert shop.number("one", 0.4) == 1
+    time.sleep(1)  # a slot's time has no fractions
+    shop.deploy("b", 0.6, "--force-deploy", "--reason", "it knows the new prices")
+    assert shop.number("two", 0.4) == 1
+    assert run(rollback_script, "--config", shop.config, "--block", "1", "--reason", "it swears") == 0
+    assert shop.number("three", 0.4) == 2
+    assert run(rollback_script, "--config", shop.config, "--to", "1", "--reason", "complaints") == 0
+    assert shop.number("four", 0.4) == 4, "a is champion again, and everybody since its promotion was a try"
+
+
+def test_a_challenger_evaluated_before_the_last_promotion_counts_with_those_it_could_have_been_chosen_from(
+    shop: Shop,
+) -> None:
+    shop.require_significance()
+    shop.deploy("a", 0.5)
+    for mark in ("one", "two", "three"):
+        challenger(shop.params, mark, ANSWERS, 0.4)
+    time.sleep(1)
+    shop.deploy("b", 0.3, "--force-deploy", "--reason", "it knows the new prices")
+    assert shop.number("three", 0.4) == 3
+    assert shop.number("new", 0.4) == 2, "three was evaluated again since"

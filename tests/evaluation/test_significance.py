@@ -93,9 +93,28 @@ def test_a_challenger_number_below_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("confidence", "challengers", "expected"), [
-    (0.95, 1, 0.95), (0.95, 2, 0.975), (0.95, 20, 0.9975), (0.9, 4, 0.975), (0.99, 10, 0.999)])
+    (0.95, 1, 0.95), (0.95, 2, 0.983333333333), (0.95, 20, 0.999761904762), (0.9, 4, 0.99), (0.9, 1, 0.9),
+    (0.99, 10, 0.999818181818), (0.95, 10**7, 1.0)])
 def test_confidence_grows_with_the_challengers(confidence: float, challengers: int, expected: float) -> None:
     assert adjusted_confidence(confidence, challengers) == expected
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_however_many_challengers_there_are_their_chances_of_a_false_promotion_add_up_to_less_than_alpha(
+    confidence: float,
+) -> None:
+    alpha, levels = 1 - confidence, [adjusted_confidence(confidence, k) for k in range(1, 20_001)]
+    spent = np.cumsum([(1 - level) / 2 for level in levels])  # an interval is above 0 in half of what it leaves out
+    for count in (1, 20, 100, 500, 20_000):
+        assert spent[count - 1] == pytest.approx(alpha * (1 - 1 / (count + 1)), abs=1e-8)
+    assert spent[-1] < alpha
+    assert levels == sorted(levels)
+
+
+def test_a_challenger_of_a_number_that_nobody_reaches_can_show_nothing_and_nothing_breaks() -> None:
+    found = evidence(confidence=adjusted_confidence(0.95, 10**9))
+    assert (found.confidence, found.low, found.high, found.includes_zero) == (1.0, -1, 1, True)
+    assert least_rows(1.0) == 41
 
 
 @pytest.mark.parametrize(("confidence", "expected"), [(0.9, 5), (0.95, 6), (0.9975, 10)])

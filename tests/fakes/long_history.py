@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -133,4 +134,5 @@ def slot(view: LedgerView, run: ScoredRun) -> Slot:
     """The next slot: a promotion of what this run scored."""
     return factories.slot(view, "", run.metrics.bleu4, key=digest_of([run.model_digest, run.contract]),
                           model_digest=run.model_digest, metrics=run.metrics, contract=run.contract,
-                          evaluation_run=run.run_id)
+                          evaluation_run=run.run_id,
+                          time=datetime.fromtimestamp(run.finished_at // 1000, UTC).isoformat())

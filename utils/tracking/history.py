@@ -10,7 +10,6 @@ import logging
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from src.core.errors import InvalidInput, InvalidParams, Undecided
 from src.core.params import METRICS
 from src.core.records import Metrics, digest_of, read_object
 from src.ledger.slots import LedgerView
-from src.model_selection import Policy, ScoredRun
+from src.model_selection import Policy, ScoredRun, counted_since
 from utils.mlflow_utils import EVIDENCE, LocalArtifacts, fetch_files, find_experiment, find_run, mlflow_errors
 from utils.tracking import tag
 
@@ -66,9 +65,8 @@ class HistoryReader:
         """Every run when there are at most 300; otherwise only those that can change the decision.
 
         Those are the champion's run, the best run of all models and the best of the promoted ones. The ignored models
-        (the challenger and blocked ones) are left out, and so are models whose latest evaluation failed a guard. If
-        significance is required, every run since the last promotion is read too, because the gate counts them. Raises
-        Undecided if the server does not answer, or answers with runs that were not asked for.
+        (the challenger and blocked ones) are left out, and so are models whose latest evaluation failed a guard.
+        Raises Undecided if the server does not answer, or answers with runs that were not asked for.
         """
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
@@ -84,6 +82,28 @@ class HistoryReader:
 
         found = _Search(ask, policy, ledger, ignored).found()
         return ScoreHistory(tuple({run.run_id: run for run in found}.values()), complete=False)
+
+    def challengers(self, challenger: ScoredRun, ledger: LedgerView) -> int:
+        """The number of a challenger since the last promotion, from 1: see `counted_since` for the time.
+
+        Each other model that was evaluated since and never promoted counts, once for each contract, because each is a
+        try: also one that was excluded, blocked, refused by a guard, or whose run was deleted. Raises as `read`.
+        """
+        experiment = find_experiment(self._client, self._experiment)
+        if experiment is None:
+            return 1
+        wanted = {name: value for name, value in self._wanted.items() if name != tag.CONTRACT}
+
+        def ask(clause: str) -> Iterator[Run]:
+            query = _query(clause, wanted)
+            return _all_pages(lambda token: _page(self._client, experiment.experiment_id, query, PAGE, token,
+                                                  view=ViewType.ALL))
+
+        own, known = (challenger.model_digest, challenger.contract), {slot.model_digest for slot in ledger.slots}
+        mine = ask(f"tags.`{tag.MODEL_DIGEST}` = '{challenger.model_digest}'")
+        first = min((int(run.info.end_time or 0) for run in mine if _tried(run, wanted) == own), default=None)
+        tries = {_tried(run, wanted) for run in ask(f"attributes.end_time > {counted_since(ledger, first)}")}
+        return 1 + sum(digest not in known for digest, _ in tries - {own})
 
     def evaluations(self) -> list[tuple[ScoredRun, str | None, str | None]]:
         """Every evaluation with its tags EXCLUDED and FAILED_GUARD; the cost grows with the history. Raises as `read`.
@@ -105,9 +125,7 @@ class HistoryReader:
         return runs[-count:], more is not None or len(runs) > count
 
     def _page(self, home: str, clause: str, token: str | None, most: int = PAGE) -> tuple[list[Run], str | None]:
-        wanted = [f"tags.`{name}` = '{value}'" for name, value in self._wanted.items()]
-        query = " and ".join(filter(None, [clause, "attributes.status = 'FINISHED'", *wanted]))
-        return _page(self._client, home, query, most, token)
+        return _page(self._client, home, _query(clause, self._wanted), most, token)
 
     def _scored(self, runs: Iterable[Run]) -> Iterator[ScoredRun]:
         return (found.run for found in self._found(runs, LedgerView(())))
@@ -142,7 +160,7 @@ class _Search:
         best = self._highest(claims)
         if more is not None:
             self._climb(best)
-        return [*filter(None, self._latest.values()), *(self._since(head.time) if head else [])]
+        return list(filter(None, self._latest.values()))
 
     def _climb(self, score: Decimal) -> None:
         """Find the best model when more than a page of runs are above this score."""
@@ -184,11 +202,6 @@ class _Search:
     def _of_promoted(self, runs: Iterable[ScoredRun]) -> list[ScoredRun]:
         return [run for run in runs if run.model_digest in self._promoted]
 
-    def _since(self, time: str) -> list[ScoredRun]:
-        if not self._policy.require_significance:
-            return []
-        return self._all(f"attributes.end_time > {int(datetime.fromisoformat(time).timestamp() * 1000)}")
-
     def _above(self, score: Decimal) -> str:
         return f"metrics.weighted_score > {score:f} and tags.`{tag.WEIGHTS}` = '{self._weights}'"
 
@@ -202,10 +215,16 @@ def _standing(found: Iterable[_Found]) -> Iterator[ScoredRun]:
     return (one.run for one in latest.values() if not one.is_refused)
 
 
-def _page(client: MlflowClient, home: str, query: str, most: int, token: str | None) -> tuple[list[Run], str | None]:
-    """One page of an experiment's active runs, and where the next one begins."""
+def _query(clause: str, wanted: Mapping[str, str]) -> str:
+    tags = [f"tags.`{name}` = '{value}'" for name, value in wanted.items()]
+    return " and ".join(filter(None, [clause, "attributes.status = 'FINISHED'", *tags]))
+
+
+def _page(client: MlflowClient, home: str, query: str, most: int, token: str | None, *,
+          view: int = ViewType.ACTIVE_ONLY) -> tuple[list[Run], str | None]:
+    """One page of an experiment's runs, of the active ones unless another view is named, and where the next begins."""
     with mlflow_errors():
-        page = client.search_runs([home], query, ViewType.ACTIVE_ONLY, most, page_token=token)
+        page = client.search_runs([home], query, view, most, page_token=token)
     return list(page), page.token or None
 
 
@@ -218,11 +237,22 @@ def _all_pages(ask: Callable[[str | None], tuple[list[T], str | None]]) -> Itera
         yield from page
 
 
-def _scored_run(run: Run, wanted: Mapping[str, str]) -> ScoredRun | None:
+def _tried(run: Run, wanted: Mapping[str, str]) -> tuple[str, str]:
+    """Model and contract of an evaluation."""
+    _check_asked(run, wanted)
+    return run.data.tags.get(tag.MODEL_DIGEST, ""), run.data.tags.get(tag.CONTRACT, "")
+
+
+def _check_asked(run: Run, wanted: Mapping[str, str]) -> None:
     tags = run.data.tags
     if run.info.status != "FINISHED" or any(tags.get(name) != value for name, value in wanted.items()):
         raise Undecided(f"MLflow run {run.info.run_id}: the server returned a run that was not asked for; "
                         "check its version")
+
+
+def _scored_run(run: Run, wanted: Mapping[str, str]) -> ScoredRun | None:
+    _check_asked(run, wanted)
+    tags = run.data.tags
     try:
         metrics = Metrics.model_validate({name: run.data.metrics.get(name) for name in METRICS})
         digest, contract = tags[tag.MODEL_DIGEST], tags[tag.CONTRACT]

@@ -1,7 +1,6 @@
 """Searching a long history finds what reading all of it finds."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from src.model_selection import (
     Question,
     ScoredRun,
     ScoresToBeat,
-    challengers_since_head,
+    counted_since,
     latest_by_model,
     scores_to_beat,
 )
@@ -33,14 +32,16 @@ class Store:
         self.params, self.client = params, mlflow_utils.connect(params.mlflow)
         answers = history_store.answers(5, rows=8)
         report = history_store.challenger(params, "template", answers, 0.5)
+        self.deleted = report.model_digest, report.contract_digest
         self.made, self.ledger = long_history.fill(self.client, params, report, runs, **odd)
         rival = history_store.challenger(params, "challenger", answers, 0.98)
         self.challenger = ScoredRun(rival.run_id, rival.model_digest, rival.contract_digest, rival.metrics, 0)
 
+        self.reader = HistoryReader(self.client, experiment=params.mlflow.experiment_name,
+                                    model_name=params.deployment.model_registry_name, contract=self.challenger.contract)
+
     def history(self, policy: Policy, ledger: LedgerView) -> ScoreHistory:
-        reader = HistoryReader(self.client, experiment=self.params.mlflow.experiment_name,
-                               model_name=self.params.deployment.model_registry_name, contract=self.challenger.contract)
-        return reader.read(policy, ledger, {self.challenger.model_digest, *ledger.blocked_digests})
+        return self.reader.read(policy, ledger, {self.challenger.model_digest, *ledger.blocked_digests})
 
     def question(self, history: list[ScoredRun], policy: Policy, ledger: LedgerView) -> Question:
         return Question(self.challenger, history, True, ledger, policy, False, True, False, None, None)
@@ -126,18 +127,36 @@ def test_beside_a_forced_worse_champion_the_best_is_still_found(
     assert found.champion.model_digest == worst.model_digest
 
 
-def test_where_significance_is_required_every_challenger_since_the_last_promotion_counts(params: Params) -> None:
+@pytest.mark.parametrize(("short", "page"), [(1000, 1000), (5, 1000), (5, 7)])
+def test_every_challenger_since_the_last_promotion_counts_whatever_became_of_it(
+    params: Params, monkeypatch: pytest.MonkeyPatch, short: int, page: int
+) -> None:
+    store = Store(params, 120, again=0.3, excluded=0.1, deleted=0.1, FAILED=0.1, other_contract=0.2)
+    refuse_the_best(store, 12)
+    monkeypatch.setattr(mlflow_history, "SHORT", short)
+    monkeypatch.setattr(mlflow_history, "PAGE", page)
+    for slots in (len(store.ledger.slots), 4, 2):
+        ledger = LedgerView(store.ledger.slots[:slots])
+        promoted, since = {slot.model_digest for slot in ledger.slots}, counted_since(ledger, None)
+        tried = {(one.run.model_digest, one.run.contract) for one in store.made
+                 if one.run.finished_at > since and one.status == "FINISHED" and one.run.model_digest not in promoted}
+        assert store.reader.challengers(store.challenger, ledger) == 1 + len(tried | {store.deleted})
+    assert len({contract for _, contract in tried}) == 2
+
+
+def test_the_count_asks_two_narrow_questions_and_nothing_else_reads_the_runs_since_the_last_promotion(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(params, 120)
-    policy = replace(Policy.from_params(params.deployment), require_significance=True)
-    ledger = LedgerView(store.ledger.slots[:2])
-    searched = challengers_since_head(store.question(list(store.history(policy, ledger).runs), policy, ledger))
-    everything = [one.run for one in store.made if one.counts]
-    assert searched == challengers_since_head(store.question(everything, policy, ledger)) > 20
+    asked = questions(monkeypatch)
+    store.reader.challengers(store.challenger, store.ledger)
+    assert [query.split("`")[0].split(" ")[0] for query in asked] == ["tags.", "attributes.end_time"]
+    store.searched(store.ledger)
+    assert sum("end_time" in query for query in asked) == 1
 
 
-def test_a_long_history_costs_few_questions(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(params, 150)
-    monkeypatch.setattr(mlflow_history, "SHORT", 20)
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that every query to MLflow is added to."""
     asked: list[str] = []
     search = MlflowClient.search_runs
 
@@ -146,6 +165,13 @@ def test_a_long_history_costs_few_questions(params: Params, monkeypatch: pytest.
         return search(self, ids, query, *rest, **more)
 
     monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    return asked
+
+
+def test_a_long_history_costs_few_questions(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(params, 150)
+    monkeypatch.setattr(mlflow_history, "SHORT", 20)
+    asked = questions(monkeypatch)
     store.searched(store.ledger)
     assert len(asked) <= 9
     assert all(not query.startswith("attributes.status") for query in asked[1:]), "the narrowest clause comes first"
