@@ -35,7 +35,7 @@ def main() -> int:
     from utils.tracking.deployments import Journal
 
     model, by = managed_model(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
-    before, to, only_finish = model.ledger.view(), flags.to, False
+    before, to, only_finish = model.checked_view(), flags.to, False
     if to is None and flags.block is None:
         # A rollback that was interrupted must not roll back twice when it is run again: finish it instead.
         only_finish = before.head is not None and before.head.kind == "rollback" and not agree(model.services)

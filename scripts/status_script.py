@@ -7,19 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.core.records import CONFIG
-from src.promotion.status import BEFORE_THE_COMMIT_POINT, EndedDeployment, StartedPromotion, drift, facts, text
+from src.promotion.status import (
+    BEFORE_THE_COMMIT_POINT,
+    EndedDeployment,
+    StartedPromotion,
+    drift,
+    exit_code,
+    facts,
+    text,
+)
 from utils import process
 
 if TYPE_CHECKING:
     from scripts.commands.services import ManagedModel
 
 PARSER = process.Arguments(description=__doc__, epilog="Exits 1 if registry, Hub, mirror or record differ from the "
-                           "ledger. Other exit codes: docs/exit-codes.md")
+                           "ledger, 5 if a slot of it was altered. Other exit codes: docs/exit-codes.md")
 PARSER.add_argument("--json", action="store_true", help="the same facts as one JSON object")
 PARSER.add_argument("--repair", action="store_true", help="first make everything agree with the ledger; a lost ledger "
-                    "is restored from its mirror")
-PARSER.add_argument("--adopt", action="store_true", help="first add a champion to the ledger that it does not know: "
-                    "one that was set by hand, an existing registry, or a release on the Hub alone")
+                    "is restored from its copy in results/deployment or on the Hub")
+PARSER.add_argument("--adopt", action="store_true", help="first restore a lost or altered ledger from its copy, then "
+                    "add a champion that it does not know: one that was set by hand, an existing registry's, or a "
+                    "release on the Hub alone")
 PARSER.add_argument("--reason", metavar="TEXT", help="why it is adopted; recorded in the ledger")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
 
@@ -38,11 +47,11 @@ def main() -> int:
             adopt.adopt(model, flags.reason, _save_flavour)
         else:
             adopt.repair(model)
-    seen = model.observe(model.ledger.view())
+    seen = model.observe()
     findings = drift(seen)
     told = facts(model.model_name, seen, findings, _ended(model), _started(model))
     process.say(json.dumps(told, indent=2) if flags.json else text(told))
-    return 1 if findings else 0
+    return exit_code(findings)
 
 
 def _ended(model: ManagedModel) -> list[EndedDeployment]:

@@ -2,19 +2,33 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import METRICS
-from src.core.records import EvaluationReport, FineTunedModel, Metrics, manifest, read_object, tree_digest
+from src.core.records import (
+    EvaluationReport,
+    FineTunedModel,
+    Metrics,
+    ModelIdentity,
+    Record,
+    canonical_json,
+    manifest,
+    read_object,
+    tree_digest,
+)
+from src.ledger.ports import LEDGER_FILE
+from src.ledger.slots import LedgerView, Slot
 from utils import json_utils
 from utils.process import Formatter
 
 INFO = "deployment_info.json"
 COMPARISON = "model_comparison.json"
 LOGS = "deployment_logs.txt"
+_LAST_KNOWN = "last_known"  # of a failure: the model's name and its champion as they were recorded before
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +94,67 @@ def last_info(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def recorded_champion(folder: Path, model_name: str) -> int | None:
+    """The version that deployment_info.json names as this model's champion; one that failed keeps the last known."""
+    info = last_info(folder)
+    info = info.get(_LAST_KNOWN, info)
+    champion = info.get("champion") if isinstance(info, dict) and info.get("model_name") == model_name else None
+    version = champion.get("version") if isinstance(champion, dict) else None
+    return version if isinstance(version, int) else None
+
+
 def write_failure(folder: Path, result: str, code: int, reason: str) -> None:
     """deployment_info.json of a run that ended without a decision; comparison and log of the run before stay."""
-    json_utils.write_object(folder / INFO, {"result": result, "code": code, "reason": reason})
+    before = last_info(folder)
+    known = before.get(_LAST_KNOWN) or {name: before[name] for name in ("model_name", "champion") if before.get(name)}
+    more = {_LAST_KNOWN: known} if "champion" in known else {}
+    json_utils.write_object(folder / INFO, {"result": result, "code": code, "reason": reason, **more})
+
+
+class LedgerLine(Record):
+    """One line of ledger.jsonl: a slot, the name in the registry, and the model's identity if it is known here."""
+
+    model_name: str
+    identity: ModelIdentity | None = None
+    slot: Slot
+
+
+def read_ledger(folder: Path, model_name: str) -> list[LedgerLine]:
+    """The lines of a model's ledger in a folder of records, empty if there are none.
+
+    Raises InvalidInput for a file that cannot be read: a first model is never concluded from it.
+    """
+    return [line for line in _ledger_lines(folder / LEDGER_FILE) if line.model_name == model_name]
+
+
+def write_ledger(folder: Path, model_name: str, view: LedgerView, identities: Mapping[str, ModelIdentity]) -> None:
+    """Copy a model's ledger to a folder of records, for git to keep; other models' lines stay as they are.
+
+    identities: of models that this run knows, by promotion key. A copy that goes on beyond `view` stays: somebody
+    appended to it meanwhile.
+    """
+    path = folder / LEDGER_FILE
+    lines = _ledger_lines(path)
+    ours = [line for line in lines if line.model_name == model_name]
+    if tuple(line.slot for line in ours[:len(view.slots)]) == view.slots and len(ours) > len(view.slots):
+        return
+    known = {line.slot.key: line.identity for line in ours if line.identity} | dict(identities)
+    ours = [LedgerLine(model_name=model_name, identity=known.get(slot.key), slot=slot) for slot in view.slots]
+    others = [line for line in lines if line.model_name != model_name]
+    text = "".join(f"{canonical_json(line.model_dump(mode='json'))}\n"
+                   for line in sorted([*others, *ours], key=lambda line: (line.model_name, line.slot.number)))
+    if text or path.exists():
+        json_utils.write_text(path, text)
+
+
+def _ledger_lines(path: Path) -> list[LedgerLine]:
+    if not path.exists():
+        return []
+    try:
+        return LedgerLine.load_lines(path)
+    except InvalidInput as error:
+        raise InvalidInput(f"{str(error).partition(';')[0]}; `git checkout -- {path}` brings back the one that was "
+                           "committed, or look at it and delete it: it is written again from MLflow's ledger") from None
 
 
 class LogBuffer(logging.Handler):

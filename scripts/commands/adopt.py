@@ -1,5 +1,6 @@
-"""Repair and adoption: restore the ledger from its mirror, and take a champion from outside of it into it."""
+"""Repair and adoption: restore the ledger from its copies, and take a champion from outside of it into it."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -7,12 +8,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scripts.commands.services import ManagedModel, origin, prune, registry_of
-from src.core.errors import IntegrityError, Refused, RunAgain
-from src.core.records import ModelIdentity, canonical_json, digest_of, manifest, tree_digest
+from src.core.errors import IntegrityError, InvalidInput, Refused, RunAgain
+from src.core.records import (
+    CHAMPION_FILE,
+    EVALUATION_RESULTS,
+    OUTPUT_DIR,
+    RELEASE_DIR,
+    ChampionFile,
+    EvaluationReport,
+    ModelIdentity,
+    canonical_json,
+    digest_of,
+    manifest,
+    tree_digest,
+)
+from src.ledger.copies import STORE, choose, refuse_altered
 from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
 from src.promotion.protocol import Step, append, reconcile
+from src.promotion.release import check_release
 from src.promotion.rollback import UnrecordedChampion, adoption
 from src.promotion.status import highest_release, versions
+from utils import environment, results
 from utils.hub.repository import HubRepository
 from utils.huggingface_utils import fetch_snapshot
 from utils.mlflow_utils import mlflow_errors
@@ -25,7 +41,7 @@ Save = Callable[[Path, Path], None]
 
 
 def repair(model: ManagedModel) -> None:
-    """Restore a lost ledger from the mirror, and make registry, Hub, mirror and record follow its head."""
+    """Restore a lost ledger from a copy, and make registry, Hub, mirror, copy and record follow its head."""
     _restore(model, trusting=False)
     view = reconcile(model.services, Journal("repair").note, Step.PREFLIGHT)
     prune(model.params, model.ledger, model.registry)
@@ -33,57 +49,143 @@ def repair(model: ManagedModel) -> None:
 
 
 def adopt(model: ManagedModel, reason: str | None, save_flavour: Save) -> None:
-    """Take the champion that the registry shows, else the release on the Hub, into the ledger as its head."""
-    found = _outside(model, _restore(model, trusting=True), save_flavour)
+    """Restore a lost or altered ledger from a copy, then add the champion that the registry or the Hub shows to it."""
+    rewritten = _restore(model, trusting=True)
+    view = model.ledger.view()
+    registered = _restore_head(model, view, save_flavour)
+    found = _outside(model, view, save_flavour, is_new=rewritten or registered)
     by = origin(reason, "adopted: it stood outside of the ledger")
 
     def wanted(now: LedgerView) -> Slot | None:
-        slot = adoption(now, found, by)
+        slot = adoption(now, found, by) if found else None
         if slot is not None:
             model.require_weights(now, slot.version)
         return slot
 
-    view, slot = append(model.services, Journal("adopt").note, wanted)
-    model.record(view, slot, "adopted")
+    after, slot = append(model.services, Journal("adopt").note, wanted)
+    model.record(after, slot, "adopted")
 
 
-def _restore(model: ManagedModel, *, trusting: bool) -> LedgerView:
-    """Claim again the slots that only the mirror has; unless trusting, refuse if the registry says otherwise."""
+def _restore(model: ManagedModel, *, trusting: bool) -> bool:
+    """Write the slots again that only a copy has; returns whether there were any.
+
+    Raises IntegrityError if ledger and copies differ in a slot; if trusting, an altered ledger gives way to the intact
+    copy, and nothing is asked of the registry, which may have been lost too.
+    """
+    copies = model.copies()
     model.ledger.renew()
-    view, lines = model.ledger.view(), model.repository.mirrored() if model.repository else None
+    store = model.ledger.texts()
+    ledgers = {place: texts for place, texts in ({STORE: store} | copies).items() if texts}
     try:
-        mirrored = parse_slots(lines or [])
-    except IntegrityError as error:
-        raise IntegrityError(f"mirror: {str(error).partition(';')[0]}; the Hub's branch `ledger` was altered, see "
-                             "docs/status.md") from None
-    missing = mirrored.slots[len(view.slots):]
-    if not missing or mirrored.slots[: len(view.slots)] != view.slots:
-        return view
-    if not trusting:
-        _refuse_contradiction(model, mirrored)
-    for slot in missing:
+        refuse_altered(ledgers)
+    except IntegrityError:
+        if not trusting:
+            raise
+        _supersede(model, store, choose(store, copies))
+        return True
+    longest = max(ledgers.values(), key=len, default=store)
+    missing, whole = longest[len(store):], parse_slots(longest)
+    if missing and not trusting:
+        _refuse_contradiction(model, whole)
+    for slot in whole.slots[len(store):]:
         if not model.ledger.claim(slot):
             raise RunAgain(f"ledger: slot {slot.number} was taken while it was restored; look with "
                            "`python scripts/status_script.py`")
-    logger.warning("restored %d slots of the ledger from its mirror", len(missing))
-    return mirrored
+    if missing:
+        logger.warning("restored %d slots of the ledger from a copy", len(missing))
+    return bool(missing)
 
 
-def _refuse_contradiction(model: ManagedModel, mirrored: LedgerView) -> None:
-    head, shown, keys = mirrored.slots[-1], model.registry.holders().champion, model.registry.keys()
+def _supersede(model: ManagedModel, store: list[str], texts: list[str]) -> None:
+    if left := range(len(texts) + 1, len(store) + 1):
+        logger.warning("slots %d to %d of the altered ledger do not continue the intact copy and are left out; look at "
+                       "them in its run, and block by hand what they blocked (rollback_script.py --block)",
+                       left[0], left[-1])
+    model.ledger.supersede(texts, environment.actor())
+
+
+def _refuse_contradiction(model: ManagedModel, copy: LedgerView) -> None:
+    head, shown, keys = copy.slots[-1], model.registry.holders().champion, model.registry.keys()
     if shown not in (None, head.version):
-        raise Refused(f"the registry's champion is version {shown}, the mirror's version {head.version}; restore "
-                      "MLflow's database from a backup, or `--adopt` to go on from the registry's")
+        raise Refused(f"the registry's champion is version {shown}, that of the ledger's copy version {head.version}; "
+                      "restore MLflow's database from a backup, or `--adopt` to go on from the registry's")
     if keys.get(head.version) != head.key:
-        raise Refused(f"the registry does not hold version {head.version}, the mirror's champion; restore MLflow's "
-                      "database from a backup, or `--adopt` to go on from the release on the Hub")
+        raise Refused(f"the registry does not hold version {head.version}, the champion of the ledger's copy; restore "
+                      "MLflow's database from a backup, or `--adopt` to go on in this one")
 
 
-def _outside(model: ManagedModel, view: LedgerView, save_flavour: Save) -> UnrecordedChampion:
+def _restore_head(model: ManagedModel, view: LedgerView, save_flavour: Save) -> bool:
+    """Make the head's version again in a registry that was lost, under its number, with the weights that are left.
+
+    Returns whether it was made. A version that was made before without its weights gets them if they are found now.
+    """
+    head, holders = view.head, model.registry.holders()
+    if head is None or (holders.champion or head.version) != head.version:
+        return False
+    made = False
+    keys = model.registry.keys()
+    if head.version not in keys and not holders.production:
+        run = DeploymentRun(model.client, model.params.mlflow.experiment_name, model.model_name, head.key)
+        registry = registry_of(model.params, model.client, model.ledger, save=lambda _: None, run_id=run.id, tags=dict)
+        made = registry.restore(head.version, _tags_of(model, head), max(slot.version for slot in view.slots))
+        _end(model, run)
+    if head.version in model.registry.lost_weights():
+        if save := _weights_of(model, head, save_flavour):
+            model.registry.put_weights(head.version, save)
+        else:
+            logger.warning("version %d: its weights are neither in %s nor on the Hub, so it is registered without them",
+                           head.version, RELEASE_DIR)
+    return made
+
+
+def _tags_of(model: ManagedModel, slot: Slot) -> dict[str, str]:
+    """The tags of a slot's version; its identity, without which it cannot be evaluated, only if it is known here."""
+    known = [line.identity for line in results.read_ledger(OUTPUT_DIR, model.model_name) if line.identity]
+    with contextlib.suppress(InvalidInput):
+        known.append(EvaluationReport.load(EVALUATION_RESULTS.with_name("report.json")).model)
+    tags = {tag.KEY: slot.key, tag.MODEL_DIGEST: slot.model_digest, tag.SCORE: slot.score, tag.CONTRACT: slot.contract,
+            tag.EVALUATION_RUN: slot.evaluation_run}
+    identity = next((each for each in known if each.digest() == slot.model_digest), None)
+    if identity is None:
+        logger.warning("version %d: results/ does not say from which adapter and base it was made, so it cannot be "
+                       "evaluated again", slot.version)
+    else:
+        tags[tag.IDENTITY] = canonical_json(identity.model_dump(mode="json"))
+    return {name: value for name, value in tags.items() if value is not None}
+
+
+def _weights_of(model: ManagedModel, slot: Slot, save_flavour: Save) -> Callable[[Path], None] | None:
+    """How to save the weights of a slot's release: from results/release, else from the Hub; None if both lack them."""
+    if _is_released_here(slot):
+        return lambda folder: save_flavour(RELEASE_DIR, folder)
+    repository, hub = model.repository, slot.hub
+    if repository is None or hub is None or hub.repo != repository.repo_id:
+        return None
+    files = repository.tree(hub.commit)
+    if not files or tree_digest(files) != hub.tree:
+        return None
+    return lambda folder: _fetch_and_save(repository, hub.commit, folder, save_flavour)
+
+
+def _is_released_here(slot: Slot) -> bool:
+    try:
+        check_release(RELEASE_DIR)
+        champion = ChampionFile.load(RELEASE_DIR / CHAMPION_FILE)
+    except (InvalidInput, IntegrityError):
+        return False
+    same_tree = slot.hub is None or tree_digest(manifest(RELEASE_DIR)) == slot.hub.tree
+    return same_tree and (champion.key, champion.model_digest) == (slot.key, slot.model_digest)
+
+
+def _outside(model: ManagedModel, view: LedgerView, save_flavour: Save, *, is_new: bool) -> UnrecordedChampion | None:
+    """The champion outside of the ledger; None if there is none, after a ledger was restored."""
     holders, keys, head = model.registry.holders(), model.registry.keys(), view.head
     if holders.champion is not None:
-        return _registered(model, holders.champion)
+        is_head = head is not None and head.version == holders.champion
+        return None if is_head else _registered(model, holders.champion)
     if head is not None and head.version in keys:
+        if is_new:
+            return None
         raise Refused(f"the registry shows no other champion than the ledger's, version {head.version}; `--repair` "
                       "restores its alias")
     if len(holders.production) > 1:
@@ -133,12 +235,16 @@ def _released(model: ManagedModel, view: LedgerView, save_flavour: Save) -> Unre
     if key not in registry.keys().values():
         registry.use_up(used)
     version = registry.register(key)
-    with mlflow_errors():
-        model.client.set_tag(run.id(), tag.DECISION, _ADOPTED)
-        model.client.set_terminated(run.id())
+    _end(model, run)
     return UnrecordedChampion(
         version, key=key, model_digest=identity.digest(), score=None, contract=None, evaluation_run=None,
         hub=HubRef(repo=repository.repo_id, commit=commit, tree=state.tree))
+
+
+def _end(model: ManagedModel, run: DeploymentRun) -> None:
+    with mlflow_errors():
+        model.client.set_tag(run.id(), tag.DECISION, _ADOPTED)
+        model.client.set_terminated(run.id())
 
 
 def _fetch_and_save(repository: HubRepository, commit: str, folder: Path, save_flavour: Save) -> None:

@@ -12,11 +12,19 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from scripts.commands.services import prune
+from scripts.commands.services import check_store, prune
 from src import model_selection as gate
 from src.core.errors import Undecided
 from src.core.params import DeploymentParams, HuggingFaceParams, Params, load_params
-from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, RELEASE_DIR, canonical_json, contributions
+from src.core.records import (
+    CONFIG,
+    EVALUATION_RESULTS,
+    MODEL_LOCATION,
+    OUTPUT_DIR,
+    RELEASE_DIR,
+    canonical_json,
+    contributions,
+)
 from src.decisions.record import Request, comparison, evidence_of, info
 from src.decisions.words import RESULTS, explain, signed, terminal_summary, version_description
 from src.evaluation.predictions import Prediction
@@ -67,12 +75,15 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
         store.check_lasting(params.mlflow.tracking_uri)
     hub = _hub(params.deployment.huggingface) if asked.push else None
     client = mlflow_utils.connect(params.mlflow)
+    name = params.deployment.model_registry_name
+    with process.deadline(params.mlflow.deadline_seconds, "reading the ledger from MLflow"):
+        check_store(MlflowLedger(client, name, params.mlflow.experiment_name), name, OUTPUT_DIR, output)
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
     git = environment.git_identity()
     request = Request(
         report=inputs.report, model=inputs.model, policy=gate.Policy.from_params(params.deployment),
-        model_name=params.deployment.model_registry_name, force=asked.force, actor=environment.actor(),
+        model_name=name, force=asked.force, actor=environment.actor(),
         reason=asked.reason, git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri)
     may_promote = environment.may_promote(params.deployment.promoting_branches, git.branch)
     return Setting(params=params, config=config, request=request, inputs=inputs, client=client, hub=hub,
@@ -142,6 +153,8 @@ class Deployer:
         """Write results/deployment and the MLflow run, unless both hold this decision already."""
         request, output = self._setting.request, self._setting.output
         self._mark_guard(decision)
+        if not self._setting.dry_run:
+            results.write_ledger(output, request.model_name, view, {request.key: request.report.model})
         compared, last = comparison(decision, request), results.last_info(output)
         facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
@@ -223,6 +236,15 @@ class Deployer:
     def _evaluate_champion(self) -> None:
         if self._setting.dry_run:
             logger.warning("the champion has no score under today's contract; a dry run does not evaluate it")
+            return
+        head = self.ledger.view().head
+        if head and head.version in self.registry.lost_weights():
+            lost = (f"version {head.version} is the champion, and its weights are not in this MLflow store, so it "
+                    "cannot be evaluated; promote the challenger with --force-deploy --reason TEXT, or bring the "
+                    "weights back (docs/status.md)")
+            if not self._setting.request.force:
+                raise Undecided(lost)
+            logger.warning("%s", lost)
             return
         logger.info("the champion has no score under today's contract; evaluating it first")
         command = [sys.executable, "scripts/evaluation_script.py", "--model", "champion", "--config",

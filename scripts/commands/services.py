@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from src.core.errors import RunAgain, Undecided
+from src.core.errors import IntegrityError, RunAgain, Undecided
 from src.core.params import Params, load_params
 from src.core.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
+from src.ledger.copies import COPY, MIRROR, STORE, refuse_altered, refuse_lost
 from src.ledger.ports import Holders
 from src.ledger.slots import LedgerView, Slot
 from src.promotion import rollback
@@ -45,13 +46,34 @@ class ManagedModel:
         hub = HubPort(self.repository, RELEASE_DIR) if self.repository else None
         return Services(ledger=self.ledger, registry=self.registry, hub=hub)
 
-    def observe(self, view: LedgerView) -> ObservedState:
-        """What registry, Hub and deployment_info.json show, to be compared with the ledger."""
+    def copies(self) -> dict[str, list[str]]:
+        """The slots in results/deployment/ledger.jsonl and on the Hub, by place; a place without any is left out."""
+        kept = [line.slot.text() for line in results.read_ledger(OUTPUT_DIR, self.model_name)]
+        found = {COPY: kept, MIRROR: (self.repository.mirrored() if self.repository else None) or []}
+        return {place: texts for place, texts in found.items() if texts}
+
+    def checked_view(self) -> LedgerView:
+        """The ledger, once it is known to hold what the copy in results/deployment says. Raises as refuse_lost does."""
+        check_store(self.ledger, self.model_name, OUTPUT_DIR)
+        return self.ledger.view()
+
+    def observe(self) -> ObservedState:
+        """The ledger and what registry, Hub, deployment_info.json and the copies show, to be compared with it.
+
+        Raises IntegrityError for a ledger that cannot be read, naming the altered slot and the way out.
+        """
+        copies = self.copies()  # before the ledger, which may only be longer then
+        try:
+            view = self.ledger.view()
+        except IntegrityError:
+            refuse_altered({STORE: self.ledger.texts(), **copies})
+            raise
         holders = self.registry.holders()
         nobody = Holders(champion=None, previous=None, production=frozenset())
         expected = self.registry.expected(view.head, view.previous) if view.head else nobody
         return ObservedState(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
-                             pruned=frozenset(self.registry.pruned()), hub=self._observe_hub(view),
+                             pruned=frozenset(self.registry.pruned()), lost=self.registry.lost_weights(),
+                             hub=self._observe_hub(view, copies.get(MIRROR)), copy=copies.get(COPY),
                              info=results.last_info(OUTPUT_DIR))
 
     def require_weights(self, view: LedgerView, version: int) -> None:
@@ -59,17 +81,22 @@ class ManagedModel:
         rollback.require_weights(view, version, self.registry, self.params.deployment.keep_versions)
 
     def record(self, view: LedgerView, slot: Slot | None, result: str) -> None:
-        """Write the new champion to deployment_info.json; a tree without results/deployment is left alone."""
+        """Write the new champion to deployment_info.json, and the ledger's copy beside it.
+
+        A tree without results/deployment is left alone.
+        """
         facts = rollback.info(view, slot, model_name=self.model_name, result=result)
         if results.last_info(OUTPUT_DIR).get("champion", facts["champion"]) != facts["champion"]:
             json_utils.write_object(OUTPUT_DIR / results.INFO, facts)
+        if OUTPUT_DIR.is_dir():
+            results.write_ledger(OUTPUT_DIR, self.model_name, view, {})
 
-    def _observe_hub(self, view: LedgerView) -> ObservedHub | None:
+    def _observe_hub(self, view: LedgerView, mirror: list[str] | None) -> ObservedHub | None:
         if self.repository is None:
             return None
         holds = view.head is None and self.repository.holds_release()
         return ObservedHub(self.repository.repo_id, self.repository.state(), holds_release=holds,
-                           mirror=self.repository.mirrored())
+                           mirror=mirror)
 
 
 def managed_model(config: Path | None, *, skip_hf_push: bool) -> ManagedModel:
@@ -80,6 +107,15 @@ def managed_model(config: Path | None, *, skip_hf_push: bool) -> ManagedModel:
     ledger = MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name)
     registry = registry_of(params, client, ledger, save=_nothing, run_id=str, tags=dict)
     return ManagedModel(params, client, ledger, registry, repository(params.deployment.huggingface) if push else None)
+
+
+def check_store(ledger: MlflowLedger, model_name: str, *folders: Path) -> None:
+    """Compare MLflow's ledger with what these folders of records say of it. Raises as refuse_lost does."""
+    said = [(results.read_ledger(folder, model_name), results.recorded_champion(folder, model_name))
+            for folder in dict.fromkeys(folders)]
+    store = ledger.texts()  # after the copies, so that it may only be longer
+    for lines, recorded in said:
+        refuse_lost(model_name, store, [line.slot.text() for line in lines], recorded)
 
 
 def _nothing(_folder: Path) -> None:

@@ -61,6 +61,9 @@ class Weights(Protocol):
     def pruned(self) -> Mapping[int, bool]:
         """The versions that are marked as pruned; True if all their weights are deleted, False if only some."""
 
+    def lost_weights(self) -> frozenset[int]:
+        """The versions that were restored in a new registry without their weights."""
+
     def mark_pruned(self, version: int, *, done: bool) -> None:
         """Mark a version as pruned; the mark is never removed."""
 

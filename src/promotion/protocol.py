@@ -169,6 +169,7 @@ def agree(services: Services) -> bool:
 
 
 def _preflight(now: Progress, ports: Services) -> Progress:
+    ports.ledger.view()  # a deleted or altered ledger is named before the probe writes to it
     ports.ledger.probe()
     if ports.hub:
         ports.hub.check()

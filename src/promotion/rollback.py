@@ -142,14 +142,18 @@ def prune(ledger: Ledger, weights: Weights, keep: int) -> list[int]:
 
 
 def require_weights(view: LedgerView, version: int, weights: Weights, keep: int) -> None:
-    """Raise Refused if a version's weights are deleted or prunable, naming the nearest version that has its weights."""
-    gone = weights.pruned().keys() | prunable(view, keep)
+    """Raise Refused if a version's weights are lost, deleted or prunable, naming the nearest version that has some."""
+    lost = weights.lost_weights()
+    gone = weights.pruned().keys() | prunable(view, keep) | lost
     if version not in gone:
         return
     there = ({slot.version for slot in view.slots} & weights.keys().keys()) - gone
     there -= {view.head.version} if view.head else set()
     nearest = min(there, key=lambda other: abs(other - version), default=None)
     advice = f"the nearest that is kept is version {nearest}" if nearest else "no other version's are kept"
+    if version in lost:
+        raise Refused(f"version {version}: its weights are not in this MLflow store, which was restored without them; "
+                      f"{advice}")
     raise Refused(f"version {version}: its weights were pruned (deployment.keep_versions: {keep}); {advice}, and "
                   "`history_script.py --promote RUN` merges a pruned one anew")
 

@@ -8,15 +8,18 @@ from typing import Any
 
 from tabulate import tabulate
 
+from src.ledger.copies import COPY, MIRROR, STORE, differing, remedy
 from src.ledger.ports import Holders, HubState
 from src.ledger.slots import LedgerView, Slot
 from src.promotion.protocol import Step
 
 REPAIR = "`--repair` restores it"
 _ADOPT = "`--adopt` takes it in"
+_LOST = "the store is lost or another one: restore it or correct mlflow.tracking_uri, or `--adopt`"
 _BACKUP = "restore MLflow's database from a backup"
 BEFORE_THE_COMMIT_POINT = (Step.ASSEMBLE, Step.REGISTER, Step.PUBLISH, Step.CLAIM)
 RELEASE = "release/"
+ALTERED = "ledger"  # the place of a finding about a slot that ledger, copy and mirror do not hold alike
 _SECONDS = 19  # characters of an ISO 8601 time up to the second
 
 
@@ -39,6 +42,8 @@ class ObservedState:
     pruned: versions whose weights were deleted because of deployment.keep_versions.
     hub: None if nothing is pushed.
     info: the last deployment_info.json.
+    lost: versions that were restored without their weights.
+    copy: the slots of results/deployment/ledger.jsonl, None if it has none.
     """
 
     view: LedgerView
@@ -48,6 +53,8 @@ class ObservedState:
     pruned: frozenset[int]
     hub: ObservedHub | None
     info: Mapping[str, Any]
+    lost: frozenset[int] = frozenset()
+    copy: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,12 @@ def drift(seen: ObservedState) -> list[Finding]:
     found = [*_holders(seen), *_versions(seen, head)] if head else [*_unknown_to_an_empty_ledger(seen)]
     if hub and head:
         found += [*_hub(seen.view, hub, head), *_tags(seen.view, hub, head)]
-    if hub:
-        found += _mirror(seen.view, hub)
-    return [*found, *_record(seen)]
+    return [*found, *_slots(seen), *_record(seen)]
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """Of a status with these findings: 5 if a slot was altered, 1 for any other drift, else 0."""
+    return 5 if any(finding.place == ALTERED for finding in findings) else 1 if findings else 0
 
 
 def _unknown_to_an_empty_ledger(seen: ObservedState) -> Iterator[Finding]:
@@ -96,7 +106,11 @@ def _holders(seen: ObservedState) -> Iterator[Finding]:
 
 def _versions(seen: ObservedState, head: Slot) -> Iterator[Finding]:
     if head.version not in seen.keys:  # an older version may be deleted; it only cannot be rolled back to
-        yield Finding("registry", f"version {head.version} is gone", f"{_BACKUP}, or roll back")
+        yield Finding("registry", f"version {head.version} is gone", f"{_BACKUP}, or `--adopt`, or roll back")
+    elif head.version in seen.lost:
+        yield Finding("registry", f"version {head.version} has no weights in this MLflow store",
+                      "restore MLflow's artifacts from a backup, or bring back results/release or the Hub's release "
+                      "and `--adopt`, or promote another model with `deployment_script.py --force-deploy`")
     for version, key in sorted({slot.version: slot.key for slot in seen.view.slots}.items()):
         found = seen.keys.get(version, key)
         if found != key:
@@ -127,19 +141,23 @@ def _tags(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
                           "find out who moved it, delete it, and `--repair`")
 
 
-def _mirror(view: LedgerView, hub: ObservedHub) -> Iterator[Finding]:
-    ours, theirs = [slot.text() for slot in view.slots], list(hub.mirror or [])
-    pushed = any(slot.hub and slot.hub.repo == hub.repo for slot in view.slots)
-    common = min(len(ours), len(theirs))
-    if ours[:common] != theirs[:common]:
-        first = next(number for number in range(common) if ours[number] != theirs[number]) + 1
-        yield Finding("mirror", f"differs from the ledger at slot {first}: one of them was altered",
-                      "see docs/status.md")
-    elif len(theirs) > len(ours):
-        yield Finding("mirror", f"has {len(theirs)} slots, the ledger {len(ours)}: the ledger lost some", REPAIR)
-    elif pushed and len(theirs) < len(ours):
-        behind = len(ours) - len(theirs)
-        yield Finding("mirror", f"is {behind} slot{'s' if behind > 1 else ''} behind the ledger", REPAIR)
+def _slots(seen: ObservedState) -> Iterator[Finding]:
+    """Slots that ledger, copy and mirror do not hold alike, and how many of them each one lacks."""
+    ours, hub = [slot.text() for slot in seen.view.slots], seen.hub
+    ledgers = {STORE: ours, COPY: seen.copy or [], MIRROR: (hub.mirror if hub else None) or []}
+    present = {place: texts for place, texts in ledgers.items() if texts}
+    found = differing(present)
+    yield from (Finding(ALTERED, slot.text, remedy(present, slot)) for slot in found)
+    if found:
+        return
+    pushed = hub is not None and any(slot.hub and slot.hub.repo == hub.repo for slot in seen.view.slots)
+    for place, texts, expected in (("copy", seen.copy or [], bool(seen.copy)), ("mirror", ledgers[MIRROR], pushed)):
+        behind = len(ours) - len(texts)
+        if behind < 0:
+            yield Finding(place, f"has {len(texts)} slots, the ledger {len(ours)}: the ledger lost some",
+                          REPAIR if ours or seen.keys else _LOST)
+        elif behind and expected:
+            yield Finding(place, f"is {behind} slot{'s' if behind > 1 else ''} behind the ledger", REPAIR)
 
 
 def _record(seen: ObservedState) -> Iterator[Finding]:
@@ -150,7 +168,7 @@ def _record(seen: ObservedState) -> Iterator[Finding]:
     wanted = head.version if head else None
     if recorded != wanted:
         yield Finding("record", f"deployment_info.json names {versions([recorded])} as champion; the ledger says "
-                      f"{versions([wanted])}", f"{REPAIR}, and so does `dvc repro`")
+                      f"{versions([wanted])}", f"{REPAIR}, and so does `dvc repro`" if head else _LOST)
 
 
 def whose_tree(view: LedgerView, tree: str | None) -> str:

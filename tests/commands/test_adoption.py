@@ -1,26 +1,52 @@
 """What stands outside of the ledger is taken in: a moved alias, an existing registry, a Hub repository alone."""
 
+import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from scripts import status_script
-from src.core.errors import Refused
-from src.core.records import ModelIdentity
+from scripts import rollback_script, status_script
+from scripts.commands.deploy import Deployer
+from src.core.errors import IntegrityError, InvalidInput, Refused, Undecided
+from src.core.records import ChampionFile, ModelIdentity, manifest
 from src.ledger.ports import Holders
-from tests.fakes.promoted import NAME, REPO, Shop, Status, drift, lose_mirror, lose_mlflow, register, run
-from utils.tracking.tag import IDENTITY
+from src.ledger.slots import Slot
+from src.model_selection import Reason
+from tests.fakes import weightless
+from tests.fakes.history_store import write_params
+from tests.fakes.promoted import (
+    NAME,
+    REPO,
+    SOURCE,
+    Shop,
+    Status,
+    drift,
+    lose_ledger,
+    lose_mirror,
+    lose_mlflow,
+    register,
+    rewrite,
+    run,
+)
+from utils import json_utils
+from utils.results import read_ledger
+from utils.tracking.tag import IDENTITY, SUPERSEDED
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
+
+COPY = Path("results/deployment/ledger.jsonl")
 
 
 @pytest.fixture
 def emptied(shop: Shop, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """Without the Hub, and with a new MLflow server."""
+    """Without the Hub, with a new MLflow server and no records."""
     monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
     lose_mlflow(shop, migrated_store)
+    shutil.rmtree("results/deployment")
     return shop
+
 
 def test_an_alias_that_was_moved_by_hand_becomes_the_champion(shop: Shop, status: Status) -> None:
     shop.client.set_registered_model_alias(NAME, "champion", "1")
@@ -47,7 +73,6 @@ def test_a_version_from_outside_becomes_the_champion_and_can_be_evaluated(shop: 
 
 
 def test_an_existing_registry_is_taken_in_as_the_genesis_slot(emptied: Shop, status: Status) -> None:
-    shutil.rmtree("results/deployment")
     register(emptied)
     version = register(emptied, stage="Production")
     assert drift(status()) == [f"registry: shows version {version} as champion, but the ledger is empty"]
@@ -78,10 +103,8 @@ def test_where_the_registry_shows_the_champion_there_is_nothing_to_adopt(shop: S
         run(status_script, "--adopt")
 
 
-@pytest.mark.parametrize("mirrored", [True, False])
-def test_a_hub_repository_alone_is_registered_and_taken_in(
-    shop: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch, mirrored: bool
-) -> None:
+def saving(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Save releases without a model in them; returns the names of the files that were saved."""
     saved: list[set[str]] = []
 
     def save(release: Path, folder: Path) -> None:
@@ -89,19 +112,272 @@ def test_a_hub_repository_alone_is_registered_and_taken_in(
         shutil.copytree(release, folder / "model")
 
     monkeypatch.setattr(status_script, "_save_flavour", save)
-    release, view = shop.main(), shop.view
-    if not mirrored:
-        lose_mirror(shop)
+    return saved
+
+
+def test_a_hub_repository_alone_is_registered_and_taken_in(
+    shop: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, release = saving(monkeypatch), shop.main()
+    lose_mirror(shop)
     lose_mlflow(shop, migrated_store)
-    if mirrored:
-        with pytest.raises(Refused, match=r"does not hold version 3, the mirror's champion; .*--adopt"):
-            run(status_script, "--repair")
-    else:
-        assert f"hub: {REPO} holds a release, but the ledger is empty" in drift(status())
+    shutil.rmtree("results/deployment")
+    assert f"hub: {REPO} holds a release, but the ledger is empty" in drift(status())
     told = status("--adopt")
-    assert shop.view.slots[:-1] == (view.slots if mirrored else ())
     head = shop.head
-    assert (head.version, head.kind) == (4, "force" if mirrored else "genesis")
+    assert (head.number, head.version, head.kind) == (1, 4, "genesis")
     assert (shop.holders.champion, shop.main(), shop.main("v4")) == (4, release, release)
     assert saved == [{"model.safetensors", "config.json", "manifest.json"}]
     assert drift(told) == []
+
+
+@pytest.mark.parametrize("kept", ["copy", "mirror"])
+def test_a_lost_store_is_restored_with_the_same_slots_and_the_same_version_numbers(
+    shop: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    saved, view, release = saving(monkeypatch), shop.view, shop.main()
+    if kept == "copy":
+        lose_mirror(shop)
+    else:
+        shutil.rmtree("results/deployment")
+    lose_mlflow(shop, migrated_store)
+    with pytest.raises(Refused, match=r"does not hold version 3, the champion of the ledger's copy; .*--adopt"):
+        run(status_script, "--repair")
+    assert drift(status("--adopt")) == []
+    assert shop.view == view
+    assert (shop.holders, shop.main()) == (Holders(3, None, frozenset({3})), release)
+    assert saved == [{"model.safetensors", "config.json", "manifest.json"}]
+    assert status("--adopt")["ledger"]["slots"] == 3  # again: nothing is left to do
+    monkeypatch.setattr(Deployer, "_evaluate_champion", lambda _: None)  # its weights are a text
+    assert shop.bring("four", 40, "--force-deploy", "--reason", "test").reason is Reason.FORCED
+    assert shop.head.version == 4
+
+
+def test_a_restored_version_keeps_what_its_evaluation_needs(
+    shop: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving(monkeypatch)
+    before = shop.client.get_model_version(NAME, "3").tags
+    lose_mlflow(shop, migrated_store)
+    status("--adopt")
+    after = shop.client.get_model_version(NAME, "3").tags
+    assert after.items() <= before.items()
+    assert ModelIdentity.model_validate_json(after[IDENTITY]).digest() == shop.head.model_digest
+
+
+@pytest.fixture
+def rolled_back(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Without the Hub: three promotions, and back to version 1."""
+    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
+    assert run(rollback_script, "--to", 1) == 0
+    return shop
+
+
+def test_a_lost_store_is_undecided_and_adopted_with_its_blocks(
+    rolled_back: Shop, status: Status, migrated_store: Path
+) -> None:
+    shop, view, copy = rolled_back, rolled_back.view, COPY.read_bytes()
+    lose_mlflow(shop, migrated_store)
+    for flags in ([], ["--force-deploy"], ["--dry-run"]):
+        with pytest.raises(Undecided, match=r"ledger.jsonl has 4 slots, but MLflow holds no ledger .*--adopt.*_name"):
+            shop.bring("two", 20, *flags)
+    with pytest.raises(Undecided, match="MLflow holds no ledger"):
+        run(rollback_script, "--to", 2)
+    assert shop.client.search_registered_models() == []
+    assert shop.client.get_experiment_by_name(f"{NAME}.ledger") is None
+
+    assert drift(status("--adopt")) == ["registry: version 1 has no weights in this MLflow store"]
+    assert (shop.view, COPY.read_bytes()) == (view, copy)
+    assert shop.holders == Holders(champion=1, previous=None, production=frozenset({1}))
+    assert shop.bring("two", 20).reason is Reason.BLOCKED
+    assert shop.view == view
+
+
+def test_weights_that_are_lost_are_found_again_refused_and_replaced_by_force(
+    rolled_back: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, _ = rolled_back, saving(monkeypatch)
+    lose_mlflow(shop, migrated_store)
+    status("--adopt")
+    with pytest.raises(Undecided, match=r"version 1 is the champion, and its weights are not in .*--force-deploy"):
+        shop.bring("four", 40)
+    assert shop.bring("four", 40, "--force-deploy", "--reason", "the store was lost").reason is Reason.FORCED
+    assert (shop.head.version, drift(status())) == (4, [])  # 2 and 3 were used up in the store that was lost
+    with pytest.raises(Refused, match="version 1: its weights are not in this MLflow store"):
+        run(rollback_script, "--to", 1)
+    with pytest.raises(Refused, match="version 2: the registry does not hold it any more"):
+        run(rollback_script, "--to", 2)
+
+
+def test_weights_are_taken_from_results_release_once_they_are_back(
+    rolled_back: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, saved = rolled_back, saving(monkeypatch)
+    head = shop.head
+    lose_mlflow(shop, migrated_store)
+    status("--adopt")
+    shutil.rmtree("results/release")
+    folder = write_release(Path("results/release"), shop.view.slots[1])
+    assert drift(status("--adopt")) == ["registry: version 1 has no weights in this MLflow store"]  # another model's
+    shutil.rmtree(folder)
+    write_release(folder, head.model_copy(update={"hub": None}))
+    assert drift(status("--adopt")) == ["registry: version 1 has no weights in this MLflow store"]  # not as pushed
+    assert saved == []
+
+
+def test_without_the_hub_the_weights_come_back_from_results_release(
+    shop: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = saving(monkeypatch)
+    shop.bring("four", 35, "--skip-hf-push")
+    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
+    lose_mlflow(shop, migrated_store)
+    shutil.rmtree("results/release")
+    assert drift(status("--adopt")) == ["registry: version 4 has no weights in this MLflow store"]
+    write_release(Path("results/release"), shop.head)
+    assert drift(status("--adopt")) == []
+    assert (len(saved), shop.holders.champion) == (1, 4)
+
+
+def write_release(folder: Path, slot: Slot) -> Path:
+    """A release as assemble_release leaves it, of a model without weights."""
+    assert slot.metrics
+    assert slot.contract
+    folder.mkdir()
+    champion = ChampionFile(format=1, key=slot.key, model_digest=slot.model_digest, model_name=NAME,
+                            contract=slot.contract, metrics=slot.metrics)
+    (folder / "champion.json").write_text(champion.text())
+    json_utils.write_object(folder / "manifest.json", manifest(folder))
+    return folder
+
+
+def test_a_record_alone_keeps_a_worse_model_from_being_the_first_one(
+    rolled_back: Shop, migrated_store: Path
+) -> None:
+    lose_mlflow(rolled_back, migrated_store)
+    COPY.unlink()  # as before there was a copy
+    flags = ("--config", str(rolled_back.config))
+    for _ in range(2):  # a failure's record remembers the champion
+        assert weightless.call(*flags) == 4
+        assert "deployment_info.json names version 1 as champion, but MLflow" in rolled_back.info["reason"]
+    assert rolled_back.client.search_registered_models() == []
+
+
+def test_another_registered_name_starts_anew_beside_the_copy(rolled_back: Shop, migrated_store: Path) -> None:
+    lose_mlflow(rolled_back, migrated_store)
+    write_params(rolled_back.root, SOURCE, model_registry_name="another-shop")
+    copy = COPY.read_text()
+    assert rolled_back.bring("weak", 3).reason is Reason.FIRST_MODEL
+    assert COPY.read_text().endswith(copy)
+    assert COPY.read_text().startswith('{"identity":')
+    assert '"model_name":"another-shop"' in COPY.read_text().splitlines()[0]
+
+
+def test_a_ledger_that_lost_its_last_slots_is_undecided_and_repaired(shop: Shop, status: Status) -> None:
+    view = shop.view
+    lose_ledger(shop)
+    for slot in view.slots[:2]:
+        assert shop.ledger.claim(slot)
+    with pytest.raises(Undecided, match=r"ledger has 2 slots and results/.*ledger.jsonl 3, .*--repair"):
+        shop.bring("four", 35)
+    with pytest.raises(Undecided, match="ledger has 2 slots"):
+        run(rollback_script)
+    assert drift(status("--repair")) == []
+    assert shop.view == view
+
+
+def test_a_copy_that_is_behind_is_normal_and_completed_by_the_next_deployment(shop: Shop, status: Status) -> None:
+    copy = COPY.read_bytes()
+    COPY.write_bytes(b"".join(copy.splitlines(keepends=True)[:2]))
+    assert drift(status()) == ["copy: is 1 slot behind the ledger"]
+    assert shop.bring("three", 30).reason is Reason.ALREADY
+    assert COPY.read_bytes() == copy
+    COPY.unlink()
+    assert shop.bring("three", 30).reason is Reason.ALREADY
+    assert [line.slot for line in read_ledger(COPY.parent, NAME)] == list(shop.view.slots)
+    assert drift(status()) == []
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n", '{"model_name": "ecommerce-chatbot"}\n', "[]\n"])
+def test_a_copy_that_cannot_be_read_stops_a_deployment_and_names_the_way_out(shop: Shop, text: str) -> None:
+    COPY.write_text(text)
+    with pytest.raises(InvalidInput, match=r"ledger.jsonl.*; `git checkout -- results/deployment/ledger.jsonl` brings"):
+        shop.bring("four", 35)
+
+
+def test_a_rewritten_slot_is_named_by_status_and_deployment_and_adopted_out_of(
+    shop: Shop, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_SKIP_HF_PUSH", "true")
+    view, old = shop.view, shop.ledger._find()
+    rewrite(shop, 3, score="0.1", actor="mallory", reason="lower")
+    says = 'MLflow: "0.1", results/deployment/ledger.jsonl: "0.'
+    (found,) = drift(status())
+    assert found.startswith("ledger: slot 3 differs: actor (MLflow: ")
+    assert says in found
+    with pytest.raises(IntegrityError, match=r"slot 3 differs: .*; find out which one is right: .*--adopt` writes"):
+        shop.bring("four", 35)
+    with pytest.raises(IntegrityError, match=r"slot 3 differs: .*--adopt` writes"):
+        run(status_script, "--repair")
+    assert drift(status("--adopt")) == []
+    assert shop.view == view
+    assert shop.ledger._find() != old
+    note = json.loads(shop.client.get_run(old).data.tags[SUPERSEDED])
+    assert note["ledger_run"] == shop.ledger._find()
+    assert note.keys() == {"by", "ledger_run", "time"}
+    assert "lower" in shop.client.get_run(old).data.params["s00000003"]  # nothing is deleted
+    assert shop.bring("four", 35).reason is Reason.IMPROVED
+
+
+def test_a_broken_chain_is_told_by_the_slot_that_was_altered_not_by_the_next(shop: Shop, status: Status) -> None:
+    view = shop.view
+    rewrite(shop, 1, score="0.9")
+    for command in (partial(run, status_script), partial(shop.bring, "four", 35)):
+        with pytest.raises(IntegrityError, match=r"slot 1 differs.*score \(MLflow: \"0.9\".*--adopt` writes"):
+            command()
+    assert drift(status("--adopt")) == []
+    assert shop.view == view
+
+
+def test_slots_that_only_the_altered_ledger_has_are_kept_if_they_continue_the_copy(shop: Shop, status: Status) -> None:
+    view = shop.view
+    lose_mirror(shop)
+    COPY.write_bytes(b"".join(COPY.read_bytes().splitlines(keepends=True)[:2]))  # git was not pulled
+    rewrite(shop, 1, reason="none")
+    assert drift(status("--adopt")) == []
+    assert shop.view == view
+
+
+def test_two_intact_copies_that_differ_restore_nothing_until_one_is_gone(shop: Shop, status: Status) -> None:
+    view = shop.view
+    slots = [view.slots[0], view.slots[1].model_copy(update={"actor": "mallory"})]
+    shop.hub.put(REPO, {"ledger.jsonl": "".join(f"{slot.text()}\n" for slot in slots).encode()}, "ledger")
+    assert drift(status())[0].startswith("ledger: slot 2 differs, the Hub's branch `ledger` stands alone: actor (")
+    rewrite(shop, 2, actor="eve")
+    for flag in ("--repair", "--adopt"):
+        with pytest.raises(IntegrityError, match="slot 2 differs"):
+            run(status_script, flag)
+    lose_mirror(shop)
+    assert drift(status("--adopt")) == []
+    assert shop.view == view
+
+
+def test_an_altered_ledger_without_an_intact_copy_is_left_to_a_backup(shop: Shop) -> None:
+    lose_mirror(shop)
+    COPY.unlink()
+    rewrite(shop, 1, score="0.9")
+    with pytest.raises(IntegrityError, match=r"is intact; restore MLflow's database .* `git checkout COMMIT"):
+        run(status_script, "--adopt")
+
+
+def test_a_ledger_run_that_is_deleted_is_told_as_that_by_a_deployment(shop: Shop, status: Status) -> None:
+    view, run_id = shop.view, shop.ledger._find()
+    shop.client.delete_run(run_id)
+    with pytest.raises(IntegrityError, match=f"ledger run {run_id} is deleted; `mlflow runs restore"):
+        shop.bring("four", 35)
+    shop.client._tracking_client.store._hard_delete_run(run_id)
+    lose_mirror(shop)
+    with pytest.raises(IntegrityError, match=r"is gone; .*--repair` restores it from results/deployment/ledger.jsonl"):
+        shop.bring("four", 35)
+    assert drift(status("--repair")) == []
+    assert shop.view == view

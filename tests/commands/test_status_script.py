@@ -137,6 +137,7 @@ def test_a_lost_experiment_and_lost_last_slots_are_restored_too(shop: Shop, stat
     lose_ledger(shop)
     assert drift(status()) == [
         "registry: shows version 3 as champion, but the ledger is empty",
+        "copy: has 3 slots, the ledger 0: the ledger lost some",
         "mirror: has 3 slots, the ledger 0: the ledger lost some",
         "record: deployment_info.json names version 3 as champion; the ledger says no version",
     ]
@@ -151,7 +152,7 @@ def test_a_mirror_that_the_registry_contradicts_is_not_restored_but_adopted_onto
     view = shop.view
     lose_ledger(shop)
     shop.client.set_registered_model_alias(NAME, "champion", "2")
-    with pytest.raises(Refused, match=r"champion is version 2, the mirror's version 3; .*--adopt"):
+    with pytest.raises(Refused, match=r"champion is version 2, that of the ledger's copy version 3; .*--adopt"):
         run(status_script, "--repair")
     assert list(shop.view.slots) == []
     assert drift(status("--adopt")) == []
@@ -164,7 +165,7 @@ def test_an_altered_mirror_restores_nothing(shop: Shop, status: Status) -> None:
     lose_ledger(shop)
     lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
     shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"score":"0.', b'"score":"1.', 1)}, "ledger")
-    with pytest.raises(IntegrityError, match=r"mirror: ledger slot 2: does not continue slot 1"):
+    with pytest.raises(IntegrityError, match=r"slot 1 differs: score .*; delete the Hub's branch .*, and .*--repair"):
         run(status_script, "--repair")
     assert shop.view.slots == ()
 
@@ -172,8 +173,9 @@ def test_an_altered_mirror_restores_nothing(shop: Shop, status: Status) -> None:
 def test_a_ledger_that_differs_from_its_mirror_is_named_and_left_to_a_person(shop: Shop, status: Status) -> None:
     lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
     shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"actor":"', b'"actor":"not ', 1)}, "ledger")
-    assert drift(status()) == ["mirror: differs from the ledger at slot 1: one of them was altered"]
-    with pytest.raises(IntegrityError, match="branch `ledger` was altered"):
+    (found,) = drift(status())
+    assert found.startswith("ledger: slot 1 differs, the Hub's branch `ledger` stands alone: actor (MLflow")
+    with pytest.raises(IntegrityError, match=r"; delete the Hub's branch `ledger`, and .*--repair` wri"):
         run(status_script, "--repair")
     lose_mirror(shop)
     assert drift(status("--repair")) == []

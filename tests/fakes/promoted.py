@@ -5,6 +5,7 @@ MLflow is a real sqlite store, the Hub the loopback one, and the whole gate deci
 
 import json
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from scripts import status_script
 from src.core.params import Params, load_params
 from src.core.records import read_object
 from src.ledger.ports import Holders
-from src.ledger.slots import LedgerView, Slot
+from src.ledger.slots import LedgerView, Slot, slot_name
 from src.model_selection import Decision
 from tests.conftest import TOKENS
 from tests.fakes.history_store import answers, challenger, deploy
@@ -118,7 +119,8 @@ def status(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
 
 
 def drift(told: dict[str, Any]) -> list[str]:
-    assert told["code"] == (1 if told["drift"] else 0)
+    altered = any(found["place"] == "ledger" for found in told["drift"])
+    assert told["code"] == (5 if altered else 1 if told["drift"] else 0)
     return [f"{found['place']}: {found['text']}" for found in told["drift"]]
 
 
@@ -134,6 +136,15 @@ def lose_mlflow(shop: Shop, migrated_store: Path) -> None:
 
     _get_store().engine.dispose()
     (shop.root / "mlflow.db").write_bytes(migrated_store.read_bytes())
+
+
+def rewrite(shop: Shop, number: int, **changes: Any) -> None:
+    """What somebody with access to the database can do to a slot."""
+    slot = shop.view.slots[number - 1].model_copy(update=changes)
+    with sqlite3.connect(shop.root / "mlflow.db") as database:
+        database.execute("UPDATE params SET value = ? WHERE key = ? AND run_uuid = ?",
+                         (slot.text(), slot_name(number), shop.ledger._find()))
+    database.close()
 
 
 def lose_mirror(shop: Shop) -> None:

@@ -37,6 +37,14 @@ def mirror(lines: list[str] | None) -> ObservedState:
     return replace(QUIET, hub=replace(HUB, mirror=lines))
 
 
+def copied(lines: list[str]) -> ObservedState:
+    return replace(QUIET, copy=lines)
+
+
+REWRITTEN = LedgerView((*THREE.slots[:2], THREE.slots[2].model_copy(update={"score": "0.9"})))
+OTHER = [*LINES[:2], LINES[2].replace('"actor":"somebody"', '"actor":"nobody"')]
+
+
 def lines_of(seen: ObservedState) -> list[str]:
     return [f"{found.place}: {found.text}; {found.remedy}" for found in drift(seen)]
 
@@ -63,7 +71,12 @@ ROWS: list[tuple[ObservedState, str]] = [
     (mirror(None), "mirror: is 3 slots behind the ledger; `--repair`"),
     (mirror(LINES[:2]), "mirror: is 1 slot behind the ledger; `--repair`"),
     (mirror([*LINES, "{}"]), "mirror: has 4 slots, the ledger 3: the ledger lost some; `--repair`"),
-    (mirror([LINES[0], "{}", LINES[2]]), "mirror: differs from the ledger at slot 2: one of them was altered; see"),
+    (mirror([LINES[0], "{}", LINES[2]]), "ledger: slot 2 differs: the Hub's branch `ledger` cannot be read; delete"),
+    (copied(LINES[:2]), "copy: is 1 slot behind the ledger; `--repair`"),
+    (copied([*LINES, "{}"]), "copy: has 4 slots, the ledger 3: the ledger lost some; `--repair`"),
+    (copied(OTHER), "ledger: slot 3 differs, results/deployment/ledger.jsonl stands alone: actor (MLflow and the"),
+    (replace(copied(LINES), view=REWRITTEN), 'ledger: slot 3 differs, MLflow stands alone: score (MLflow: "0.9", re'),
+    (replace(QUIET, lost=frozenset({3})), "registry: version 3 has no weights in this MLflow store; restore MLflow's"),
     (replace(QUIET, info={"champion": {"version": 2}}), "record: deployment_info.json names version 2 as champion;"),
     (replace(QUIET, info={"champion": None}), "record: deployment_info.json names no version as champion; the ledger"),
     (replace(EMPTY, holders=replace(NOBODY, champion=2)), "registry: shows version 2 as champion, but the ledger is"),

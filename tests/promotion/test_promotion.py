@@ -222,6 +222,9 @@ def test_slots_of_another_repository_are_left_alone() -> None:
 @both_starts
 def test_a_preflight_that_fails_touches_nothing(start: World) -> None:
     class Overwritable:
+        def view(self) -> LedgerView:
+            return start.view
+
         def probe(self) -> None:
             raise Undecided("MLflow: this server lets a run param be overwritten")
 

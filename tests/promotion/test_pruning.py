@@ -99,6 +99,9 @@ class Outside:
         self._request()
         return dict(self.marks)
 
+    def lost_weights(self) -> frozenset[int]:
+        return frozenset()
+
     def mark_pruned(self, version: int, *, done: bool) -> None:
         assert version not in self.lost
         self._request()

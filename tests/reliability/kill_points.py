@@ -169,6 +169,7 @@ POINTS = (
     Point("mirror committed, reply unread", _when_the_hub_gets("POST", "/commit/ledger", later=0.5),
           faults=(_LOST_MIRROR,)),
     Point("before record", _before(Step.RECORD)),
+    Point("ledger copied, no comparison", _after(results, "write_ledger")),
     Point("comparison written, no info", _after(json_utils, "write_object", f"/{results.COMPARISON}$")),
     Point("info written beside its place", _ahead(Path, "replace", f"/{results.INFO}$")),
     Point("info written, nothing in MLflow", _after(json_utils, "write_object", f"/{results.INFO}$")),

@@ -5,11 +5,16 @@ The run is pinned by a tag of the experiment `<model>.ledger`, set in the call t
 """
 
 import logging
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from src.core.errors import IntegrityError, Undecided
+from src.core.records import canonical_json
+from src.ledger.copies import NEW_LEDGER
 from src.ledger.slots import MAX_CHARACTERS, LedgerView, Slot, parse_slots, slot_name
 from utils.mlflow_utils import ensure_experiment, explained, find_experiment, find_run, mlflow_errors, unanswered
 from utils.tracking import tag
@@ -35,21 +40,29 @@ class MlflowLedger:
 
         Raises Undecided when the server does not answer, IntegrityError for holes, a broken chain or a deleted run.
         """
+        texts = self.texts()
+        if "" in texts:
+            raise IntegrityError(f"ledger run {self._find()}: slots are not 1 to {len(texts)} without holes; "
+                                 f"{NEW_LEDGER}")
+        return parse_slots(texts)
+
+    def texts(self) -> list[str]:
+        """The slots as they are stored, altered ones included, and "" for a missing one.
+
+        Raises Undecided when the server does not answer, IntegrityError for a deleted run.
+        """
         run_id = self._find()
         if run_id is None:
-            return LedgerView(())
+            return []
         run = find_run(self._client, run_id)
         if run is None:
             raise IntegrityError(f"ledger run {run_id} is gone; `python scripts/status_script.py --repair` restores it "
-                                 "from its mirror on the Hub")
+                                 "from results/deployment/ledger.jsonl or from its mirror on the Hub")
         if run.info.lifecycle_stage != "active":
             raise IntegrityError(f"ledger run {run_id} is deleted; `mlflow runs restore --run-id {run_id}` restores it")
         slots = {name: text for name, text in run.data.params.items() if name != _PROBE}
-        names = [slot_name(number) for number in range(1, len(slots) + 1)]
-        if set(names) != set(slots):
-            raise IntegrityError(f"ledger run {run_id}: slots are not 1 to {len(slots)} without holes; "
-                                 "run `python scripts/status_script.py`")
-        return parse_slots([slots[name] for name in names])
+        last = max([len(slots), *(int(name[1:]) for name in slots if re.fullmatch(r"s\d{8}", name))])
+        return [slots.get(slot_name(number), "") for number in range(1, last + 1)]
 
     def probe(self) -> None:
         """Check on this server that a param as long as a slot is kept whole and cannot be overwritten.
@@ -76,7 +89,7 @@ class MlflowLedger:
     def renew(self) -> None:
         """Undelete the ledger's run; if it is gone for good, pin a new, empty run.
 
-        The slots of a run that is gone can be written again from the mirror. Run this by hand, and only once at a
+        The slots of a run that is gone can be written again from a copy. Run this by hand, and only once at a
         time: of two at once, one would fill a run that is no longer pinned.
         """
         run_id = self._find()
@@ -85,13 +98,31 @@ class MlflowLedger:
         run = find_run(self._client, run_id)
         if run is None:
             logger.warning("ledger run %s is gone; an empty one takes its place", run_id)
-            with mlflow_errors():
-                home = self._client.get_experiment_by_name(self._experiment)
-                self._client.set_experiment_tag(home.experiment_id, tag.LEDGER_RUN, self._new_run())
+            self._pin(self._new_run())
         elif run.info.lifecycle_stage != "active":
             logger.warning("ledger run %s was deleted; undeleting it", run_id)
             with mlflow_errors():
                 self._client.restore_run(run_id)
+
+    def supersede(self, texts: Sequence[str], by: str) -> None:
+        """Pin a new run with these slots as the ledger; the old one stays, tagged with the time, `by` and the new id.
+
+        For an altered ledger. Run this by hand, while no deployment runs: a slot that is claimed meanwhile is lost.
+        """
+        old, new = self._find(), self._new_run()
+        for number, text in enumerate(texts, start=1):
+            if self._written(new, slot_name(number), text) != text:
+                raise Undecided(_UNFIT)
+        note = canonical_json({"by": by, "ledger_run": new, "time": datetime.now(UTC).isoformat(timespec="seconds")})
+        with mlflow_errors():
+            self._client.set_tag(old, tag.SUPERSEDED, note)
+        self._pin(new)
+        logger.warning("ledger run %s is superseded by %s; nothing of it was deleted", old, new)
+
+    def _pin(self, run_id: str) -> None:
+        with mlflow_errors():
+            home = self._client.get_experiment_by_name(self._experiment)
+            self._client.set_experiment_tag(home.experiment_id, tag.LEDGER_RUN, run_id)
 
     def _written(self, run_id: str, name: str, text: str) -> str | None:
         """Write a param; returns the value that the server has afterwards, which may be an earlier one."""

@@ -34,6 +34,7 @@ from utils.tracking import tag
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 3
 ARTIFACT = "model"
+LOST = "lost"
 
 
 class MlflowRegistry:
@@ -87,7 +88,12 @@ class MlflowRegistry:
 
     def pruned(self) -> dict[int, bool]:
         """Versions marked as pruned: True if the weights are deleted, False if that was only started."""
-        return {int(v.version): v.tags[tag.FILES] == "pruned" for v in self._versions("") if tag.FILES in v.tags}
+        return {int(v.version): v.tags[tag.FILES] == "pruned" for v in self._versions("")
+                if v.tags.get(tag.FILES, LOST) != LOST}
+
+    def lost_weights(self) -> frozenset[int]:
+        """Versions that `restore` made and whose weights this store does not have."""
+        return frozenset(int(v.version) for v in self._versions("") if v.tags.get(tag.FILES) == LOST)
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
         """Tag a version before its weights are deleted, and after; aliases, other tags and source stay."""
@@ -116,6 +122,34 @@ class MlflowRegistry:
             while made < number:
                 made = int(self._client.create_model_version(self._name, source, self._run_id()).version)
                 self._client.delete_model_version(self._name, str(made))
+
+    def restore(self, version: int, tags: Mapping[str, str], used: int) -> bool:
+        """Make this version number again in a new registry, without weights yet, and skip the others up to `used`.
+
+        False if the registry has used the number already. It can be repeated after a crash.
+        """
+        self._ensure_model()
+        for other in self.lost_weights() - {version}:  # left by a crash
+            with mlflow_errors():
+                self._client.delete_model_version(self._name, str(other))
+        with mlflow_errors():
+            source = f"{self._client.get_run(self._run_id()).info.artifact_uri}/{ARTIFACT}"
+            made = max(self.keys(), default=0)
+            while made < used:
+                new = self._client.create_model_version(self._name, source, self._run_id(),
+                                                        tags={**tags, tag.FILES: LOST})
+                made = int(new.version)
+                if made != version:
+                    self._client.delete_model_version(self._name, str(made))
+        return version in self.keys()
+
+    def put_weights(self, version: int, save: Callable[[Path], None]) -> None:
+        """Keep the weights of a version that was restored without them."""
+        with mlflow_errors():
+            run_id = self._client.get_model_version(self._name, str(version)).run_id
+        keep_model(self._client, run_id, save)
+        with mlflow_errors():
+            self._client.delete_model_version_tag(self._name, str(version), tag.FILES)
 
     def expected(self, head: Slot, previous: Slot | None) -> Holders:
         """What holders() must return for this head: no stage if the server has none, no previous that was deleted."""
@@ -254,6 +288,8 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
         if identity is None:
             raise Undecided(f"{name} version {version}: carries no {tag.IDENTITY}, so it was not made here; "
                             "run `python scripts/status_script.py --adopt`")
+        if found.tags.get(tag.FILES) == LOST:
+            raise Undecided(f"{name} version {version}: its weights are not in this MLflow store")
         store = artifacts_at(client, client.get_model_version_download_uri(name, str(version)))
         folder.mkdir(parents=True, exist_ok=True)
         local = Path(store.download_artifacts("", str(folder)))

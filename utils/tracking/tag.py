@@ -23,6 +23,8 @@ CONTRIBUTIONS = "champion.contributions"
 GAIN = "champion.gain"
 EVALUATION_RUN = "champion.evaluation_run"
 DUPLICATE = "champion.duplicate_of"
-FILES = "champion.files"  # of a version whose weights were pruned: `pruning` from before, `pruned` after
+# Of a version without all of its weights: `pruning`, then `pruned`; `lost` if a lost store was restored without them.
+FILES = "champion.files"
 # A tag of the ledger's experiment: the run that holds the slots.
 LEDGER_RUN = "champion.ledger_run"
+SUPERSEDED = "champion.superseded"  # of a ledger run that was altered: when, by whom, and the run in its place

@@ -1,0 +1,162 @@
+"""The ledger beside its copies in git and on the Hub: what a lost or altered store is told by, and restored from. Pure.
+
+A ledger is a list of slot texts here, oldest first, because an altered one cannot be read as slots.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from src.core.errors import IntegrityError, Undecided
+from src.core.records import canonical_json
+from src.ledger.slots import parse_slots
+
+STORE, COPY, MIRROR = "MLflow", "results/deployment/ledger.jsonl", "the Hub's branch `ledger`"
+NEW_LEDGER = "`python scripts/status_script.py --adopt` writes a new ledger from its intact copy"
+_REPAIR = "`python scripts/status_script.py --repair`"
+_WAYS = {
+    STORE: NEW_LEDGER,
+    COPY: f"`git checkout -- {COPY}`, or delete it, and {_REPAIR} writes it anew",
+    MIRROR: f"delete {MIRROR}, and {_REPAIR} writes it anew",
+}
+_BEFORE = "previous_sha256"
+_FIELDS = 3  # of a slot that are spelled out
+_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A slot that the places do not hold alike.
+
+    alone: the place that disagrees with two others, None if it is not known. follows: True if only the hash of the slot
+    before differs, so that the cause is another slot.
+    """
+
+    text: str
+    alone: str | None
+    follows: bool
+
+
+def is_whole(texts: Sequence[str]) -> bool:
+    """True if every slot is valid and the hash chain is unbroken."""
+    try:
+        parse_slots(texts)
+    except IntegrityError:
+        return False
+    return True
+
+
+def differing(ledgers: Mapping[str, Sequence[str]]) -> list[Difference]:
+    """The slots that two places hold differently, by number.
+
+    Slots that differ in nothing but the hash of the one before are left out: they follow from an altered slot.
+    """
+    found = [slot for number in range(max(map(len, ledgers.values()), default=0))
+             if (slot := _difference(number, {place: texts[number] for place, texts in ledgers.items()
+                                              if number < len(texts)}))]
+    return [slot for slot in found if not slot.follows] or found[:1]
+
+
+def remedy(ledgers: Mapping[str, Sequence[str]], first: Difference) -> str:
+    """What to do about places that differ: the one that is broken, or that stands alone, is written anew."""
+    broken = next((place for place, texts in ledgers.items() if not is_whole(texts)), None)
+    if odd := broken or first.alone:
+        return _WAYS[odd]
+    others = [place for place in ledgers if place != STORE]
+    return (f"find out which one is right: if it is not MLflow's, {NEW_LEDGER}; if it is, delete "
+            f"{' and '.join(others)}, and {_REPAIR} writes it anew")
+
+
+def refuse_altered(ledgers: Mapping[str, Sequence[str]]) -> None:
+    """Raise IntegrityError, with the way out, for a slot that differs between places or breaks the chain."""
+    if found := differing(ledgers):
+        raise IntegrityError(f"ledger {found[0].text}; {remedy(ledgers, found[0])}")
+    for place, texts in ledgers.items():
+        try:
+            parse_slots(texts)
+        except IntegrityError as error:
+            raise IntegrityError(f"{str(error).partition(';')[0]} in {place}; {_WAYS[place]}") from None
+
+
+def refuse_lost(name: str, store: Sequence[str], copy: Sequence[str] | None, recorded: int | None) -> None:
+    """Refuse a store that does not hold what the copy says, or nothing although a version is recorded as champion.
+
+    copy: None if there is none. recorded: the champion of deployment_info.json, None if it names none. Raises
+    IntegrityError for a slot that differs, and Undecided for a store that lacks slots: an empty one is never a first
+    model.
+    """
+    kept = len(copy or ())
+    if store:
+        refuse_altered({STORE: store, COPY: copy or ()})
+        if len(store) < kept:
+            raise Undecided(f"{name}: MLflow's ledger has {_slots(len(store))} and {COPY} {kept}, so the store lost "
+                            f"some; if it is an old backup, restore a newer one, or {_REPAIR} writes them anew")
+    elif kept or recorded is not None:
+        says = f"{COPY} has {_slots(kept)}" if kept else f"deployment_info.json names version {recorded} as champion"
+        raise Undecided(f"{name}: {says}, but MLflow holds no ledger of it, so the store is lost or another one; "
+                        "restore it or correct mlflow.tracking_uri, or `python scripts/status_script.py --adopt` to go "
+                        "on in this one, or give deployment.model_registry_name a value of your own to start anew")
+
+
+def choose(store: Sequence[str], copies: Mapping[str, Sequence[str]]) -> list[str]:
+    """The slots of a new ledger for an altered store: the longest intact copy, and what of the store continues it.
+
+    Raises IntegrityError if no copy is intact, if the store is not the one that was altered, and if two intact copies
+    differ.
+    """
+    whole = {place: texts for place, texts in copies.items() if texts and is_whole(texts)}
+    if not whole:
+        raise IntegrityError(f"ledger: MLflow's is lost or was altered, and neither {COPY} nor {MIRROR} is intact; "
+                             f"restore MLflow's database from a backup, or an older copy (`git log -- {COPY}`, then "
+                             f"`git checkout COMMIT -- {COPY}`) and `--adopt` again")
+    if found := differing(whole):
+        raise IntegrityError(f"ledger {found[0].text}; both are intact, so one of them was rewritten: find out which "
+                             f"(`git log -p -- {COPY}`), delete that one, and `--adopt` again")
+    longest = max((list(texts) for texts in whole.values()), key=len)
+    if is_whole(store) and not differing({STORE: store, COPY: longest}):
+        refuse_altered({STORE: store, **copies})
+    for text in store[len(longest):]:
+        if not is_whole([*longest, text]):
+            break
+        longest.append(text)
+    return longest
+
+
+def _slots(count: int) -> str:
+    return f"{count} slot{'' if count == 1 else 's'}"
+
+
+def _difference(number: int, held: Mapping[str, str]) -> Difference | None:
+    groups: dict[str, list[str]] = {}
+    for place, text in held.items():
+        groups.setdefault(text, []).append(place)
+    if len(groups) < 2:
+        return None
+    single = [places[0] for places in groups.values() if len(places) == 1]
+    alone = single[0] if len(groups) == 2 and len(held) == 3 else None
+    slots = {" and ".join(places): _loaded(text) for text, places in groups.items()}
+    names = sorted({name for slot in slots.values() for name in slot})
+    differ = [name for name in names if len({canonical_json(slot.get(name)) for slot in slots.values()}) > 1]
+    own = [name for name in differ if name != _BEFORE]
+    if empty := [place for place, slot in slots.items() if not slot]:
+        return Difference(f"slot {number + 1} differs: {' and '.join(empty)} cannot be read", alone, follows=False)
+    parts = [f"{name} ({', '.join(f'{place}: {_short(slot.get(name))}' for place, slot in slots.items())})"
+             for name in own or differ]
+    more = f" and {len(parts) - _FIELDS} more" if len(parts) > _FIELDS else ""
+    says = f", {alone} stands alone" if alone else ""
+    return Difference(f"slot {number + 1} differs{says}: {', '.join(parts[:_FIELDS])}{more}", alone, follows=not own)
+
+
+def _short(value: object) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}..."
+
+
+def _loaded(text: str) -> Mapping[str, Any]:
+    """The fields of a slot, none if it is no JSON object."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
