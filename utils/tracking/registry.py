@@ -284,12 +284,12 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
     """
     with mlflow_errors():
         found = client.get_model_version(name, str(version))
+        if found.tags.get(tag.FILES) == LOST:
+            raise Undecided(f"{name} version {version}: its weights are not in this MLflow store")
         identity = found.tags.get(tag.IDENTITY)
         if identity is None:
             raise Undecided(f"{name} version {version}: carries no {tag.IDENTITY}, so it was not made here; "
                             "run `python scripts/status_script.py --adopt`")
-        if found.tags.get(tag.FILES) == LOST:
-            raise Undecided(f"{name} version {version}: its weights are not in this MLflow store")
         store = artifacts_at(client, client.get_model_version_download_uri(name, str(version)))
         folder.mkdir(parents=True, exist_ok=True)
         local = Path(store.download_artifacts("", str(folder)))
