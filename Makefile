@@ -1,22 +1,22 @@
 # make repro: the whole job. make check, make test: the checks. They set up .venv first, unless it is current.
-# make serve: the release as a chat page and API; it has environments of its own, below space/.
+# make serve: the champion as a chat page and API; it has environments of its own, below space/.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 SERVING := space/.venv
 BUILDER := space/.venv-builder
-RELEASE ?= results/release
+RELEASE ?=
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro lint check test reliability serve serving
+.PHONY: help repro lint check test reliability serve serving bundle
 
 help:
 	@echo "make repro         from raw data to a promoted champion, on this machine alone"
 	@echo "make check         linters, types and the tests that need only Python; a minute or two"
 	@echo "make test          linters, types and all tests but the long ones; up to 10 minutes"
 	@echo "make reliability   deployments killed, raced and cut off from their services; hours"
-	@echo "make serve         the release of make repro as a chat page and an API on port 5000"
+	@echo "make serve         the champion as a chat page and an API on port 5000; or RELEASE=FOLDER"
 	@echo "make help          this text"
 
 repro: $(READY)
@@ -36,17 +36,17 @@ test: lint
 reliability: $(READY)
 	@$(RUN) pytest -m reliability
 
-serve: $(SERVING)/.ready space/assets/identity.json
+serve: $(SERVING)/.ready bundle
 	@HF_HUB_OFFLINE=1 $(SERVING)/bin/python space/app.py
 
 serving: $(SERVING)/.ready
 
-space/assets/identity.json: $(RELEASE)/manifest.json $(BUILDER)/.ready
-	@HF_HUB_OFFLINE=1 $(BUILDER)/bin/python space/prepare_assets.py --model $(RELEASE) \
+# space/assets, made again if the champion has changed. Its release is in results/release or, after a rollback, fetched.
+bundle: $(BUILDER)/.ready $(if $(RELEASE),,$(READY))
+	@release="--model $(RELEASE)"; \
+	  $(if $(RELEASE),,release=$$($(RUN) python scripts/space_script.py --release) &&) \
+	  HF_HUB_OFFLINE=1 $(BUILDER)/bin/python space/prepare_assets.py $$release --if-changed \
 	  $(addprefix --questions ,$(wildcard results/data/train.jsonl))
-
-$(RELEASE)/manifest.json:
-	@echo "There is no $(RELEASE): run make repro first, or name one with make serve RELEASE=FOLDER"; exit 1
 
 $(SERVING)/.ready: space/requirements/modern.lock
 	@echo "Setting up $(SERVING), 360 MB."

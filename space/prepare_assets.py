@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, find, lacking
 from files import read_lines
-from serving.identity import BundleIdentity, ServedModel
+from serving.identity import BundleError, BundleIdentity, ServedModel
 
 logger = logging.getLogger("space")
 
@@ -29,6 +29,8 @@ def main() -> int:
     parser.add_argument("--weights", default="int8,int4", help="int8,int4 or one of them, or safetensors")
     parser.add_argument("--questions", type=Path, help="conversations (JSON lines) that the fallback may answer from")
     parser.add_argument("--version", type=int, help="version in the registry, if the release does not state it")
+    parser.add_argument("--if-changed", action="store_true",
+                        help="leave a bundle alone that is of this very model, name and version already")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = arguments.weights.split(",")
@@ -36,6 +38,9 @@ def main() -> int:
         parser.error(f"--weights {arguments.weights}: expected int8, int4, int8,int4 or safetensors")
     try:
         source = find(arguments.model, arguments.version)
+        if arguments.if_changed and is_of(arguments.output, source):
+            logger.info("%s: %s, version %s, as before", arguments.output, source.model, source.version or "unknown")
+            return 0
         weights = prepare(source, arguments.output, wanted, arguments.questions)
     except (SourceError, OSError) as error:
         logger.critical("%s", error)
@@ -44,6 +49,20 @@ def main() -> int:
     logger.info("%s: %s, version %s, %s, %.1f MB", arguments.output, source.model, source.version or "unknown",
                 " and ".join(weights), size / 1e6)
     return 0
+
+
+def is_of(output: Path, source: Source) -> bool:
+    """Whether a complete bundle of this source lies there; never for a source that states no model digest."""
+    try:
+        identity = BundleIdentity.load(output)
+    except BundleError:
+        return False
+    wanted = _served(source)
+    return bool(wanted.digest) and identity.model == wanted and not identity.differences(output, contents=False)
+
+
+def _served(source: Source) -> ServedModel:
+    return ServedModel(source.model, source.version, source.commit, source.model_digest)
 
 
 def prepare(source: Source, output: Path, wanted: list[str], questions: Path | None) -> list[str]:
@@ -59,8 +78,7 @@ def prepare(source: Source, output: Path, wanted: list[str], questions: Path | N
         if questions:
             text = json.dumps(_first_turns(questions), indent=1)
             (folder / "questions.json").write_text(text + "\n", encoding="ascii")
-        model = ServedModel(source.model, source.version, source.commit, source.model_digest)
-        BundleIdentity.of(folder, model, weights).write(folder)
+        BundleIdentity.of(folder, _served(source), weights).write(folder)
         _replace(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

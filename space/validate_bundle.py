@@ -15,9 +15,10 @@ from typing import Any
 
 from bundling import comparison
 from bundling.comparison import STREAMS, Answerer
-from bundling.source import SourceError, find
+from bundling.source import SourceError, find, model_digest
 from files import JsonLine, read_lines, sha256, write_object
-from serving.identity import VALIDATION, BundleIdentity
+from serving.identity import VALIDATION, BundleIdentity, parse_object
+from serving.settings import IDENTITY
 
 logger = logging.getLogger("space")
 
@@ -30,7 +31,8 @@ _PRECEDENCE = ("int8", "int4")
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--bundle", type=Path, default=HERE / "assets")
-PARSER.add_argument("--model", default=str(ROOT / "results/release"), help="the release: a folder, or NAME[@REVISION]")
+PARSER.add_argument("--model", help="the release: a folder, or NAME[@REVISION]; default: results/release, or "
+                    "results/champion (which `make serve` fetches after a rollback) if the bundle is of that one")
 PARSER.add_argument("--evaluation-rows", type=Path, default=ROOT / "results/data/evaluation.jsonl")
 PARSER.add_argument("--evaluation", type=Path, default=ROOT / "results/evaluations",
                     help="answers of the pipeline's evaluation, used if they are of this model")
@@ -88,7 +90,7 @@ def main() -> int:
 
 def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Everything that was found, as validation.json holds it."""
-    release = find(flags.model, None)
+    release = find(flags.model or _release_of(flags.bundle), None)
     rows = read_lines(flags.evaluation_rows)[:flags.rows or None]
     kinds = kinds_in(flags.bundle)
     problems = comparison.identity_problems(flags.bundle, release)
@@ -116,6 +118,13 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released),
         "weights": found,
     }
+
+
+def _release_of(bundle: Path) -> str:
+    folders = [ROOT / "results/release", ROOT / "results/champion"]
+    stated = (parse_object((bundle / IDENTITY).read_text(encoding="utf-8"), bundle).get("model_digest")
+              if (bundle / IDENTITY).is_file() else None)
+    return str(next((folder for folder in folders if stated and model_digest(folder) == stated), folders[0]))
 
 
 def kinds_in(bundle: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from files import foreign_weights, sha256
 
 CHAMPION = "champion.json"
+_CARD_KEY = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
 _CARD_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
 _VERSION_TAG = re.compile(r"v([1-9][0-9]*)")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
@@ -51,14 +52,37 @@ def find(model: str, version: int | None) -> Source:
 
 
 def _local(folder: Path) -> Source:
-    digest = _model_digest(folder)
-    told = folder.resolve().parent / "deployment" / "deployment_info.json"
-    deployed: dict[str, Any] = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    if not digest or deployed.get("model_digest") != digest:  # the record of another model
-        deployed = {}
-    hub = deployed.get("hub") or {}
-    name = deployed.get("model_name") or folder.resolve().name
-    return Source(folder, name, deployed.get("version"), hub.get("commit"), digest)
+    """Version and commit are known if the deployment record beside the folder names its model as the champion.
+
+    The model that the record itself is about may be another one, a challenger that was not promoted.
+    """
+    digest, stated, key = model_digest(folder), _object(folder / CHAMPION), _promotion_key(folder)
+    told = _object(folder.resolve().parent / "deployment" / "deployment_info.json")
+    champion = (told.get("last_known") or told).get("champion") or {}  # last_known: by a deployment that failed
+    if key is None or champion.get("key") != key:
+        # A release and a record from before there were keys in them; version is None if it was not promoted.
+        champion = {"version": told.get("version")} if digest and told.get("model_digest") == digest else {}
+    name = stated.get("model_name") or (told.get("model_name") if champion else None) or folder.resolve().name
+    commit = (told.get("hub") or {}).get("commit") if champion else None
+    return Source(folder, name, champion.get("version"), commit, digest)
+
+
+def _promotion_key(folder: Path) -> str | None:
+    """What champion.json states, or the card of a release from before there was that file."""
+    if key := _object(folder / CHAMPION).get("key"):
+        return str(key)
+    card = folder / "README.md"
+    found = _CARD_KEY.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return found[1] if found else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file; raises SourceError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SourceError(f"{path}: is no JSON: {error}; assemble or fetch the release again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _from_hub(model: str) -> Source:
@@ -75,10 +99,11 @@ def _from_hub(model: str) -> Source:
     except (OSError, HfHubHTTPError, HFValidationError, http.HTTPError) as error:
         raise SourceError(f"{model}: is no folder here and cannot be fetched from the Hub: {error}") from error
     versions = sorted(int(found[1]) for tag in tags if (found := _VERSION_TAG.fullmatch(tag)))
-    return Source(folder, name, versions[-1] if versions else None, commit, _model_digest(folder))
+    return Source(folder, name, versions[-1] if versions else None, commit, model_digest(folder))
 
 
-def _model_digest(folder: Path) -> str | None:
+def model_digest(folder: Path) -> str | None:
+    """The model digest that a release's folder states, None if it states none; raises SourceError."""
     def read(name: str) -> str | None:
         return (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else None
 

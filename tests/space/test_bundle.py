@@ -149,7 +149,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off_and_leaves_its_place(
     async def answer() -> None:
         place = AsyncExitStack()
         await place.enter_async_context(gate.enter())
-        stream = HeldStream(events(), place, 0.05)
+        stream = HeldStream(events(), place, 0.05, {})
         assert gate.inside == 1
         await stream({"type": "http", "asgi": {"spec_version": "2.3"}}, wait_for_ever, wait_for_ever)
 

@@ -112,6 +112,19 @@ def test_a_bundle_of_another_release_is_found_by_digest_and_by_its_files(world: 
                                 "chat_template.jinja is not the release's"]
 
 
+def test_after_a_rollback_a_bundle_is_compared_with_the_release_that_was_fetched(
+        world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import validate_bundle
+
+    monkeypatch.setattr(validate_bundle, "ROOT", tmp_path)
+    for name, digest in (("release", "ef" * 32), ("champion", DIGEST)):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "champion.json").write_text(json.dumps({"model_digest": digest}))
+    assert validate_bundle._release_of(world.bundle) == str(tmp_path / "results/champion")
+    shutil.rmtree(tmp_path / "results/champion")
+    assert validate_bundle._release_of(world.bundle) == str(tmp_path / "results/release")
+
+
 def test_a_release_that_does_not_state_its_digest_cannot_be_matched(world: World) -> None:
     (world.release / "champion.json").unlink()
     (world.release / "README.md").write_text("no digest\n")
