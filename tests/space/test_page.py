@@ -1,5 +1,6 @@
 """The chat page, driven in headless Chromium."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
 from tests.fakes.chromium import needs_chromium, open_page
 from tests.fakes.space_process import SPACE, Server, needs_serving, serve, unpack
@@ -84,8 +85,12 @@ def test_in_chromium_a_long_conversation_goes_on_without_its_oldest_turns_and_sa
     with (serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_INPUT_TOKENS="80", MAX_NEW_TOKENS="10") as server,
           opened(server, viewport={"width": 390, "height": 844}) as page):
         asked: list[list[str]] = []
-        page.on("request", lambda request: asked.append(
-            [each["content"] for each in request.post_data_json["messages"]]) if request.method == "POST" else None)
+
+        def remember(request: Request) -> None:
+            if request.post_data:
+                asked.append([each["content"] for each in json.loads(request.post_data)["messages"]])
+
+        page.on("request", remember)
         for number in range(1, 6):
             page.locator("#question").fill(f"question {number} of many")
             page.keyboard.press("Enter")
