@@ -31,7 +31,6 @@ from src.core.params import load_params
 from src.core.records import CONFIG
 from src.data import prepare
 from src.evaluation import generation
-from src.evaluation.predictions import spread
 from src.models import merging
 from src.models.merging import Model, Tokenizer
 
@@ -63,7 +62,8 @@ def make(folder: Path, layers: int) -> None:
 def read(tokenizer: Tokenizer, rows: int) -> tuple[list[Prompt], Lengths]:
     """Prompts, each with the count that its last message brings, and these counts."""
     params = load_params(CONFIG).data
-    chats = [row.conversation() for row in spread(prepare.read(Path(params.path), params).rows, rows)]
+    found = prepare.read(Path(params.path), params).rows
+    chats = [found[place * len(found) // rows].conversation() for place in range(rows)]
     counts = [1 + len(tokenizer(chat[-1]["content"], add_special_tokens=False)["input_ids"]) for chat in chats]
     prompts = [[*chat[:-2], {**chat[-2], "count": str(count)}] for chat, count in zip(chats, counts, strict=True)]
     return prompts, counts

@@ -103,12 +103,12 @@ STORES = {"sqlite": sqlite, "postgresql": postgresql}
 
 def make_store(root: Path, uri: str, runs: int) -> Filled:
     """Fill the store that MLFLOW_TRACKING_URI names; results/ in `root` hold a challenger of a middling score."""
-    config = history_store.write_params(root, ROOT / "params.yaml")
+    config = history_store.write_params(root, ROOT / "params.yaml", weighted_scoring=history_store.BY_BLEU1)
     params = load_params(config)
     client = mlflow_utils.connect(params.mlflow)
-    answers = history_store.answers(20)
-    made, view = fill(client, params, history_store.challenger(params, "template", answers, 0.5), runs)
-    report = history_store.challenger(params, "challenger", answers, 0.45)
+    template = history_store.challenger(params, "template", history_store.scored_answers(0.5))
+    made, view = fill(client, params, template, runs)
+    report = history_store.challenger(params, "challenger", history_store.scored_answers(0.45))
     if uri.startswith("postgresql"):
         with sqlalchemy.create_engine(uri, isolation_level="AUTOCOMMIT").connect() as connection:
             connection.execute(sqlalchemy.text("ANALYZE"))

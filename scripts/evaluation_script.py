@@ -48,7 +48,7 @@ def main() -> int:
         with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
             scored = evaluate.score(candidate, rows, params, contract)
             report = scored.report(run_id=run_id, tracking_uri=client.tracking_uri, contract=contract, split=split,
-                                   counts=evaluate.split_counts(rows, params.evaluation.tokenizer))
+                                   counts=evaluate.count_rows(rows, params.evaluation.tokenizer))
             files = evaluate.write(output, report, scored.predictions)
             runs.log_evaluation(client, run_id, numbers(report), files)
     scored.partial.remove()

@@ -39,12 +39,16 @@ def main() -> int:
     elif flags.backtest:
         process.say(commands.backtest(flags.settings, flags.form or "table"))
     elif flags.explain:
-        words, differing = commands.explain(flags.explain)
+        words, differing, false = commands.explain(flags.explain)
         same = "differs" if differing else "the same result, bit for bit"
-        process.say("\n".join([*words, f"  {'replay':14}  {same}", *(f"    {line}" for line in differing)]))
+        replay = [f"  {'replay':14}  {same}", *(f"    {line}" for line in differing)]
+        process.say("\n".join([*words, *replay, *(f"  {'untrue':14}  {line}" for line in false)]))
         if differing:
             raise IntegrityError(f"run {flags.explain}: the replay differs from the record in {len(differing)} places, "
                                  f"first {differing[0]}; something was changed in the store since")
+        if false:
+            raise IntegrityError(f"run {flags.explain}: {false[0]}; restore what was changed from a backup, or run "
+                                 "`dvc repro --force evaluation`")
     else:
         process.say(commands.listing(flags.form or "table", flags.limit))
     return 0

@@ -10,7 +10,7 @@ from src.core.params import Params
 from src.core.records import BASE_MODEL, CHAMPION_FILE, RELEASE_DIR, BaseModelRef, ChampionFile, Datasets
 from src.decisions.record import Request
 from src.evaluation.metrics import RowStatistics
-from src.evaluation.predictions import Prediction, spread
+from src.evaluation.predictions import Prediction, VerifiedRows
 from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import Decision
 from src.models import merging
@@ -18,7 +18,6 @@ from src.models.files import check_sources
 from src.promotion.card import CardFacts, Intervals, body, metadata
 from src.promotion.release import CARD, EVAL_RESULTS, assemble_release, verify_release
 from utils import results
-from utils.answers import PREDICTIONS
 from utils.hub import card
 from utils.tracking import registry
 
@@ -26,25 +25,28 @@ logger = logging.getLogger(__name__)
 _RUNTIME = ("torch", "transformers", "accelerate", "safetensors")
 
 
-def assemble(params: Params, inputs: results.Inputs, decision: Decision, request: Request) -> None:
-    """Merge adapter and base, write results/release, and prove that it is the model that was scored."""
+def assemble(params: Params, inputs: results.Inputs, decision: Decision, request: Request, *,
+             answers: Sequence[Prediction], verified: VerifiedRows) -> None:
+    """Merge adapter and base, write results/release, and prove that it is the model that was scored.
+
+    answers: of the evaluation, checked; verified: which of them the release has to give again.
+    """
     report = inputs.report
     base, adapter = check_sources(inputs.model, BaseModelRef.load(BASE_MODEL), root=Path.cwd())
     model, tokenizer = merging.merge(base, adapter, report.model.dtype)
-    predictions = Prediction.load_lines(inputs.evaluations / PREDICTIONS)
     champion = ChampionFile(format=1, key=request.key, model_digest=report.model_digest,
                             model_name=request.model_name, contract=report.contract_digest, metrics=report.metrics)
     texts = {CHAMPION_FILE: champion.text()}
     if params.deployment.huggingface.create_model_card:
         size = model.num_parameters(), getattr(model.config, "max_position_embeddings", None)
-        facts = _facts(params, request, decision, predictions, size)
+        facts = _facts(params, request, decision, answers, size)
         header = metadata(facts)
         texts |= {CARD: card.render(header, body(facts)), EVAL_RESULTS: card.render_results(header)}
     assemble_release(model, tokenizer, RELEASE_DIR, max_new_tokens=report.contract.generation.max_new_tokens,
                      texts=texts)
     del model
     checked = verify_release(RELEASE_DIR, base=base, adapter=adapter, dtype=report.model.dtype,
-                             predictions=spread(predictions, params.deployment.verified_rows))
+                             predictions=[answers[place] for place in verified.places])
     logger.info("release verified: %d of %d answers equal, logits within %.1e", checked.equal, checked.rows,
                 checked.logits_difference)
 

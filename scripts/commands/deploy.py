@@ -2,16 +2,18 @@
 
 import argparse
 import logging
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 
+from scripts.commands.claims import check_claims, check_logged
 from scripts.commands.services import check_store, prune
 from src import model_selection as gate
 from src.core.errors import Undecided
@@ -27,14 +29,15 @@ from src.core.records import (
 )
 from src.decisions.record import Request, comparison, evidence_of, info
 from src.decisions.words import RESULTS, explain, signed, terminal_summary, version_description
-from src.evaluation.predictions import Prediction
-from src.evaluation.significance import gain_evidence
+from src.evaluation.metrics import tokenizer_of
+from src.evaluation.predictions import Prediction, rescored
+from src.evaluation.significance import choose_rows, gain_evidence
 from src.ledger.ports import Hub
 from src.ledger.slots import HubRef, LedgerView, Slot
 from src.promotion.protocol import Ports
 from src.promotion.rollback import prunable
 from utils import environment, json_utils, mlflow_utils, process, results
-from utils.answers import PREDICTIONS, logged_predictions
+from utils.answers import logged_predictions
 from utils.tracking import deployments, store, tag
 from utils.tracking.deployments import DeploymentRun
 from utils.tracking.history import HistoryReader
@@ -47,12 +50,17 @@ _CODES = {gate.Verdict.REFUSED: 7, gate.Verdict.UNDECIDED: 4}
 
 @dataclass(frozen=True)
 class Setting:
-    """What one deployment works with, and the flags it was started with."""
+    """What one deployment works with, and the flags it was started with.
+
+    shuffled: the places of all answers in an order drawn after they were read, so that no one who wrote them knew it.
+    """
 
     params: Params
     config: Path
     request: Request
     inputs: results.Inputs
+    answers: list[Prediction]
+    shuffled: list[int]
     client: MlflowClient
     hub: Hub | None
     output: Path
@@ -69,8 +77,10 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     _tell_overruled(params.deployment, load_params(config).deployment, config)
     asked = environment.asked(params.deployment, force=flags.force_deploy, reason=flags.reason,
                               skip_hf_push=flags.skip_hf_push)
-    inputs = results.read_inputs(flags.evaluation_results or EVALUATION_RESULTS,
-                                 flags.model_artifact_path or MODEL_LOCATION)
+    metrics = flags.evaluation_results or EVALUATION_RESULTS
+    inputs = results.read_inputs(metrics, flags.model_artifact_path or MODEL_LOCATION)
+    answers = check_claims(inputs, metrics)
+    shuffled = secrets.SystemRandom().sample(range(len(answers)), len(answers))
     if asked.push and environment.in_ci():
         store.check_lasting(params.mlflow.tracking_uri)
     hub = _hub(params.deployment.huggingface) if asked.push else None
@@ -80,15 +90,16 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
         check_store(MlflowLedger(client, name, params.mlflow.experiment_name), name, OUTPUT_DIR, output)
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
+    check_logged(client, inputs.report, answers)
     git = environment.git_identity()
     request = Request(
         report=inputs.report, model=inputs.model, policy=gate.Policy.from_params(params.deployment),
         model_name=name, force=asked.force, actor=environment.actor(),
         reason=asked.reason, git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri)
     may_promote = environment.may_promote(params.deployment.promoting_branches, git.branch)
-    return Setting(params=params, config=config, request=request, inputs=inputs, client=client, hub=hub,
-                   output=output, may_promote=may_promote, dry_run=flags.dry_run,
-                   code_when_kept=10 if flags.fail_on_reject else 0, log=log)
+    return Setting(params=params, config=config, request=request, inputs=inputs, answers=answers,
+                   shuffled=shuffled, client=client, hub=hub, output=output, may_promote=may_promote,
+                   dry_run=flags.dry_run, code_when_kept=10 if flags.fail_on_reject else 0, log=log)
 
 
 def _hub(params: HuggingFaceParams) -> Hub:
@@ -127,6 +138,8 @@ class Deployer:
             setting.client, name, save=_save, run_id=self._run.id, tags=self._tags, description=self._description,
             spent=(lambda: prunable(self.ledger.view(), self._keep)) if self._keep else frozenset)
         self._decision: gate.Decision | None = None
+        self._rival: list[Prediction] | None = None
+        self._verified: Mapping[str, Any] | None = None
         self._evidence_of_decision: Mapping[str, Any] = {}
 
     def ports(self) -> Ports:
@@ -155,7 +168,8 @@ class Deployer:
         self._mark_guard(decision)
         if not self._setting.dry_run:
             results.write_ledger(output, request.model_name, view, {request.key: request.report.model})
-        compared, last = comparison(decision, request), results.last_info(output)
+        compared = {**comparison(decision, request), "verified_rows": self._verified}
+        last = results.last_info(output)
         facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
         standing = last.get("result") in ("promoted", "already") and last.get("ledger_slot") == facts["ledger_slot"]
@@ -215,10 +229,11 @@ class Deployer:
     def _evidence(self, baseline: gate.ScoredRun, question: gate.Question) -> gate.GainEvidence | None:
         setting = self._setting
         theirs = logged_predictions(setting.client, baseline.run_id)
-        if theirs is None:
+        self._rival = None if theirs is None else rescored(theirs, tokenizer_of(setting.inputs.report.contract))
+        if self._rival is None:
             return None
         return gain_evidence(
-            Prediction.load_lines(setting.inputs.evaluations / PREDICTIONS), theirs, policy=question.policy,
+            setting.answers, self._rival, policy=question.policy,
             contract=question.challenger.contract, params=setting.params.deployment,
             challengers=question.challengers)
 
@@ -255,7 +270,12 @@ class Deployer:
     def _assemble(self, decision: gate.Decision) -> None:
         from scripts.commands.assemble import assemble
 
-        assemble(self._setting.params, self._setting.inputs, decision, self._setting.request)
+        setting, rival = self._setting, self._rival if decision.to_beat.best_promoted else None
+        verified = choose_rows(setting.answers, rival, setting.shuffled, setting.request.policy.weights,
+                               count=setting.params.deployment.verified_rows)
+        assemble(setting.params, setting.inputs, decision, setting.request, answers=setting.answers, verified=verified)
+        self._verified = {name: [setting.answers[place].id for place in places]
+                          for name, places in asdict(verified).items()}
 
     def _slot(self, decision: gate.Decision, view: LedgerView, version: int, hub: HubRef | None) -> Slot:
         request, report = self._setting.request, self._setting.inputs.report

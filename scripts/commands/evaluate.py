@@ -14,12 +14,18 @@ from src.core import records
 from src.core.errors import IntegrityError, Undecided
 from src.core.params import EvaluationParams, ModelParams, Params
 from src.core.records import DATASETS, DatasetRef, Datasets, EvaluationReport, ModelIdentity, ScoreContract, read_lines
-from src.data.prepare import normalise
 from src.data.rows import EvaluationRow, parse_rows
 from src.evaluation import generation
 from src.evaluation.metrics import row_statistics
-from src.evaluation.predictions import GeneratedAnswer, Prediction, as_predictions, contributions_table, numbers
-from src.evaluation.tokenizers import WordTokens, reads
+from src.evaluation.predictions import (
+    GeneratedAnswer,
+    Prediction,
+    as_predictions,
+    contributions_table,
+    make_report,
+    numbers,
+    split_counts,
+)
 from src.models import merging, placement
 from src.models.files import check_sources
 from utils import json_utils
@@ -56,12 +62,10 @@ class Scored:
     def report(self, *, run_id: str, tracking_uri: str, contract: ScoreContract, split: DatasetRef,
                counts: Mapping[str, int]) -> EvaluationReport:
         """The score as a record; counts are those of `split_counts`."""
-        return EvaluationReport(
-            run_id=run_id, tracking_uri=tracking_uri, model=self.identity, model_digest=self.identity.digest(),
-            contract=contract, contract_digest=contract.digest(), metrics=self.metrics,
-            weighted_score=self.weighted_score, weights=dict(self.weights), rows=len(self.predictions),
-            truncated_rows=sum(row.truncated for row in self.predictions),
-            empty_rows=sum(not row.prediction for row in self.predictions), evaluation=split, **counts)
+        return make_report(
+            self.identity, self.predictions, metrics=self.metrics, weighted_score=self.weighted_score,
+            weights=self.weights, run_id=run_id, tracking_uri=tracking_uri, contract=contract, split=split,
+            counts=counts)
 
 
 def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow]]:
@@ -71,27 +75,13 @@ def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow
     return split, parse_rows(read_lines(path), where=path, max_rows=params.max_rows)
 
 
-def split_counts(rows: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
-    """What the report states about the evaluation rows themselves, by its keys.
-
-    overlap_rows, answer_overlap_rows: rows whose question, or reference answer, stands in the training split, both
-    normalised. unsplit_rows, with 13a alone: references that it and rouge_score hardly see.
-    """
+def count_rows(rows: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
+    """The `split_counts` of the evaluation rows, which the log shows."""
     path = Path(Datasets.load(DATASETS).train.path)
-    trained = parse_rows(read_lines(path), where=path, max_rows=0)
-    questions = {_question(row) for row in trained}
-    answers = {normalise(turn.content) for row in trained for turn in row.messages if turn.role == "assistant"}
-    counts = {"overlap_rows": sum(_question(row) in questions for row in rows),
-              "answer_overlap_rows": sum(normalise(row.reference()) in answers for row in rows)}
+    counts = split_counts(rows, parse_rows(read_lines(path), where=path, max_rows=0), tokenizer)
     logger.info("of %d evaluation rows, %d questions and %d reference answers stand in the training split too",
-                len(rows), *counts.values())
-    if tokenizer == WordTokens.name:
-        counts["unsplit_rows"] = sum(not reads(row.reference()) for row in rows)
+                len(rows), counts["overlap_rows"], counts["answer_overlap_rows"])
     return counts
-
-
-def _question(row: EvaluationRow) -> str:
-    return normalise(row.messages[-2].content)
 
 
 def challenger(params: ModelParams) -> Candidate:

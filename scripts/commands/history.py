@@ -16,14 +16,14 @@ from typing import Any
 
 from src.core import records
 from src.core.errors import IntegrityError, InvalidInput, InvalidParams, Refused
-from src.core.params import load_params
+from src.core.params import METRICS, load_params
 from src.core.records import EvaluationReport, read_object
 from src.decisions import backtest, history
 from src.decisions.history import Evaluation
 from src.decisions.record import differences, evidence_of, question_of
-from src.decisions.words import explain_lines
-from src.evaluation.metrics import RowStatistics, corpus_scores
-from src.evaluation.predictions import Prediction
+from src.decisions.words import explain_lines, untrue
+from src.evaluation.metrics import RowStatistics, corpus_scores, tokenizer_of
+from src.evaluation.predictions import Prediction, rescored, statistics_of
 from src.evaluation.significance import gain_evidence
 from src.ledger.slots import LedgerView
 from src.model_selection import GainEvidence, Policy, Question, ScoredRun, decide, scores_to_beat
@@ -91,8 +91,8 @@ class HistoryCommands:
         self._runs.exclude(run, note)
         return f"run {run_id} is excluded from every later comparison: {history.exclusion_words(note)}"
 
-    def explain(self, run_id: str) -> tuple[list[str], list[str]]:
-        """A recorded decision in words, and the differences that a replay of it shows today."""
+    def explain(self, run_id: str) -> tuple[list[str], list[str], list[str]]:
+        """A recorded decision in words, what differs in a replay of it today, and who states an untrue score."""
         run = self._runs.find(run_id, "deployment", "evaluation")
         if run.data.tags[KIND] == "evaluation":
             key = records.digest_of([run.data.tags.get(MODEL_DIGEST), run.data.tags.get(CONTRACT)])
@@ -103,11 +103,29 @@ class HistoryCommands:
             run = deployment
         recorded = self._runs.evidence(run)
         question, report = _loaded(recorded, run.info.run_id)
-        found = self._question_today(question)
+        tokenizer = tokenizer_of(report.contract)
+        found = self._question_today(question, tokenizer)
         again = evidence_of(found, decide(found), report)
         differing = differences(recorded, json.loads(json.dumps(again)))
         lines = explain_lines(question, decide(question))
-        return [f"deployment run {run.info.run_id}", *lines], differing
+        return [f"deployment run {run.info.run_id}", *lines], differing, self._untrue(question, tokenizer)
+
+    def _untrue(self, question: Question, tokenizer: str) -> list[str]:
+        """Who states other scores of challenger or baseline than their logged answers give: files, MLflow, record."""
+        baseline, lines = scores_to_beat(question).best_promoted, list[str]()
+        for run in filter(None, (question.challenger, baseline)):
+            given, found = logged_predictions(self._client, run.run_id), mlflow_utils.find_run(self._client, run.run_id)
+            if given is None or found is None:
+                continue
+            source = f"MLflow run {run.run_id}"
+            claims: dict[str, Mapping[str, float]] = {
+                **_local_claims(run.run_id), source: found.data.metrics, "the recorded decision": run.metrics.as_dict()}
+            lines += untrue(corpus_scores(statistics_of(given, tokenizer)), claims, source)
+            true = rescored(given, tokenizer)
+            altered = (old.id for old, new in zip(given, true, strict=True) if old.stats != new.stats)
+            lines += [f"{source}: predictions.jsonl has statistics of row {row_id} that its text does not give"
+                      for row_id in list(altered)[:1]]
+        return lines
 
     def backtest(self, settings: Sequence[str], form: str) -> str:
         """Decide the history again under today's policy and under the changed one, each from an empty ledger."""
@@ -132,14 +150,19 @@ class HistoryCommands:
         found = (backtest.comparison(contract, policies, both) for contract, both in steps.items())
         return "\n".join(line for lines in found for line in lines) or f"{self._name}: no evaluations"
 
+    def _answers(self, run_id: str, tokenizer: str) -> list[Prediction] | None:
+        """The answers that an evaluation run keeps, their statistics computed from the texts; None if it keeps none."""
+        found = logged_predictions(self._client, run_id)
+        return None if found is None else rescored(found, tokenizer)
+
     def _evaluations(self) -> list[Evaluation]:
         return [Evaluation(*found) for found in self._reader.evaluations()]
 
-    def _question_today(self, question: Question) -> Question:
+    def _question_today(self, question: Question, tokenizer: str) -> Question:
         """The recorded question with the scores, interval and ledger that the store holds now."""
         baseline, recorded = scores_to_beat(question).best_promoted, question.evidence
         ids = [question.challenger.run_id, *([baseline.run_id] if baseline else [])]
-        answers = {name: logged_predictions(self._client, name) for name in ids}
+        answers = {name: self._answers(name, tokenizer) for name in ids}
         policy, evidence = question.policy, None
         counted = question.challengers if policy.require_significance or policy.confidence is None else None
         ours, theirs = answers[ids[0]], answers[ids[-1]]
@@ -154,6 +177,20 @@ class HistoryCommands:
         return replace(question, ledger=LedgerView(slots), evidence=evidence, challengers=counted,
                        challenger=_scored_again(question.challenger, answers),
                        history=[_scored_again(run, answers) for run in question.history])
+
+
+def _local_claims(run_id: str) -> dict[str, dict[str, float]]:
+    """The metrics in results/evaluations, by file, if they are of this evaluation."""
+    path = records.EVALUATION_RESULTS.with_name("report.json")
+    try:
+        report, numbers = read_object(path), read_object(records.EVALUATION_RESULTS)
+    except InvalidInput:
+        return {}
+    if report.get("run_id") != run_id:
+        return {}
+    stated = {str(records.EVALUATION_RESULTS): numbers, str(path): report.get("metrics", {})}
+    return {file: {name: float(values[name]) for name in METRICS if isinstance(values.get(name), int | float)}
+            for file, values in stated.items()}
 
 
 def _scored_again(run: ScoredRun, answers: Mapping[str, list[Prediction] | None]) -> ScoredRun:

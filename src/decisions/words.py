@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from src.core.params import METRICS
 from src.core.records import EvaluationReport
 from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict
 
@@ -13,6 +14,7 @@ Tone = Literal["good", "neutral", "warning", "bad"]
 
 RESULTS = {Verdict.PROMOTE: "promoted", Verdict.KEEP: "kept", Verdict.ALREADY: "already",
            Verdict.REFUSED: "refused", Verdict.UNDECIDED: "undecided"}
+_SAME = 1e-9  # scores are rounded to that
 INCLUDES_ZERO = "includes 0, so the two may be equally good"
 NO_ANSWERS = "the answers of the best promoted model were not at hand"
 _REASONS = {
@@ -139,6 +141,40 @@ def explain_lines(question: Question, decision: Decision) -> list[str]:
     }
     title = f"{RESULTS[decision.verdict].upper()} ({decision.reason}): {explain(decision, policy)}."
     return [title, *(f"  {name:14}  {text}" for name, text in rows.items())]
+
+
+def untrue(truth: Mapping[str, float], claims: Mapping[str, Mapping[str, float]], source: str) -> list[str]:
+    """Who states other metrics than the answers give, one line each; empty if all agree to 1e-9.
+
+    claims: the metrics by who states them. source: whose answers they are. If all claims agree with each other and
+    none with the answers, it is the answers that were changed.
+    """
+    wrong = {party: next((name for name in METRICS if not _agree(stated.get(name), truth[name])), None)
+             for party, stated in claims.items()}
+    names = set(wrong.values())
+    if len(claims) > 1 and len(names) == 1 and None not in names:
+        name = str(names.pop())
+        said = {party: stated.get(name) for party, stated in claims.items()}
+        if all(_agree(value, next(iter(said.values()))) for value in said.values()):
+            told = f"the answers in {source} give {name} {truth[name]:.6f}, but {_sayings(said)}"
+            return [f"{told}: the answers were changed"]
+    lines = []
+    for party, metric in wrong.items():
+        if metric is not None:
+            others = {other: stated.get(metric) for other, stated in claims.items() if other != party}
+            own = _sayings({party: claims[party].get(metric)}, f" {metric}")
+            lines.append(f"{own}, the answers in {source} give {truth[metric]:.6f}"
+                         + (f"; {_sayings(others)}" if others else ""))
+    return lines
+
+
+def _agree(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and abs(one - other) <= _SAME
+
+
+def _sayings(said: Mapping[str, float | None], metric: str = "") -> str:
+    return ", ".join(f"{party} says{metric} {'nothing' if value is None else format(value, '.6f')}"
+                     for party, value in said.items())
 
 
 def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], records: str) -> str:

@@ -144,6 +144,27 @@ def row_scores(statistics: RowStatistics, weights: Mapping[str, float]) -> NDArr
     return np.column_stack([bleu, statistics.rouge_l]) @ weight_vector(weights)
 
 
+def row_contributions(ours: RowStatistics, theirs: RowStatistics | None, weights: Mapping[str, float]
+                      ) -> NDArray[np.float64]:
+    """What each row adds to the corpus score, float (rows,): the score minus the score without this answer of ours.
+
+    In its place stands the answer of the other model, so that these are the parts of the gain; `theirs` holds the same
+    rows in the same order. Without another model, the row is left out. Corpus BLEU is no mean over rows: the
+    difference of two sentence scores would rank a short perfect answer above a long good one that moves the corpus
+    score more.
+    """
+    table = ours.table()
+    total, rows = table.sum(axis=0, keepdims=True), len(table)
+    others = total - table + (0 if theirs is None else theirs.table())
+    without, vector = _corpus(others, max(1, rows - (theirs is None))), weight_vector(weights)
+    return (_corpus(total, rows) - without) @ vector
+
+
+def _corpus(sums: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """Corpus scores of summed statistics of so many rows: float (k, 11) -> float (k, 5)."""
+    return np.column_stack([_cumulative_bleu(sums, effective_order=False), sums[:, -1] / rows])
+
+
 def weight_vector(weights: Mapping[str, float]) -> NDArray[np.float64]:
     """The weights in the order of METRICS, float (5,). Raises InvalidParams if they name other metrics."""
     if set(weights) != set(METRICS):

@@ -1,16 +1,26 @@
 """Answers as records: predictions.jsonl, the score contract, metrics.json and contributions.csv. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from src.core.records import EvaluationReport, GenerationSettings, Record, ScoreContract, contributions, digest_of
+from src.core.records import (
+    DatasetRef,
+    EvaluationReport,
+    GenerationSettings,
+    Metrics,
+    ModelIdentity,
+    Record,
+    ScoreContract,
+    contributions,
+    digest_of,
+)
+from src.data.prepare import normalise
 from src.data.rows import EvaluationRow, Text, Turn
-from src.evaluation.metrics import METRIC_VERSION, RowStatistics, signature
-
-T = TypeVar("T")
+from src.evaluation.metrics import METRIC_VERSION, RowStatistics, row_statistics, signature
+from src.evaluation.tokenizers import WordTokens, reads
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,70 @@ def as_predictions(rows: Sequence[EvaluationRow], answers: Sequence[GeneratedAns
         for row, answer, stats in zip(rows, answers, statistics.to_rows(), strict=True)]
 
 
-def spread(rows: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the rows, evenly spaced; equal arguments give the same rows."""
-    count = min(count, len(rows))
-    return [rows[position * len(rows) // count] for position in range(count)]
+@dataclass(frozen=True)
+class VerifiedRows:
+    """Places of the answers that the release has to give again: those that contribute most, and drawn ones."""
+
+    largest: list[int]
+    drawn: list[int]
+
+    @property
+    def places(self) -> list[int]:
+        """All of them, in order."""
+        return sorted([*self.largest, *self.drawn])
+
+
+def rows_to_verify(contributions: Sequence[float], shuffled: Sequence[int], count: int) -> VerifiedRows:
+    """The `count` rows with the largest contributions, and the first `count` of the others in a shuffled order.
+
+    shuffled: all places, in an order that nobody who wrote the answers could know.
+    """
+    ranked = sorted(range(len(contributions)), key=lambda place: (-contributions[place], place))
+    largest = ranked[:count]
+    others = [place for place in shuffled if place not in set(largest)]
+    return VerifiedRows(largest, others[:count])
+
+
+def statistics_of(given: Sequence[Prediction], tokenizer: str) -> RowStatistics:
+    """The statistics of the answers, computed from their texts; what the file says of them is not read."""
+    return row_statistics([row.prediction for row in given], [row.reference for row in given], tokenizer)
+
+
+def rescored(given: Sequence[Prediction], tokenizer: str) -> list[Prediction]:
+    """The answers with `stats` computed again from their texts."""
+    rows = statistics_of(given, tokenizer).to_rows()
+    return [row.model_copy(update={"stats": stats}) for row, stats in zip(given, rows, strict=True)]
+
+
+def split_counts(rows: Sequence[EvaluationRow], trained: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
+    """What the report states about the evaluation rows themselves, by its keys; trained: the training split.
+
+    overlap_rows, answer_overlap_rows: rows whose question, or reference answer, stands in the training split, both
+    normalised. unsplit_rows, with 13a alone: references that it and rouge_score hardly see.
+    """
+    questions = {_question(row) for row in trained}
+    answers = {normalise(turn.content) for row in trained for turn in row.messages if turn.role == "assistant"}
+    counts = {"overlap_rows": sum(_question(row) in questions for row in rows),
+              "answer_overlap_rows": sum(normalise(row.reference()) in answers for row in rows)}
+    if tokenizer == WordTokens.name:
+        counts["unsplit_rows"] = sum(not reads(row.reference()) for row in rows)
+    return counts
+
+
+def _question(row: EvaluationRow) -> str:
+    return normalise(row.messages[-2].content)
+
+
+def make_report(identity: ModelIdentity, given: Sequence[Prediction], *, metrics: Metrics, weighted_score: float,
+                weights: Mapping[str, float], run_id: str, tracking_uri: str, contract: ScoreContract,
+                split: DatasetRef, counts: Mapping[str, int]) -> EvaluationReport:
+    """The record of an evaluation; counts are those of `split_counts`."""
+    return EvaluationReport(
+        run_id=run_id, tracking_uri=tracking_uri, model=identity, model_digest=identity.digest(),
+        contract=contract, contract_digest=contract.digest(), metrics=metrics,
+        weighted_score=weighted_score, weights=dict(weights), rows=len(given),
+        truncated_rows=sum(row.truncated for row in given),
+        empty_rows=sum(not row.prediction for row in given), evaluation=split, **counts)
 
 
 def numbers(report: EvaluationReport) -> dict[str, float]:

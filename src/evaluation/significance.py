@@ -17,8 +17,15 @@ from scipy.special import stdtrit
 
 from src.core.errors import InvalidInput
 from src.core.params import METRICS, DeploymentParams
-from src.evaluation.metrics import RowStatistics, corpus_scores, row_counts, scores_of_counts, weight_vector
-from src.evaluation.predictions import Prediction
+from src.evaluation.metrics import (
+    RowStatistics,
+    corpus_scores,
+    row_contributions,
+    row_counts,
+    scores_of_counts,
+    weight_vector,
+)
+from src.evaluation.predictions import Prediction, VerifiedRows, rows_to_verify
 from src.model_selection import GainEvidence, Policy
 
 POWER = 0.8  # a gain is called detectable when four evaluations in five would show it
@@ -69,6 +76,23 @@ def gain_evidence(challenger: Sequence[Prediction], baseline: Sequence[Predictio
         RowStatistics.from_rows([row.stats for row in baseline]).take(theirs),
         weights=policy.weights, threshold=float(policy.threshold), confidence=confidence,
         resamples=params.resamples, seed=seed_from(contract))
+
+
+def choose_rows(challenger: Sequence[Prediction], baseline: Sequence[Prediction] | None, shuffled: Sequence[int],
+                weights: Mapping[str, float], *, count: int) -> VerifiedRows:
+    """The answers that the release has to give again: the `count` that gain most over the baseline, and `count` drawn.
+
+    A row's gain is its `row_contributions`: what the corpus score would lose with the baseline's answer in its place.
+    These add up to the gain, near enough, so that the fewer rows a forged gain rests on, the higher they rank. Without
+    a baseline, or one that answered other rows, it is what the score would lose without the row. shuffled: all places,
+    in an order that nobody who wrote the answers could know; it finds gains that are spread over many rows.
+    """
+    ours = RowStatistics.from_rows([row.stats for row in challenger])
+    pairs = {row.id: row.stats for row in baseline or ()}
+    theirs = None
+    if all(row.id in pairs for row in challenger):
+        theirs = RowStatistics.from_rows([pairs[row.id] for row in challenger])
+    return rows_to_verify(row_contributions(ours, theirs, weights).tolist(), shuffled, count)
 
 
 def score_intervals(statistics: RowStatistics, *, weights: Mapping[str, float], confidence: float, resamples: int,

@@ -13,6 +13,7 @@ from src.core.params import load_params
 from src.core.records import CHAMPION_FILE, RELEASE_DIR, ChampionFile, Datasets
 from src.decisions.record import Request
 from src.evaluation.metrics import RowStatistics
+from src.evaluation.predictions import Prediction, VerifiedRows
 from src.evaluation.significance import score_intervals, seed_from
 from src.model_selection import Policy, Reason
 from src.promotion import release
@@ -50,7 +51,9 @@ def assemble(request: Request, *decided: object, **deployment: object) -> dict[s
     """The manifest of the release for a decision."""
     params = load_params(write_params(Path(), PARAMS, resamples=100, **deployment))
     made = decided[0] if decided else FIRST
-    assembly.assemble(params, Inputs(request.report, request.model, EVALUATIONS), made, request)  # type: ignore[arg-type]
+    given = Prediction.load_lines(EVALUATIONS / "predictions.jsonl")
+    assembly.assemble(params, Inputs(request.report, request.model, EVALUATIONS), made, request,  # type: ignore[arg-type]
+                      answers=given, verified=VerifiedRows([0, 1], [4]))
     return release.check_release(RELEASE_DIR)
 
 

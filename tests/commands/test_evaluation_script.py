@@ -98,7 +98,7 @@ def test_the_shipped_references_that_stand_among_the_training_answers_are_counte
     write_splits(tmp_path, prepare.split(prepare.read(REPOSITORY / shipped.path, shipped).rows, shipped))
     _, rows = commands.read_split(EvaluationParams())
     with caplog.at_level(logging.INFO):
-        counts = commands.split_counts(rows, "13a")
+        counts = commands.count_rows(rows, "13a")
     assert (len(rows), counts) == (232, {"overlap_rows": 0, "answer_overlap_rows": 95, "unsplit_rows": 0})
     assert "of 232 evaluation rows, 0 questions and 95 reference answers stand in the training split too" in caplog.text
 
@@ -111,7 +111,7 @@ def test_an_answer_counts_in_other_case_and_punctuation_and_in_any_turn_of_a_tra
     asked = [prepare.Row(None, (("user", name), ("assistant", text))) for name, text in
              (("c", "on its way"), ("d", "YES"), ("B!", "no"), ("e", "no"))]
     write_splits(tmp_path, {"train": [trained], "validation": [trained], "evaluation": asked})
-    counts = commands.split_counts(commands.read_split(EvaluationParams())[1], "zh")
+    counts = commands.count_rows(commands.read_split(EvaluationParams())[1], "zh")
     assert counts == {"overlap_rows": 1, "answer_overlap_rows": 2}
 
 

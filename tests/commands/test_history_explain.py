@@ -104,3 +104,67 @@ def test_evidence_that_is_none_at_all_or_gone_is_said_to_be(run: Run, config: Pa
     path.unlink()
     with pytest.raises(InvalidInput, match=r"evidence\.json cannot be read"):
         run("--explain", first.run_id)
+
+
+def set_metric(path: Path, value: float) -> None:
+    found = json.loads(path.read_text())
+    found.get("metrics", found)["bleu4"] = value
+    path.write_text(json.dumps(found))
+
+
+def test_files_that_state_another_score_than_the_answers_give_are_named(
+    run: Run, config: Path, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))[1]
+    true = f"{second.metrics.bleu4:.6f}"
+    set_metric(Path("results/evaluations/metrics.json"), 0.9)
+    with pytest.raises(IntegrityError, match=r"results/evaluations/metrics\.json says bleu4 0\.900000"):
+        run("--explain", second.run_id)
+    source = f"MLflow run {second.run_id}"
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("  untrue")]
+    assert line == ("  untrue          results/evaluations/metrics.json says bleu4 0.900000, the answers in "
+                    f"{source} give {true}; results/evaluations/report.json says {true}, {source} says {true}, "
+                    f"the recorded decision says {true}")
+
+
+def test_a_metric_that_was_logged_again_is_named(run: Run, config: Path, params: Params,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    client(params).log_metric(first.run_id, "bleu4", 0.1)
+    with pytest.raises(IntegrityError):
+        run("--explain", second.run_id)
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("  untrue")]
+    assert f"MLflow run {first.run_id} says bleu4 0.100000, the answers in MLflow run {first.run_id} give " in line
+
+
+def test_a_recorded_decision_on_another_score_is_named(run: Run, config: Path, params: Params,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))[1]
+    path = evidence_of(params, second)
+    evidence = json.loads(path.read_text())
+    evidence["challenger"]["metrics"]["bleu4"] = 0.99
+    path.write_text(json.dumps(evidence))
+    with pytest.raises(IntegrityError):
+        run("--explain", second.run_id)
+    assert "untrue          the recorded decision says bleu4 0.990000, the answers in " in capsys.readouterr().out
+
+
+def test_changed_answers_are_named_where_all_else_agrees(run: Run, config: Path, params: Params,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    path = Path(client(params).get_run(first.run_id).info.artifact_uri) / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row.model_dump()) + "\n" for row in answers(30)))
+    with pytest.raises(IntegrityError):
+        run("--explain", second.run_id)
+    out = capsys.readouterr().out
+    assert f"untrue          the answers in MLflow run {first.run_id} give bleu1 " in out
+    assert out.rstrip().endswith(": the answers were changed")
+
+
+def test_statistics_that_were_changed_beside_true_texts_are_named(run: Run, config: Path, params: Params) -> None:
+    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    path = Path(client(params).get_run(first.run_id).info.artifact_uri) / "predictions.jsonl"
+    rows = [row.model_dump() | {"stats": answers(0)[0].stats} for row in answers(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(IntegrityError, match=r"has statistics of row .* that its text does not give"):
+        run("--explain", second.run_id)

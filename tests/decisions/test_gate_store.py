@@ -11,16 +11,22 @@ from src.core.params import MlflowParams, Params, load_params
 from src.core.records import EvaluationReport
 from src.evaluation.significance import adjusted_confidence
 from src.model_selection import Decision, Reason, Verdict
-from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
+from tests.fakes.history_store import (
+    BY_BLEU1,
+    challenger,
+    deploy,
+    evaluate,
+    scored_answers,
+    write_params,
+)
 from tests.fakes.promoted import run
 from tests.fakes.weightless import call
 from utils import mlflow_utils
 from utils.tracking.ledger import MlflowLedger
 
-ANSWERS = answers(3, rows=8)
-TOMORROW = answers(3, rows=8, split="Please: ")
+TOMORROW = "Please: "
 SOURCE = Path(__file__).parents[2] / "params.yaml"
-TOO_FEW = "least_rows: 8 evaluated, 9 asked for"
+TOO_FEW = "least_rows: 125 evaluated, 126 asked for"
 
 
 class Shop:
@@ -32,17 +38,19 @@ class Shop:
         self.reports: dict[str, EvaluationReport] = {}
 
     def deploy(self, mark: str, score: float, *flags: str, tomorrow: bool = False) -> Decision:
-        self.reports[mark] = challenger(self.params, mark, TOMORROW if tomorrow else ANSWERS, score)
+        self.reports[mark] = challenger(
+            self.params, mark, scored_answers(score, split=TOMORROW if tomorrow else ""))
         return deploy(self.config, *flags)
 
     def guards(self, **changes: object) -> None:
         """Change deployment.guards in params.yaml; the others stay as they are."""
         guards = self.params.deployment.guards.model_dump() | changes
         significance = load_params(self.config).deployment.significance
-        self.params = load_params(write_params(self.config.parent, SOURCE, guards=guards, significance=significance))
+        self.params = load_params(write_params(self.config.parent, SOURCE, guards=guards, significance=significance,
+                                               weighted_scoring=BY_BLEU1))
 
     def require_significance(self) -> None:
-        write_params(self.config.parent, SOURCE, significance="require")
+        write_params(self.config.parent, SOURCE, significance="require", weighted_scoring=BY_BLEU1)
 
     def number(self, mark: str, score: float, *, tomorrow: bool = False) -> int:
         """Deploy a challenger; returns which one it is since the last promotion, by the confidence asked of it."""
@@ -69,7 +77,7 @@ class Shop:
 @pytest.fixture
 def shop(mlflow_params: MlflowParams, tmp_path: Path) -> Shop:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return Shop(write_params(tmp_path, SOURCE))
+    return Shop(write_params(tmp_path, SOURCE, weighted_scoring=BY_BLEU1))
 
 
 def test_steps_below_the_threshold_promote_once_they_add_up_to_it(shop: Shop) -> None:
@@ -113,7 +121,7 @@ def test_across_a_changed_contract_nothing_is_compared_until_the_champion_is_sco
     shop.deploy("a", 0.6)
     dry = shop.deploy("b", 0.9, "--dry-run", tomorrow=True)
     assert (dry.reason, dry.to_beat.best_evaluated) == (Reason.INCOMPARABLE, None)
-    evaluate(shop.params, shop.reports["a"].model, TOMORROW, 0.3, Path("results/champion"))
+    evaluate(shop.params, shop.reports["a"].model, scored_answers(0.3, split=TOMORROW), Path("results/champion"))
     better = shop.deploy("b", 0.9, tomorrow=True)
     assert (better.reason, str(better.gain)) == (Reason.IMPROVED, "0.600000000")
     assert shop.champion == "b"
@@ -121,7 +129,7 @@ def test_across_a_changed_contract_nothing_is_compared_until_the_champion_is_sco
 
 def test_a_model_that_a_guard_refused_is_no_score_to_beat(shop: Shop) -> None:
     shop.deploy("a", 0.5)
-    shop.guards(least_rows=9)
+    shop.guards(least_rows=126)
     assert shop.deploy("refused", 0.9).reason is Reason.GUARD
     hidden = shop.deploy("refused and not the best", 0.4)
     assert (hidden.reason, hidden.failed_guard) == (Reason.NOT_BEST, TOO_FEW)
@@ -134,13 +142,13 @@ def test_a_model_that_a_guard_refused_is_no_score_to_beat(shop: Shop) -> None:
 
 def test_a_refused_model_is_a_score_to_beat_again_once_it_passes_its_guards_or_is_forced(shop: Shop) -> None:
     shop.deploy("a", 0.5)
-    shop.guards(least_rows=9)
+    shop.guards(least_rows=126)
     shop.deploy("below", 0.5002)
     assert shop.guard_tag("below") == TOO_FEW
     shop.guards(least_rows=1)
     assert shop.deploy("below", 0.5002).reason is Reason.BELOW_THRESHOLD
     assert shop.guard_tag("below") is None
-    shop.guards(least_rows=9)
+    shop.guards(least_rows=126)
     shop.deploy("forced", 0.7)
     assert shop.deploy("forced", 0.7, "--force-deploy", "--reason", "few rows are enough").overrode is Reason.GUARD
     assert shop.deploy("worse", 0.6).reason is Reason.NOT_BEST
@@ -151,7 +159,7 @@ def test_the_mark_of_a_refusal_outlives_a_crash_before_it_and_an_older_version_t
     shop: Shop,
 ) -> None:
     shop.deploy("a", 0.5)
-    shop.guards(least_rows=9)
+    shop.guards(least_rows=126)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.tracking.deployments.mark_guard", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -171,8 +179,8 @@ def interrupt(*_: object) -> None:
 
 def test_a_dry_run_marks_no_refusal(shop: Shop) -> None:
     shop.deploy("a", 0.5)
-    shop.guards(least_rows=9)
-    shop.reports["refused"] = challenger(shop.params, "refused", ANSWERS, 0.9)
+    shop.guards(least_rows=126)
+    shop.reports["refused"] = challenger(shop.params, "refused", scored_answers(0.9))
     assert call("--dry-run", "--config", str(shop.config)) == 0
     assert shop.guard_tag("refused") is None
 
@@ -185,11 +193,11 @@ def test_every_try_since_the_last_promotion_counts_whatever_became_of_it(shop: S
     client.set_tag(shop.reports["one"].run_id, "champion.excluded", "a broken machine")
     assert shop.number("two", 0.4) == 2
     client.delete_run(shop.reports["two"].run_id)
-    shop.guards(least_rows=9)
+    shop.guards(least_rows=126)
     assert shop.number("refused", 0.6) == 3
     shop.guards(least_rows=1)
     assert shop.number("refused", 0.6) == 3, "a model that is evaluated again counts once"
-    evaluate(shop.params, shop.reports["a"].model, TOMORROW, 0.3, Path("results/champion"))
+    evaluate(shop.params, shop.reports["a"].model, scored_answers(0.3, split=TOMORROW), Path("results/champion"))
     assert shop.number("tomorrow's", 0.2, tomorrow=True) == 4
 
 
@@ -212,7 +220,7 @@ def test_a_challenger_evaluated_before_the_last_promotion_counts_with_those_it_c
     shop.require_significance()
     shop.deploy("a", 0.5)
     for mark in ("one", "two", "three"):
-        challenger(shop.params, mark, ANSWERS, 0.4)
+        challenger(shop.params, mark, scored_answers(0.4))
     time.sleep(1)
     shop.deploy("b", 0.3, "--force-deploy", "--reason", "it knows the new prices")
     assert shop.number("three", 0.4) == 3

@@ -15,6 +15,7 @@ from src.core.records import ScoreContract
 from src.evaluation.metrics import (
     RowStatistics,
     corpus_scores,
+    row_contributions,
     row_counts,
     row_scores,
     row_statistics,
@@ -276,3 +277,23 @@ def test_the_signature_names_all_of_sacrebleus_settings_and_the_order_it_leaves_
     settings = [part for part in str(bleu.get_signature()).split("|") if not part.startswith("version:")]
     assert set(settings) < set(signature("13a").split("|"))
     assert "max_ngram_order:1..4" in signature("13a")
+
+
+def test_what_rows_contribute_is_what_the_score_loses_with_the_other_answer_in_their_place() -> None:
+    references = ["the parcel comes on friday with a label", "you pay nothing for it at all", "write to us by mail"]
+    ours, theirs = references, ["the parcel comes on monday with a label", "you pay it all", "write to us by mail"]
+    weights: dict[str, float] = {name: 0.2 for name in METRICS}  # noqa: C420 - a dict of plain names
+
+    def score(texts: list[str], expected: list[str]) -> float:
+        return float(np.mean(list(corpus_scores(row_statistics(texts, expected, "13a")).values())))
+
+    one, other = (row_statistics(texts, references, "13a") for texts in (ours, theirs))
+    found = row_contributions(one, other, weights)
+    expected = [score(ours, references) - score([*ours[:row], theirs[row], *ours[row + 1 :]], references)
+                for row in range(3)]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found[2] == 0
+    alone = row_contributions(other, None, weights)
+    left_out = [score(theirs, references) - score([*theirs[:row], *theirs[row + 1 :]],
+                                                  [*references[:row], *references[row + 1 :]]) for row in range(3)]
+    assert alone == pytest.approx(left_out, abs=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from src.core.errors import InvalidInput
 from src.core.records import digest_of
 from src.data.rows import parse_rows
-from src.evaluation.predictions import score_contract, spread
+from src.evaluation.predictions import rows_to_verify, score_contract
 from tests.fakes import tiny_model
 
 Rows = list[dict[str, Any]]
@@ -58,6 +58,11 @@ def test_the_contract_covers_prompts_order_decoding_tokenizer_and_nothing_else()
                           tokenizer="13a") == contract
 
 
-def test_verified_rows_are_spread_over_all_predictions() -> None:
-    assert spread(range(20), 4) == [0, 5, 10, 15]
-    assert spread(range(3), 99) == [0, 1, 2]
+def test_the_rows_that_contribute_most_are_verified_and_as_many_drawn_ones() -> None:
+    found = rows_to_verify([0.1, 0.5, -0.2, 0.5, 0.3], [3, 2, 0, 4, 1], 2)
+    assert (found.largest, found.drawn, found.places) == ([1, 3], [2, 0], [0, 1, 2, 3])
+
+
+def test_of_few_rows_all_are_verified() -> None:
+    found = rows_to_verify([0.1, 0.5, 0.2], [2, 1, 0], 16)
+    assert (found.largest, found.drawn) == ([1, 2, 0], [])

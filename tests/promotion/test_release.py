@@ -17,7 +17,7 @@ from src.core.errors import IntegrityError, InvalidInput
 from src.core.records import manifest
 from src.evaluation import generation
 from src.evaluation.metrics import row_statistics
-from src.evaluation.predictions import Prediction, as_predictions, spread
+from src.evaluation.predictions import Prediction, as_predictions
 from src.models import merging
 from src.promotion import release
 from tests.fakes import tiny_model
@@ -103,7 +103,7 @@ def test_weights_that_answer_alike_but_are_not_the_merge_are_refused(models: Pat
     seal(folder)
     monkeypatch.setattr(release, "_same_answer", lambda *_: True)
     with pytest.raises(IntegrityError, match="logits differ from base and adapter by"):
-        verify(models, folder, spread(scored(models), 2))
+        verify(models, folder, scored(models)[:2])
 
 
 def seal(folder: Path) -> None:

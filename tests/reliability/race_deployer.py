@@ -18,13 +18,11 @@ import yaml
 from scripts import status_script
 from src.core.params import load_params
 from tests.fakes import weightless
-from tests.fakes.history_store import answers, challenger
+from tests.fakes.history_store import BY_BLEU1, challenger, scored_answers
 from tests.fakes.loopback.publishing import release_folder
 from tests.fakes.promoted import PUSHING, SOURCE
 from tests.fakes.promoted import run as run_script
 from utils import json_utils
-
-_ROWS = 8  # of the evaluation: the score is given
 
 
 @dataclass(frozen=True)
@@ -110,12 +108,13 @@ def _enter(world: World, entrant: Entrant) -> None:
     values = yaml.safe_load(SOURCE.read_bytes())
     values["mlflow"] |= {"tracking_uri": world.tracking_uri, "experiment_name": world.name}
     values["deployment"] |= {"model_registry_name": world.name, "resamples": 100,
+                             "weighted_scoring": BY_BLEU1,
                              "huggingface": PUSHING | {"model_id": world.repo, "deadline_seconds": 120}}
     Path("params.yaml").write_text(yaml.safe_dump(values))
 
 
 def _evaluate(entrant: Entrant) -> None:
-    challenger(load_params(Path("params.yaml")), entrant.name, answers(_ROWS, _ROWS), entrant.score)
+    challenger(load_params(Path("params.yaml")), entrant.name, scored_answers(entrant.score))
     release = Path("results/release")
     if not release.exists():
         half = release.with_name(f"release.{os.getpid()}")

@@ -30,11 +30,10 @@ class Store:
 
     def __init__(self, params: Params, runs: int, **odd: float) -> None:
         self.params, self.client = params, mlflow_utils.connect(params.mlflow)
-        answers = history_store.answers(5, rows=8)
-        report = history_store.challenger(params, "template", answers, 0.5)
+        report = history_store.challenger(params, "template", history_store.scored_answers(0.5))
         self.deleted = report.model_digest, report.contract_digest
         self.made, self.ledger = long_history.fill(self.client, params, report, runs, **odd)
-        rival = history_store.challenger(params, "challenger", answers, 0.98)
+        rival = history_store.challenger(params, "challenger", history_store.scored_answers(0.98))
         self.challenger = ScoredRun(rival.run_id, rival.model_digest, rival.contract_digest, rival.metrics, 0)
 
         self.reader = HistoryReader(self.client, experiment=params.mlflow.experiment_name,
@@ -62,7 +61,8 @@ def params(mlflow_params: MlflowParams, tmp_path: Path, monkeypatch: pytest.Monk
     """Of a store in which six runs are a long history."""
     monkeypatch.setattr(mlflow_history, "SHORT", 5)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml"))
+    return load_params(history_store.write_params(tmp_path, Path(__file__).parents[3] / "params.yaml",
+                                                  weighted_scoring=history_store.BY_BLEU1))
 
 
 def same(found: ScoresToBeat, expected: ScoresToBeat) -> bool:

@@ -1,0 +1,174 @@
+"""Claims of results/evaluations that are not true: the deployment ends with 3, and nothing outside is changed."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.core.params import MlflowParams, Params, load_params
+from src.core.records import DATASETS, EvaluationReport, file_sha256
+from tests.fakes.history_store import answers, challenger, deploy, write_params
+from tests.fakes.weightless import call
+from utils import json_utils, mlflow_utils
+
+ROOT = Path(__file__).parents[2]
+EVALUATIONS = Path("results/evaluations")
+METRICS, REPORT, ANSWERS = (EVALUATIONS / name for name in ("metrics.json", "report.json", "predictions.jsonl"))
+Damage = Callable[[Params], object]
+
+
+@pytest.fixture
+def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
+    return load_params(write_params(tmp_path, ROOT / "params.yaml", resamples=100))
+
+
+@pytest.fixture
+def worse(params: Params) -> EvaluationReport:
+    """A worse challenger in results/, after a champion."""
+    challenger(params, "first", answers(20))
+    deploy(Path("params.yaml"))
+    return challenger(params, "worse", answers(10))
+
+
+def outside() -> list[str]:
+    """The whole store, as SQL."""
+    with sqlite3.connect("mlflow.db") as database:
+        lines = list(database.iterdump())
+    database.close()
+    return lines
+
+
+def change(path: Path, **values: Any) -> None:
+    json_utils.write_object(path, {**json.loads(path.read_text()), **values})
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    line, ended = [each for each in capsys.readouterr().err.splitlines() if not each.startswith("WARNING")]
+    assert ended.startswith("PROMOTE result=invalid code=3 reason=")
+    return line
+
+
+def claim(score: float) -> None:
+    """Every metric in both files, as T1 of the findings had it."""
+    metrics = dict.fromkeys(json.loads(REPORT.read_text())["metrics"], score)
+    change(METRICS, **metrics)
+    change(REPORT, metrics=metrics)
+
+
+FLAGS: tuple[list[str], ...] = ([], ["--dry-run"], ["--force-deploy", "--reason", "a customer needs it"])
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_metrics_that_the_answers_do_not_give_are_refused(
+    params: Params, capsys: pytest.CaptureFixture[str], flags: list[str], *, is_first: bool
+) -> None:
+    if not is_first:
+        challenger(params, "first", answers(20))
+        deploy(Path("params.yaml"))
+    true = challenger(params, "worse", answers(10)).metrics.bleu1
+    claim(0.9)
+    before = outside()
+    capsys.readouterr()
+    assert call(*flags) == 3
+    assert f"results/evaluations/metrics.json: bleu1 is 0.9, the answers give {true}; run `dvc repro " in said(capsys)
+    assert outside() == before
+
+
+def rewrite(path: Path, number: int, **values: Any) -> None:
+    """Values in one line of a JSON Lines file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[number] |= values
+    json_utils.write_lines(path, lines)
+
+
+def log_metric(params: Params) -> None:
+    mlflow_utils.connect(params.mlflow).log_metric(run_id(), "bleu4", 0.9)
+
+
+def log_tag(params: Params) -> None:
+    mlflow_utils.connect(params.mlflow).set_tag(run_id(), "champion.contract", "e" * 64)
+
+
+def log_answers(params: Params) -> None:
+    home = Path(mlflow_utils.connect(params.mlflow).get_run(run_id()).info.artifact_uri)
+    json_utils.write_lines(home / "predictions.jsonl", [row.model_dump() for row in answers(30)])
+
+
+def log_fewer_answers(params: Params) -> None:
+    home = Path(mlflow_utils.connect(params.mlflow).get_run(run_id()).info.artifact_uri)
+    json_utils.write_lines(home / "predictions.jsonl", [row.model_dump() for row in answers(10)[:-1]])
+
+
+def run_id() -> str:
+    return str(json.loads(REPORT.read_text())["run_id"])
+
+
+def change_split(_params: Params) -> None:
+    path = DATASETS.with_name("evaluation.jsonl")
+    path.write_text(path.read_text() + "\n")
+
+
+def change_train(_params: Params) -> None:
+    """A question of the evaluation among those that were trained on, and every digest made to fit."""
+    path, splits = DATASETS.with_name("train.jsonl"), json.loads(DATASETS.read_text())
+    path.write_text(DATASETS.with_name("evaluation.jsonl").read_text().splitlines()[0] + "\n")
+    splits["train"]["sha256"] = file_sha256(path)
+    json_utils.write_object(DATASETS, splits)
+
+
+DAMAGES: list[tuple[str, Damage, str]] = [
+    ("weighted score", lambda _: change(METRICS, weighted_score=0.9), "metrics.json: weighted_score is 0.9"),
+    ("weighted score of the report", lambda _: change(REPORT, weighted_score=0.9), "report.json: weighted_score is"),
+    ("cut answers", lambda _: change(REPORT, truncated_rows=1), "report.json: truncated_rows is 1, the answers give 0"),
+    ("empty answers", lambda _: change(REPORT, empty_rows=1), "report.json: empty_rows is 1, the answers give 0"),
+    ("overlap", change_train, "report.json: overlap_rows is 0, the answers give 1"),
+    ("statistics", lambda _: rewrite(ANSWERS, 12, stats=answers(20)[12].stats), "predictions.jsonl:13: row "),
+    ("text", lambda _: rewrite(ANSWERS, 12, prediction="x"), "prediction is 'x', its tokens say 'Your order 12"),
+    ("other split", lambda _: change(REPORT, evaluation={"path": "x.jsonl", "sha256": "d" * 64, "rows": 40}),
+     "evaluation.path is 'x.jsonl', results/data/datasets.json says"),
+    ("changed split", change_split, "results/data/evaluation.jsonl:41: not a JSON object"),
+    ("metric in MLflow", log_metric, "bleu4 is 0.9, the answers in results/evaluations give"),
+    ("contract in MLflow", log_tag, "tag champion.contract is"),
+    ("answers in MLflow", log_answers, "its predictions.jsonl is not the one in results/evaluations, first at row "),
+    ("fewer answers in MLflow", log_fewer_answers, "first at row 40 of one side alone"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), [case[1:] for case in DAMAGES], ids=[case[0] for case in DAMAGES])
+def test_the_first_false_claim_is_named_and_nothing_outside_is_changed(
+    params: Params, worse: EvaluationReport, damage: Damage, words: str, *, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert worse.rows == 40
+    damage(params)
+    before = outside()
+    capsys.readouterr()
+    assert call("--force-deploy") == 3
+    assert words in said(capsys)
+    assert outside() == before
+
+
+def test_a_run_that_the_server_lacks_is_not_made_for_false_claims(
+    params: Params, tmp_path: Path, migrated_store: Path
+) -> None:
+    challenger(params, "worse", answers(10))
+    claim(0.9)
+    (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    before = outside()
+    assert call() == 3
+    assert outside() == before
+
+
+def test_the_baseline_is_judged_by_its_texts_and_not_by_its_statistics(params: Params) -> None:
+    first = challenger(params, "first", answers(20))
+    deploy(Path("params.yaml"))
+    home = Path(mlflow_utils.connect(params.mlflow).get_run(first.run_id).info.artifact_uri)
+    worthless = [row.model_dump() | {"stats": answers(0)[0].stats} for row in answers(20)]
+    json_utils.write_lines(home / "predictions.jsonl", worthless)
+    challenger(params, "second", answers(20, rows=40)[:39] + answers(40)[39:])
+    evidence = deploy(Path("params.yaml")).evidence
+    assert evidence is not None
+    assert evidence.gain < 0.05
