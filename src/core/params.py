@@ -183,7 +183,7 @@ class DeploymentParams(Section):
     guards: GuardParams = GuardParams()
     force_requires_reason: bool = False
     promoting_branches: list[Text] = []
-    verified_rows: Count = 8
+    verified_rows: Count = 16
     keep_versions: Annotated[int, Field(ge=0)] = 0
     huggingface: HuggingFaceParams = HuggingFaceParams()
     weighted_scoring: WeightedScoringParams = WeightedScoringParams()

@@ -2,17 +2,22 @@
 
 import json
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from scripts.commands import deploy as deployer
+from scripts.deployment_script import PARSER
 from src.core.params import MlflowParams, Params, load_params
 from src.core.records import DATASETS, EvaluationReport, file_sha256
 from tests.fakes.history_store import answers, challenger, deploy, write_params
-from tests.fakes.weightless import call
+from tests.fakes.weightless import call, save
 from utils import json_utils, mlflow_utils
+from utils.results import LogBuffer
 
 ROOT = Path(__file__).parents[2]
 EVALUATIONS = Path("results/evaluations")
@@ -172,3 +177,30 @@ def test_the_baseline_is_judged_by_its_texts_and_not_by_its_statistics(params: P
     evidence = deploy(Path("params.yaml")).evidence
     assert evidence is not None
     assert evidence.gain < 0.05
+
+
+def test_the_rows_that_carry_the_gain_and_drawn_ones_are_given_again_and_recorded(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    challenger(params, "first", answers(20))
+    deploy(Path("params.yaml"))
+    challenger(params, "second", answers(25))
+    asked: list[Any] = []
+    monkeypatch.setitem(sys.modules, "scripts.commands.assemble",
+                        SimpleNamespace(assemble=lambda *_, **named: asked.append(named["verified"])))
+    monkeypatch.setattr(deployer, "_save", save)
+    assert call(weights=True) == 0
+    recorded = json.loads(Path("results/deployment/model_comparison.json").read_text())["verified_rows"]
+    ids = [row.id for row in answers(25)]
+    assert set(ids[20:25]) < set(recorded["largest"])
+    assert (len(recorded["largest"]), len(recorded["drawn"])) == (16, 16)
+    assert sorted(ids[place] for place in asked[0].places) == sorted(recorded["largest"] + recorded["drawn"])
+    assert len(asked[0].places) == len(set(asked[0].places))
+
+
+def test_nobody_knows_before_the_run_which_rows_are_drawn(params: Params) -> None:
+    challenger(params, "first", answers(20))
+    flags = PARSER.parse_args(["--dry-run"])
+    orders = [deployer.challenger_setting(flags, Path(), LogBuffer()).shuffled for _ in range(2)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
+    assert orders[0] != orders[1]

@@ -38,14 +38,15 @@ def call(*flags: str, weights: bool = False) -> int:
 
 def without_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(deploy.Deployer, "_assemble", _assemble)
-    patch.setattr(deploy, "_save", _save)
+    patch.setattr(deploy, "_save", save)
 
 
 def _assemble(_deployer: deploy.Deployer, _decision: Decision) -> None:
     """results/release lies there already."""
 
 
-def _save(folder: Path) -> None:
+def save(folder: Path) -> None:
+    """Stands for the model in MLflow's flavour."""
     folder.mkdir()
     (folder / "model.txt").write_text("stands for the weights")
 
