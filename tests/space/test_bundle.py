@@ -65,6 +65,22 @@ def test_a_release_whose_index_leads_out_of_its_folder_is_refused_by_the_builder
     assert not release.with_name("new").exists()
 
 
+@pytest.mark.parametrize("record", ["deployment_info", "failed"])
+def test_beside_the_record_of_another_challenger_the_champion_keeps_name_and_version(
+        release: Path, tmp_path: Path, record: str) -> None:
+    champion = {"model_name": "shop", "champion": {"key": "cd" * 32, "version": 7, "score": "0.5"}}
+    kept = {**champion, "result": "kept", "version": None, "model_digest": "ef" * 32, "hub": {"commit": "c" * 40}}
+    told = kept if record == "deployment_info" else {"result": "invalid", "code": 3, "last_known": champion}
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment/deployment_info.json").write_text(json.dumps(told))
+    (release / "champion.json").write_text(json.dumps(
+        {"key": "cd" * 32, "model_digest": "ab" * 32, "model_name": "shop"}))
+    assert prepare(release, "--weights", "safetensors").returncode == 0
+    identity = json.loads((tmp_path / "new/identity.json").read_text())
+    assert identity == {**identity, "model": "shop", "version": 7, "model_digest": "ab" * 32,
+                        "commit": told.get("hub", {}).get("commit")}
+
+
 def test_if_nothing_can_compress_a_bundle_has_the_released_weights_and_says_so(release: Path, tmp_path: Path) -> None:
     deployed = {"model_name": "shop", "version": 7, "model_digest": "ab" * 32, "hub": {"commit": "c" * 40}}
     (tmp_path / "deployment").mkdir()
