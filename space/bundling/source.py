@@ -92,6 +92,7 @@ def _from_hub(model: str) -> Source:
     name, _, revision = model.partition("@")
     api = HfApi()
     http = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")  # the builder's
+    logging.getLogger(http.__name__).setLevel(logging.WARNING)  # a line for each request
     try:
         commit = api.model_info(name, revision=revision or None).sha
         tags = [tag.name for tag in api.list_repo_refs(name).tags if tag.target_commit == commit]

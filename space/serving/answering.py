@@ -1,7 +1,6 @@
 """Turn a request into the pieces of its answer: prompt, limits, stop texts, counters."""
 
 import time
-from bisect import bisect_left
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -92,17 +91,20 @@ class ChatAnswer:
 def _fitting(bundle: Bundle, messages: Sequence[Mapping[str, str]], most: int) -> tuple[int, list[int]]:
     """How many messages to leave out, and the tokens of the rest: at most so many, or the last question alone.
 
-    The oldest questions go first, each with its answer. System messages at the head stay.
+    The oldest questions go first, each with its answer. System messages at the head stay. What is tried grows from the
+    newest question on, so that a long history costs no more time than what fits.
     """
     roles = [each["role"] for each in messages]
     head = next((place for place, role in enumerate(roles) if role != "system"), 0)
     starts = [head, *(place for place, role in enumerate(roles) if role == "user" and place > head)]
 
-    def encoded(start: int) -> list[int]:
-        return bundle.encode([*messages[:head], *messages[start:]])
-
-    first = bisect_left(starts[:-1], True, key=lambda start: len(encoded(start)) <= most)
-    return starts[first] - head, encoded(starts[first])
+    fits = starts[-1], bundle.encode([*messages[:head], *messages[starts[-1]:]])
+    for start in starts[-2::-1]:
+        prompt = bundle.encode([*messages[:head], *messages[start:]])
+        if len(prompt) > most:
+            break
+        fits = start, prompt
+    return fits[0] - head, fits[1]
 
 
 class _Cut:
