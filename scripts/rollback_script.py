@@ -38,7 +38,8 @@ def main() -> int:
     before, to, only_finish = model.checked_view(), flags.to, False
     if to is None and flags.block is None:
         # A rollback that was interrupted must not roll back twice when it is run again: finish it instead.
-        only_finish = before.head is not None and before.head.kind == "rollback" and not agree(model.services)
+        last = before.standing  # the head, or the rollback whose version was published again since
+        only_finish = last is not None and last.kind == "rollback" and not agree(model.services)
         to = None if only_finish else default_target(before).version
 
     def wanted(view: LedgerView) -> Slot | None:
@@ -69,17 +70,17 @@ def _check_there(model: ManagedModel, view: LedgerView, slot: Slot) -> None:
 def _summary(model: ManagedModel, before: LedgerView, after: LedgerView, slot: Slot | None, dry_run: bool) -> str:
     if slot and dry_run:
         after = LedgerView((*before.slots, slot))
-    head, blocked = after.head, sorted(after.blocked_versions)
+    head, last, blocked = after.head, after.standing, sorted(after.blocked_versions)
     was = "was already" if slot is None else f"instead of version {_version(before)}"
-    if head is None:
+    if head is None or last is None:
         return "no champion"
-    hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "left alone: promoted without the Hub"
+    hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "does not have it"
     return "\n".join([
         f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {model.model_name} version {head.version}, {was}.",
         f"  previous    {versions([after.previous.version if after.previous else None], nothing='none')}",
         f"  blocked     {versions(blocked, nothing='none')}",
         f"  Hub         {hub if model.repository else 'not pushed'}",
-        f"  ledger      slot {head.number}, {head.kind}: {head.reason} ({head.actor})",
+        f"  ledger      slot {last.number}, {last.kind}: {last.reason} ({last.actor})",
     ])
 
 

@@ -9,9 +9,7 @@ from typing import Self
 
 from src.core.params import DeploymentParams, GuardParams
 from src.core.records import EvaluationReport, Metrics, weighted_score
-from src.ledger.slots import LedgerView
-
-PROMOTIONS = ("promote", "force", "genesis")  # kinds of slots that start the count of challengers anew
+from src.ledger.slots import PROMOTIONS, LedgerView
 
 
 class Verdict(StrEnum):

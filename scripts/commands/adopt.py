@@ -27,7 +27,7 @@ from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
 from src.promotion.protocol import Step, append, reconcile
 from src.promotion.release import check_release
 from src.promotion.rollback import UnrecordedChampion, adoption
-from src.promotion.status import highest_release, versions
+from src.promotion.status import highest_release, releases, versions
 from utils import environment, results
 from utils.hub.repository import HubRepository
 from utils.huggingface_utils import fetch_snapshot
@@ -44,8 +44,17 @@ def repair(model: ManagedModel) -> None:
     """Restore a lost ledger from a copy, and make registry, Hub, mirror, copy and record follow its head."""
     _restore(model, trusting=False)
     view = reconcile(model.services, Journal("repair").note, Step.PREFLIGHT)
+    _restore_tags(model, view)
     prune(model.params, model.ledger, model.registry)
     model.record(view, None, "repaired")
+
+
+def _restore_tags(model: ManagedModel, view: LedgerView) -> None:
+    if model.repository is None:
+        return
+    known = {f"v{version}": release for version, release in releases(view, model.repository.repo_id).items()}
+    if done := model.repository.restore_tags(known):
+        logger.info("%s: set the tags %s again", model.repository.repo_id, ", ".join(done))
 
 
 def adopt(model: ManagedModel, reason: str | None, save_flavour: Save) -> None:

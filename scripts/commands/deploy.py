@@ -14,10 +14,10 @@ from typing import Any
 from mlflow import MlflowClient
 
 from scripts.commands.claims import check_claims, check_logged
-from scripts.commands.services import check_store, prune
+from scripts.commands.services import check_store, prune, republication
 from src import model_selection as gate
 from src.core.errors import Undecided
-from src.core.params import DeploymentParams, HuggingFaceParams, Params, load_params
+from src.core.params import DeploymentParams, Params, load_params
 from src.core.records import (
     CONFIG,
     EVALUATION_RESULTS,
@@ -26,6 +26,8 @@ from src.core.records import (
     RELEASE_DIR,
     canonical_json,
     contributions,
+    manifest,
+    tree_digest,
 )
 from src.decisions.record import Request, comparison, evidence_of, info
 from src.decisions.words import RESULTS, explain, signed, terminal_summary, version_description
@@ -83,11 +85,11 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     shuffled = secrets.SystemRandom().sample(range(len(answers)), len(answers))
     if asked.push and environment.in_ci():
         store.check_lasting(params.mlflow.tracking_uri)
-    hub = _hub(params.deployment.huggingface) if asked.push else None
     client = mlflow_utils.connect(params.mlflow)
     name = params.deployment.model_registry_name
     with process.deadline(params.mlflow.deadline_seconds, "reading the ledger from MLflow"):
         check_store(MlflowLedger(client, name, params.mlflow.experiment_name), name, OUTPUT_DIR, output)
+    hub = _hub(params, client) if asked.push else None
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
     check_logged(client, inputs.report, answers)
@@ -102,10 +104,11 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
                    dry_run=flags.dry_run, code_when_kept=10 if flags.fail_on_reject else 0, log=log)
 
 
-def _hub(params: HuggingFaceParams) -> Hub:
-    from utils.hub.repository import HubPort, repository  # huggingface_hub: only a push pays for it
+def _hub(params: Params, client: MlflowClient) -> Hub:
+    from scripts.commands.republish import hub_port  # huggingface_hub: only a push pays for it
+    from utils.hub.repository import repository
 
-    return HubPort(repository(params), RELEASE_DIR)
+    return hub_port(repository(params.deployment.huggingface), params, client)
 
 
 def _tell_overruled(asked: DeploymentParams, stated: DeploymentParams, config: Path) -> None:
@@ -145,7 +148,8 @@ class Deployer:
     def ports(self) -> Ports:
         """The services and steps that the promotion protocol calls."""
         return Ports(ledger=self.ledger, registry=self.registry, hub=self._setting.hub, decide=self.decide,
-                     assemble=self._assemble, slot=self._slot, record=self.record, key=self._setting.request.key)
+                     assemble=self._assemble, slot=self._slot, record=self.record, key=self._setting.request.key,
+                     republication=republication if self._setting.may_promote else None)
 
     def decide(self, view: LedgerView) -> gate.Decision:
         """Ask the gate, with the history as it is now; a champion without a comparable score is evaluated first."""
@@ -296,6 +300,7 @@ class Deployer:
             tag.IDENTITY: canonical_json(report.model.model_dump(mode="json")),
             tag.MODEL_DIGEST: report.model_digest,
             tag.CONTRACT: report.contract_digest,
+            **({tag.RELEASE: tree_digest(manifest(RELEASE_DIR))} if RELEASE_DIR.is_dir() else {}),
             tag.SCORE: str(decision.score),
             **{f"{tag.METRIC}{name}": repr(value) for name, value in report.metrics.as_dict().items()},
             tag.CONTRIBUTIONS: canonical_json(parts),

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from scripts.commands.republish import hub_port
 from src.core.errors import IntegrityError, RunAgain, Undecided
 from src.core.params import Params, load_params
-from src.core.records import CONFIG, OUTPUT_DIR, RELEASE_DIR
+from src.core.records import CONFIG, OUTPUT_DIR
 from src.ledger.copies import COPY, MIRROR, STORE, refuse_altered, refuse_lost
 from src.ledger.ports import Holders
-from src.ledger.slots import LedgerView, Slot
+from src.ledger.slots import HubRef, LedgerView, Slot
 from src.promotion import rollback
 from src.promotion.protocol import Services
-from src.promotion.status import ObservedHub, ObservedState
+from src.promotion.status import ObservedHub, ObservedState, releases
 from utils import environment, json_utils, mlflow_utils, results
-from utils.hub.repository import HubPort, HubRepository, repository
+from utils.hub.repository import HubRepository, repository
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
@@ -43,8 +44,8 @@ class ManagedModel:
     @property
     def services(self) -> Services:
         """The services as the promotion protocol takes them."""
-        hub = HubPort(self.repository, RELEASE_DIR) if self.repository else None
-        return Services(ledger=self.ledger, registry=self.registry, hub=hub)
+        hub = hub_port(self.repository, self.params, self.client) if self.repository else None
+        return Services(ledger=self.ledger, registry=self.registry, hub=hub, republication=republication)
 
     def copies(self) -> dict[str, list[str]]:
         """The slots in results/deployment/ledger.jsonl and on the Hub, by place; a place without any is left out."""
@@ -95,8 +96,11 @@ class ManagedModel:
         if self.repository is None:
             return None
         holds = view.head is None and self.repository.holds_release()
-        return ObservedHub(self.repository.repo_id, self.repository.state(), holds_release=holds,
-                           mirror=mirror)
+        state = self.repository.state()
+        lost = (version for version, release in releases(view, self.repository.repo_id).items()
+                if f"v{version}" not in state.tags and not self.repository.holds(release))
+        return ObservedHub(self.repository.repo_id, state, holds_release=holds, mirror=mirror,
+                           lost=frozenset(lost))
 
 
 def managed_model(config: Path | None, *, skip_hf_push: bool) -> ManagedModel:
@@ -128,6 +132,11 @@ def origin(reason: str | None, otherwise: str) -> rollback.Origin:
         actor=environment.actor(), reason=environment.clean_reason(reason) or otherwise,
         git_commit=environment.git_identity().commit, ci_url=environment.ci_url(),
         time=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def republication(view: LedgerView, release: HubRef) -> Slot:
+    """The slot of a head that was published again; it names who did it."""
+    return rollback.republication(view, release, origin(None, ""))
 
 
 def registry_of(params: Params, client: MlflowClient, ledger: MlflowLedger, *, save: Callable[[Path], None],

@@ -22,7 +22,8 @@ _REASONS = {
     Reason.BLOCKED: "a rollback blocked this model; only --force-deploy brings it back",
     Reason.FORCED: "forced, setting aside: {overrode}",
     Reason.NOT_PROMOTING_BRANCH: "this branch may not promote (deployment.promoting_branches)",
-    Reason.INCOMPARABLE: "the champion, or the release on the Hub, cannot be compared with it",
+    Reason.INCOMPARABLE: "the champion, or the release on the Hub, cannot be compared with it; run `python "
+                         "scripts/status_script.py`, and with --adopt if the Hub has a release that the ledger lacks",
     Reason.FIRST_MODEL: "nothing was promoted before",
     Reason.NOT_BEST: "it is not above the best evaluated model ({best}){alone}",
     Reason.BELOW_THRESHOLD: "its gain of {gain} is below the threshold of {threshold}",
@@ -261,8 +262,8 @@ def _challenger(question: Question) -> str:
     """Which challenger since the last promotion it is, and how sure its gain has to be; empty if it was not counted."""
     if question.challengers is None:
         return ""
-    required = question.policy.require_significance and question.evidence
-    asked = f", whose gain must show at {percent(question.evidence.confidence)} confidence" if required else ""
+    evidence = question.evidence if question.policy.require_significance else None
+    asked = f", whose gain must show at {percent(evidence.confidence)} confidence" if evidence else ""
     return f"; challenger {question.challengers} since the last promotion{asked}"
 
 

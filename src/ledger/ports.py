@@ -87,6 +87,15 @@ class Hub(Protocol):
     def publish(self, key: str) -> HubRef:
         """Upload the release as one verified commit on its own branch; main does not change."""
 
+    def holds(self, release: HubRef) -> bool:
+        """True if the repository still has this release's commit."""
+
+    def republish(self, view: LedgerView) -> HubRef | None:
+        """Upload the head's release again, as `publish` does; None, with a warning, if it cannot be made again.
+
+        Raises IntegrityError if the repository holds the releases of another ledger.
+        """
+
     def project(self, slot: Slot) -> None:
         """Make main show the slot's tree and its tag the slot's commit, and delete the release branch."""
 

@@ -15,7 +15,9 @@ MAX_CHARACTERS = 6000  # MLflow silently truncates a longer param
 NO_SLOT = "0" * 64  # the previous hash of the first slot
 _REMEDY = "the ledger was altered; run `python scripts/status_script.py`"
 
-Kind = Literal["promote", "force", "rollback", "genesis"]
+Kind = Literal["promote", "force", "rollback", "genesis", "republish"]
+# The kinds that bring a new champion. A rollback takes an older one back, republish repeats the head for the Hub.
+PROMOTIONS = frozenset[Kind]({"promote", "force", "genesis"})
 
 
 class HubRef(Record):
@@ -27,7 +29,10 @@ class HubRef(Record):
 
 
 class Slot(Record):
-    """One ledger entry: a promotion, rollback, block or adoption. version is the number in the model registry."""
+    """One ledger entry; version is the number in the model registry.
+
+    It is a promotion, rollback, block or adoption, or repeats the head with the commit of its new release on the Hub.
+    """
 
     number: Annotated[int, Field(ge=1)]
     kind: Kind
@@ -70,6 +75,11 @@ class LedgerView:
     def head(self) -> Slot | None:
         """The slot of the champion, None before the first promotion."""
         return self.slots[-1] if self.slots else None
+
+    @property
+    def standing(self) -> Slot | None:
+        """The slot that made the head the champion; the head itself, unless it was only published again."""
+        return next((slot for slot in reversed(self.slots) if slot.kind != "republish"), None)
 
     @property
     def next_number(self) -> int:

@@ -14,6 +14,7 @@ from src.core.params import METRICS
 from src.core.records import DatasetRef, contributions
 from src.decisions.record import Request
 from src.decisions.words import INCLUDES_ZERO, NO_ANSWERS, explain, signed
+from src.ledger.slots import Slot
 from src.model_selection import Decision, GainEvidence
 
 TASK = "text-generation"
@@ -141,6 +142,22 @@ def body(facts: CardFacts) -> str:
     """The card's Markdown below the header."""
     sections = (_introduction, _usage, _scores, _verdict, _training, _provenance, _limits)
     return "\n\n".join(section(facts) for section in sections) + "\n"
+
+
+def standing_body(repo_id: str, slot: Slot, base_name: str, model_name: str) -> str:
+    """The Markdown of a champion whose release was made again from the registry, from what the ledger says of it."""
+    metrics = slot.metrics.as_dict() if slot.metrics else {}
+    scores = [f"| {_NAMES[name]} | {value:.4f} |" for name, value in metrics.items()]
+    facts = {"model digest": slot.model_digest, "promotion key": slot.key, "score contract": slot.contract or "none",
+             "name in MLflow": model_name}
+    return "\n".join([
+        f"# {model_name}\n",
+        (f"A customer-support chat model: {_code(base_name)}, fine-tuned with LoRA and merged. These files were made "
+         "from the weights in MLflow's Model Registry, because the Hub did not have them.\n"),
+        f"## Usage\n\n```python\n{usage_snippet(repo_id, '')}\n```\n",
+        *(["## Scores\n", "| metric | value |", "|---|---|", *scores, ""] if scores else []),
+        "## Provenance\n", "| | |", "|---|---|", *(f"| {name} | {_code(value)} |" for name, value in facts.items()),
+        "\nEvery promotion is a line of `ledger.jsonl` on the branch `ledger`.\n"])
 
 
 def usage_snippet(repo_id: str, system_prompt: str) -> str:

@@ -3,6 +3,7 @@
 Claiming a ledger slot is the commit point. Nothing is visible before it; everything after it follows from the ledger.
 Every step reads the current state of the services and trusts nothing that an earlier run remembered, so the next run
 completes an interrupted promotion. Rollback, block and adoption append to the ledger and take the same steps after it.
+If the Hub lacks the release of the ledger's head, it is published and recorded by an entry of its own (republish).
 docs/promotion.md explains the order.
 """
 
@@ -24,7 +25,10 @@ T = TypeVar("T")
 
 
 class Step(StrEnum):
-    """The steps in order. SETTLE goes back to the projections until registry and Hub agree with the ledger's head."""
+    """The steps in order. SETTLE goes back to the projections until registry and Hub agree with the ledger's head.
+
+    From SETTLE, a head that the Hub lacks goes through REPUBLISH and CLAIM_REPUBLISHED, and then to the projections.
+    """
 
     PREFLIGHT = "preflight"
     RECONCILE = "reconcile"
@@ -38,6 +42,8 @@ class Step(StrEnum):
     PROJECT_PREVIOUS = "project_previous"
     PROJECT_STAGE = "project_stage"
     SETTLE = "settle"
+    REPUBLISH = "republish"
+    CLAIM_REPUBLISHED = "claim_republished"
     MIRROR = "mirror"
     RECORD = "record"
     DONE = "done"
@@ -46,16 +52,20 @@ class Step(StrEnum):
 Journal = Callable[[Step], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Services:
-    """The services that are kept in agreement; hub is None if nothing is pushed."""
+    """The services that are kept in agreement; hub is None if nothing is pushed.
+
+    republication: makes the ledger entry of a head that was published again; None if this run may not do that.
+    """
 
     ledger: Ledger
     registry: Registry
     hub: Hub | None
+    republication: Callable[[LedgerView, HubRef], Slot] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ports(Services):
     """Everything that a promotion uses.
 
@@ -76,6 +86,8 @@ class Progress:
 
     step: the next step. view: the ledger as last read. settled: the step after SETTLE, once everything agrees.
     attempts: slots lost to other deployers. rounds: projections that were written and did not agree afterwards.
+    lacking: True if SETTLE found that the Hub lacks the head's release. republishes: True if this run publishes it
+    then; not before its decision, which may replace the head. republished: the version that this run published again.
     """
 
     step: Step = Step.PREFLIGHT
@@ -86,6 +98,9 @@ class Progress:
     release: HubRef | None = None
     attempts: int = 0
     rounds: int = 0
+    lacking: bool = False
+    republishes: bool = False
+    republished: int | None = None
 
     @property
     def promoted(self) -> bool:
@@ -116,13 +131,23 @@ def promote(ports: Ports, journal: Journal, start: Progress) -> Progress:
         try:
             now = advance(now, ports)
         except (HubError, Undecided) as error:
-            if now.step is Step.CLAIM:
-                raise RunAgain(f"version {now.version} may be the champion: its slot was sent, and then: {error}"
-                               ) from error
-            if not now.promoted:
+            if (pending := _pending(now)) is None:
                 raise
-            raise RunAgain(f"promoted as version {now.version}, its projections are pending: {error}") from error
+            raise RunAgain(f"{pending}: {error}") from error
     return now
+
+
+def _pending(now: Progress) -> str | None:
+    """What may be half done if the next step fails; None if nothing was claimed."""
+    if now.step is Step.CLAIM:
+        return f"version {now.version} may be the champion: its slot was sent, and then"
+    if now.promoted:
+        return f"promoted as version {now.version}, its projections are pending"
+    if now.step is Step.CLAIM_REPUBLISHED:
+        return "the champion was published again, and it is not certain that the ledger says so"
+    if now.republished is not None:
+        return f"version {now.republished} was published again, its projections are pending"
+    return None
 
 
 def append(services: Services, journal: Journal, slot_of: Callable[[LedgerView], Slot | None]
@@ -155,17 +180,22 @@ def append(services: Services, journal: Journal, slot_of: Callable[[LedgerView],
 
 def reconcile(services: Services, journal: Journal, start: Step) -> LedgerView:
     """Take the steps from `start` on that make registry, Hub and mirror show the ledger's head; returns the ledger."""
-    now = Progress(start)
+    now = Progress(start, republishes=True)
     while now.step is not Step.DECIDE:
         logger.debug("step %s", now.step)
         journal(now.step)
-        now = _PROJECTING[now.step](now, services)
+        try:
+            now = _PROJECTING[now.step](now, services)
+        except (HubError, Undecided) as error:
+            if (pending := _pending(now)) is None:
+                raise
+            raise RunAgain(f"{pending}: {error}; run `{REPAIR}`") from error
     return now.view
 
 
 def agree(services: Services) -> bool:
     """True if registry and Hub show the ledger's head."""
-    return _PROJECTING[Step.SETTLE](Progress(Step.SETTLE), services).step is Step.MIRROR
+    return _settle(Progress(Step.SETTLE, republishes=True), services).step is Step.MIRROR
 
 
 def _preflight(now: Progress, ports: Services) -> Progress:
@@ -183,8 +213,9 @@ def _reconcile(now: Progress, _ports: Services) -> Progress:
 def _decide(now: Progress, ports: Ports) -> Progress:
     view = ports.ledger.view()
     decision = ports.decide(view)
-    step = Step.ASSEMBLE if decision.verdict is Verdict.PROMOTE else Step.RECORD
-    return replace(now, step=step, view=view, decision=decision)
+    otherwise = Step.SETTLE if now.lacking and ports.republication else Step.RECORD
+    step = Step.ASSEMBLE if decision.verdict is Verdict.PROMOTE else otherwise
+    return replace(now, step=step, view=view, decision=decision, republishes=True)
 
 
 def _assemble(now: Progress, ports: Ports) -> Progress:
@@ -200,8 +231,7 @@ def _register(now: Progress, ports: Ports) -> Progress:
 
 
 def _publish(now: Progress, ports: Ports) -> Progress:
-    # A version's tag never moves, so a version that was promoted before keeps its commit: a new one could not be shown.
-    release = next((slot.hub for slot in now.view.slots if slot.key == ports.key and _hub_of(slot, ports)), None)
+    release = _held(now.view, ports.key, ports)
     if release is None and ports.hub:
         release = ports.hub.publish(ports.key)
         logger.info("published to %s at commit %s", release.repo, release.commit[:12])
@@ -212,7 +242,7 @@ def _claim(now: Progress, ports: Ports) -> Progress:
     slot = ports.slot(_made(now.decision), now.view, _made(now.version), now.release)
     if ports.ledger.claim(slot):
         logger.info("wrote ledger entry %d: version %d is the champion", slot.number, slot.version)
-        return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)))
+        return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)), lacking=False)
     if now.attempts + 1 == MAX_ATTEMPTS:
         raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
     logger.info("another deployer wrote ledger entry %d first; deciding again", slot.number)
@@ -221,7 +251,7 @@ def _claim(now: Progress, ports: Ports) -> Progress:
 
 def _project_hub(now: Progress, ports: Services) -> Progress:
     head = _made(now.view.head)
-    if hub := _hub_of(head, ports):
+    if not now.lacking and (hub := _hub_of(head, ports)):
         hub.project(head)
         logger.info("Hub: main and tag of version %d show the champion", head.version)
     return replace(now, step=Step.PROJECT_CHAMPION)
@@ -253,16 +283,40 @@ def _settle(now: Progress, ports: Services) -> Progress:
         return replace(now, step=now.settled, view=view)
     holders_agree = ports.registry.holders() == ports.registry.expected(head, view.previous)
     hub = _hub_of(head, ports)
-    if holders_agree and (hub is None or hub.shows(head)):
-        return replace(now, step=now.settled, view=view, rounds=0)
+    shown = hub is not None and hub.shows(head)
+    lacking = ports.hub is not None and not shown and (hub is None or not hub.holds(_made(head.hub)))
+    if holders_agree and (shown or lacking or ports.hub is None):
+        again = lacking and now.republishes and ports.republication is not None
+        if again and now.republished == head.version:
+            raise RunAgain(f"version {head.version} was published again, but the Hub does not have it; run it again, "
+                           "or `python scripts/status_script.py`")
+        return replace(now, step=Step.REPUBLISH if again else now.settled, view=view, rounds=0, lacking=lacking)
     if now.rounds == MAX_ATTEMPTS:
         raise RunAgain(f"version {head.version} is the champion, but registry or Hub do not show it after "
                        f"{MAX_ATTEMPTS} attempts; run it again, or `python scripts/status_script.py`")
-    return replace(now, step=Step.PROJECT_HUB, view=view, rounds=now.rounds + 1)
+    return replace(now, step=Step.PROJECT_HUB, view=view, rounds=now.rounds + 1, lacking=lacking)
+
+
+def _republish(now: Progress, ports: Services) -> Progress:
+    release = _held(now.view, _made(now.view.head).key, ports) or _made(ports.hub).republish(now.view)
+    return replace(now, step=Step.CLAIM_REPUBLISHED if release else now.settled, release=release)
+
+
+def _claim_republished(now: Progress, ports: Services) -> Progress:
+    release = _made(now.release)
+    slot = _made(ports.republication)(now.view, release)
+    if ports.ledger.claim(slot):
+        logger.info("version %d: %s", slot.version, slot.reason)
+        return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)), release=None,
+                       lacking=False, republished=slot.version)
+    if now.attempts + 1 == MAX_ATTEMPTS:
+        raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
+    return replace(now, step=Step.SETTLE, release=None, attempts=now.attempts + 1)
 
 
 def _mirror(now: Progress, ports: Services) -> Progress:
-    if ports.hub and any(_hub_of(slot, ports) for slot in now.view.slots):
+    wanted = now.republishes or not now.lacking  # before the decision, a lost repository is not made for the mirror
+    if ports.hub and wanted and any(_hub_of(slot, ports) for slot in now.view.slots):
         ports.hub.mirror(now.view)
         logger.info("Hub: the ledger's copy has %d entries", len(now.view.slots))
     return replace(now, step=Step.RECORD if now.decision else Step.DECIDE)
@@ -271,6 +325,12 @@ def _mirror(now: Progress, ports: Services) -> Progress:
 def _record(now: Progress, ports: Ports) -> Progress:
     ports.record(_made(now.decision), now.view)
     return replace(now, step=Step.DONE)
+
+
+def _held(view: LedgerView, key: str, ports: Services) -> HubRef | None:
+    """The release that this key has on the Hub. Its tag never moves, so a second commit could not be shown."""
+    known = dict.fromkeys(slot.hub for slot in reversed(view.slots) if slot.key == key and _hub_of(slot, ports))
+    return next((release for release in known if release and _made(ports.hub).holds(release)), None)
 
 
 def _hub_of(slot: Slot, ports: Services) -> Hub | None:
@@ -284,7 +344,7 @@ def _made(value: T | None) -> T:
 
 
 _AFTER_THE_CLAIM = {Step.PROJECT_HUB, Step.PROJECT_CHAMPION, Step.PROJECT_PREVIOUS, Step.PROJECT_STAGE, Step.SETTLE,
-                    Step.MIRROR, Step.RECORD}
+                    Step.REPUBLISH, Step.CLAIM_REPUBLISHED, Step.MIRROR, Step.RECORD}
 
 # The steps that need no decision.
 _PROJECTING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
@@ -295,6 +355,8 @@ _PROJECTING: Mapping[Step, Callable[[Progress, Services], Progress]] = {
     Step.PROJECT_PREVIOUS: _project_previous,
     Step.PROJECT_STAGE: _project_stage,
     Step.SETTLE: _settle,
+    Step.REPUBLISH: _republish,
+    Step.CLAIM_REPUBLISHED: _claim_republished,
     Step.MIRROR: _mirror,
 }
 

@@ -71,17 +71,11 @@ def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, m
     parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(parent)
     _require_space(parent, model.get_memory_footprint())
-    folder = parent / f"{_TEMPORARY}{os.getpid()}.{secrets.token_hex(4)}"
-    folder.mkdir()  # the umask decides who may read it
+    folder = temporary(parent)
     try:
         set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
         save(model, tokenizer, folder)
-        for name, text in texts.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        files = manifest(folder)
-        _check_names(folder, files)
-        (folder / MANIFEST).write_text(json.dumps(files, indent=2, sort_keys=True) + "\n", encoding="ascii")
+        files = complete(folder, texts)
         _put_in_place(folder, destination)
     except (OSError, SafetensorError) as error:
         _require_space(parent, model.get_memory_footprint())  # somebody else may have filled the disk meanwhile
@@ -89,6 +83,27 @@ def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, m
                              "and run it again") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return files
+
+
+def temporary(parent: Path) -> Path:
+    """A new folder beside the release; the next assembly removes it if this process dies."""
+    folder = parent / f"{_TEMPORARY}{os.getpid()}.{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)  # the umask decides who may read it
+    return folder
+
+
+def complete(folder: Path, texts: Mapping[str, str]) -> dict[str, str]:
+    """Make a folder with a model a release: write these files and the manifest; returns path to sha256.
+
+    Raises IntegrityError if the folder holds a file that is no part of a release.
+    """
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    files = manifest(folder)
+    _check_names(folder, files)
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2, sort_keys=True) + "\n", encoding="ascii")
     return files
 
 

@@ -1,11 +1,11 @@
-"""Rollback, block and adoption as ledger entries, and which versions keep their weights for a later rollback."""
+"""Ledger entries that no challenger brings, and which versions keep their weights for a later rollback."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from src.core.errors import InvalidParams, Refused
 from src.ledger.ports import Ledger, Weights
-from src.ledger.slots import HubRef, Kind, LedgerView, Slot
+from src.ledger.slots import PROMOTIONS, HubRef, Kind, LedgerView, Slot
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | N
                             "--to, or leave --block out")
     blocks = {block} if block is not None else set()
     if target is not head:  # going back blocks the promotions since; a rollback to an older version is no promotion
-        promoted = [slot for slot in view.slots if slot.kind != "rollback"]
+        promoted = [slot for slot in view.slots if slot.kind in PROMOTIONS]
         own = max(slot.number for slot in promoted if slot.version == target.version)
         blocks |= {slot.version for slot in promoted if slot.number > own}
     blocks -= {slot.version for slot in view.slots if slot.model_digest == target.model_digest}
@@ -80,6 +80,21 @@ def adoption(view: LedgerView, found: UnrecordedChampion, origin: Origin) -> Slo
         return _again(view, slot_of_version(view, found.version), "force", origin, set())
     return Slot(number=view.next_number, kind="force" if head else "genesis", metrics=None, blocks=[], unblocks=[],
                 previous_sha256=view.head_sha256, **vars(found), **vars(origin))
+
+
+def republication(view: LedgerView, release: HubRef, origin: Origin) -> Slot:
+    """The slot that repeats the head with its new release on the Hub; the origin's reason gives way to its own."""
+    head = _head(view)
+    reason = f"published to {release.repo}; before, it was {_unpublished(head, release)}"
+    return head.model_copy(update={
+        "number": view.next_number, "kind": "republish", "hub": release, "blocks": [], "unblocks": [],
+        "previous_sha256": view.head_sha256, **vars(replace(origin, reason=reason))})
+
+
+def _unpublished(head: Slot, release: HubRef) -> str:
+    if head.hub is None:
+        return "not on the Hub"
+    return "lost there" if head.hub.repo == release.repo else f"only at {head.hub.repo}"
 
 
 def slot_of_version(view: LedgerView, version: int) -> Slot:

@@ -10,12 +10,13 @@ from tabulate import tabulate
 
 from src.ledger.copies import COPY, MIRROR, STORE, differing, remedy
 from src.ledger.ports import Holders, HubState
-from src.ledger.slots import LedgerView, Slot
+from src.ledger.slots import HubRef, LedgerView, Slot
 from src.promotion.protocol import Step
 
 REPAIR = "`--repair` restores it"
 _ADOPT = "`--adopt` takes it in"
 _LOST = "the store is lost or another one: restore it or correct mlflow.tracking_uri, or `--adopt`"
+_PUBLISH = "`--repair` publishes it, and so does the next deployment that pushes"
 _BACKUP = "restore MLflow's database from a backup"
 BEFORE_THE_COMMIT_POINT = (Step.ASSEMBLE, Step.REGISTER, Step.PUBLISH, Step.CLAIM)
 RELEASE = "release/"
@@ -25,12 +26,16 @@ _SECONDS = 19  # characters of an ISO 8601 time up to the second
 
 @dataclass(frozen=True)
 class ObservedHub:
-    """One Hub repository, and the lines of its copy of the ledger, None if it has no copy."""
+    """One Hub repository, and the lines of its copy of the ledger, None if it has no copy.
+
+    lost: the versions of the ledger that were published there, and whose commit is gone.
+    """
 
     repo: str
     state: HubState
     holds_release: bool
     mirror: Sequence[str] | None
+    lost: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,12 @@ def exit_code(findings: Sequence[Finding]) -> int:
     return 5 if any(finding.place == ALTERED for finding in findings) else 1 if findings else 0
 
 
+def lost_releases(seen: ObservedState) -> list[int]:
+    """Older versions that the Hub had and has no longer: no drift, because a rollback publishes them again."""
+    head = seen.view.head
+    return sorted(seen.hub.lost - {head.version}) if seen.hub and head else []
+
+
 def _unknown_to_an_empty_ledger(seen: ObservedState) -> Iterator[Finding]:
     shown = {*seen.holders.production, *filter(None, [seen.holders.champion])}
     if shown:
@@ -122,23 +133,30 @@ def _hub(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
     repo, shown = hub.repo, whose_tree(view, hub.state.tree)
     if head.hub is None:
         yield Finding("hub", f"version {head.version} was promoted without the Hub; {repo} main holds {shown}",
-                      "the next promotion with the Hub ends it")
+                      _PUBLISH)
     elif head.hub.repo != repo:
         yield Finding("hub", f"version {head.version} was published to {head.hub.repo}, params.yaml names {repo}",
-                      "correct deployment.huggingface.model_id, or wait for the next promotion")
+                      f"correct deployment.huggingface.model_id; if it is right, {_PUBLISH}")
+    elif head.version in hub.lost:
+        yield Finding("hub", f"version {head.version} is no longer on the Hub; {repo} main holds {shown}", _PUBLISH)
     elif hub.state.tree != head.hub.tree:
         yield Finding("hub", f"{repo} main holds {shown}; the ledger says version {head.version}", REPAIR)
 
 
 def _tags(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
-    commits = {slot.version: slot.hub.commit for slot in view.slots if slot.hub and slot.hub.repo == hub.repo}
-    for version, commit in sorted(commits.items()):
-        found = hub.state.tags.get(f"v{version}")
-        if found is None and version == head.version:
-            yield Finding("hub", f"tag v{version} is missing", REPAIR)
+    for version, release in sorted(releases(view, hub.repo).items()):
+        found, commit = hub.state.tags.get(f"v{version}"), release.commit
+        if found is None and version not in hub.lost:
+            whose = "" if version == head.version else ", and its commit is still there"
+            yield Finding("hub", f"tag v{version} is missing{whose}", REPAIR)
         elif found not in (None, commit):
             yield Finding("hub", f"tag v{version} is at {str(found)[:12]}; the ledger says {commit[:12]}",
                           "find out who moved it, delete it, and `--repair`")
+
+
+def releases(view: LedgerView, repo: str) -> dict[int, HubRef]:
+    """The last release of each version that was published to a repository."""
+    return {slot.version: slot.hub for slot in view.slots if slot.hub and slot.hub.repo == repo}
 
 
 def _slots(seen: ObservedState) -> Iterator[Finding]:
@@ -234,7 +252,7 @@ def facts(model_name: str, seen: ObservedState, findings: Sequence[Finding], dec
     tag = f"v{view.head.version}" if view.head else ""
     return {
         "model_name": model_name,
-        "champion": _slot(view.head),
+        "champion": _slot(_champion(view)),
         "previous": _slot(view.previous),
         "blocked_versions": sorted(view.blocked_versions),
         "pruned_versions": sorted(seen.pruned),
@@ -248,6 +266,7 @@ def facts(model_name: str, seen: ObservedState, findings: Sequence[Finding], dec
         "slots": [_slot(slot) for slot in reversed(view.slots[-5:])],
         "decisions": [vars(each) for each in decided],
         "unfinished": unfinished(begun, seen),
+        **({"lost_releases": lost} if (lost := lost_releases(seen)) else {}),
         "drift": [vars(finding) for finding in findings],
     }
 
@@ -272,6 +291,9 @@ def text(told: Mapping[str, Any]) -> str:
     if hub:
         rows["Hub"] = f"{hub['repo']}: main at {str(hub['main'])[:12]}, {hub['release']}, tag {hub['tag']}"
         rows["mirror"] = f"{told['mirror_slots']} slots"
+    if lost := told.get("lost_releases"):
+        rows["lost"] = (f"{versions(lost)} {'are' if len(lost) > 1 else 'is'} no longer on the Hub; a rollback to one "
+                        "publishes it again")
     rows["record"] = told["record"] or "none"
     lists = {"decisions": [f"{each['time']}  {each['decision']} ({each['reason']}), run {each['run_id']}"
                            for each in told["decisions"]],
@@ -279,6 +301,11 @@ def text(told: Mapping[str, Any]) -> str:
              "drift": [f"{each['place']}: {each['text']}; {each['remedy']}" for each in told["drift"]]}
     rows |= {name: "\n".join(lines) or "none" for name, lines in lists.items()}
     return f"{title}\n{indent(tabulate(rows.items(), tablefmt='plain', disable_numparse=True), '  ')}"
+
+
+def _champion(view: LedgerView) -> Slot | None:
+    """The slot that made the head the champion, with the release that it has now."""
+    return view.standing.model_copy(update={"hub": view.head.hub}) if view.standing and view.head else None
 
 
 def _slot(slot: Slot | None) -> dict[str, Any] | None:

@@ -43,9 +43,9 @@ ROWS: list[tuple[str, str, int, str]] = [
     ("good", "hub", 0, "acme/shop: not there yet, and may be created, as alice (write token"),
     ("nothing pushed", "hub", 0, "nothing is pushed (DEPLOY_SKIP_HF_PUSH)"),
     ("without hub token", "hub", 2, "needs HF_TOKEN"),
-    ("wrong hub token", "hub", 6, "401"),
-    ("read-only hub token", "hub", 6, "may not create it (read-only token"),
-    ("hub token for another repository", "hub", 6, "may not create it (fine-grained token"),
+    ("wrong hub token", "hub", 2, "401"),
+    ("read-only hub token", "hub", 2, "may not create it (read-only token"),
+    ("hub token for another repository", "hub", 2, "may not create it (fine-grained token"),
     ("hub down", "hub", 6, "check the network"),
     ("hub hangs", "hub", 6, "check the network"),
 ]

@@ -1,6 +1,7 @@
 """Rollback on a real store and the loopback hub: bit for bit, told truthfully, and finished by whoever comes next."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from scripts import rollback_script, status_script
-from src.core.errors import HubError, InvalidParams, Refused, RunAgain
+from src.core.errors import InvalidParams, Refused, RunAgain
 from src.ledger.ports import Holders
 from src.ledger.slots import Slot
 from src.model_selection import Reason, Verdict
@@ -107,13 +108,33 @@ def test_a_version_that_the_registry_lost_cannot_come_back(shop: Shop) -> None:
     assert (len(shop.view.slots), shop.holders.champion) == (3, 3)
 
 
-def test_a_version_without_the_hub_has_nothing_to_show_there(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_version_without_the_hub_is_published_from_the_registry(shop: Shop, capsys: pytest.CaptureFixture[str]
+                                                                  ) -> None:
     shop.bring("four", 35, "--skip-hf-push")
     shop.bring("five", 39)
-    shown = shop.main()
+    assert run(rollback_script, "--to", 4, "--reason", "five is rude") == 0
+    said = capsys.readouterr().out
+    assert [slot.kind for slot in shop.view.slots[-2:]] == ["rollback", "republish"]
+    assert shop.head.hub
+    assert f"Hub         acme/shop at {shop.head.hub.commit[:12]}" in said
+    assert "ledger      slot 6, rollback: five is rude" in said
+    assert sorted(shop.main()) == ["README.md", "champion.json", "manifest.json", "model.safetensors", "tokenizer.json"]
+    assert (shop.main("v4"), shop.holders.champion) == (shop.main(), 4)
+    assert run(status_script) == 0
+    assert run(rollback_script, "--to", 5) == 0
+    assert shop.view.blocked_versions == frozenset()
+
+
+def test_a_version_that_cannot_be_published_again_is_the_champion_without_the_hub(
+    shop: Shop, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.bring("four", 35, "--skip-hf-push")
+    shop.bring("five", 39)
+    source = shop.client.get_model_version("ecommerce-chatbot", "4").source.removeprefix("file://")
+    shutil.rmtree(Path(source) / "components")
     assert run(rollback_script, "--to", 4) == 0
-    assert "Hub         left alone" in capsys.readouterr().out
-    assert (shop.main(), shop.holders.champion) == (shown, 4)
+    assert "Hub         does not have it" in capsys.readouterr().out
+    assert "version 4 is not published to acme/shop: its release cannot be made again" in caplog.text
     assert run(status_script) == 1
     assert "version 4 was promoted without the Hub; acme/shop main holds version 5" in capsys.readouterr().out
 
@@ -137,7 +158,7 @@ def test_a_rollback_that_the_hub_cut_short_is_finished_by_a_repair_or_by_itself_
 
 def test_a_token_that_may_not_write_is_found_before_the_claim(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "R" * 34)
-    with pytest.raises(HubError, match="read-only token"):
+    with pytest.raises(InvalidParams, match="read-only token"):
         run(rollback_script)
     assert (len(shop.view.slots), shop.holders.champion) == (3, 3)
 

@@ -92,10 +92,10 @@ def _tree(files: Mapping[str, Mapping[str, Any]]) -> str | None:
 def essence(world: World) -> World:
     """What must be equal: all but times, ids, and what a killed run left marked as killed."""
     slots, hub = world["slots"], world["hub"]
-    shown = {f"v{slot['version']}": slot["hub"] for slot in slots}
+    shown = {f"v{slot['version']}": slot["hub"] for slot in slots if slot["hub"]}
     return {
         "slots": [_without(slot, "hub") for slot in slots],
-        "trees of the slots": [slot["hub"]["tree"] for slot in slots],
+        "trees of the slots": [slot["hub"] and slot["hub"]["tree"] for slot in slots],
         "versions": world["versions"],
         "aliases": world["aliases"],
         # A ledger's run that was never pinned stays open: nobody will ever look at it.
@@ -131,15 +131,15 @@ def differences(found: World, wanted: World) -> list[str]:
 def broken(world: World) -> list[str]:
     """The invariants that hold at every instant, as far as they are seen from outside (src.ledger proved the chain)."""
     slots, hub = world["slots"], world["hub"]
-    versions = {slot["version"] for slot in slots}
-    commits = {f"v{slot['version']}": slot["hub"]["commit"] for slot in slots}
-    trees = {slot["hub"]["tree"] for slot in slots}
+    versions, published = {slot["version"] for slot in slots}, [slot for slot in slots if slot["hub"]]
+    commits = {f"v{slot['version']}": slot["hub"]["commit"] for slot in published}
+    trees = {slot["hub"]["tree"] for slot in published}
     shown = set(world["aliases"].values()) | {v["version"] for v in world["versions"] if v["stage"] == "Production"}
     checks = {
         f"versions {sorted(shown - versions)} are shown, which the ledger does not know": shown <= versions,
         "main shows what was never promoted": hub["main"] is None or hub["main"] in trees,
         "a slot's commit is not on the Hub, or not what it says": all(
-            hub["trees"].get(slot["hub"]["commit"]) == slot["hub"]["tree"] for slot in slots),
+            hub["trees"].get(slot["hub"]["commit"]) == slot["hub"]["tree"] for slot in published),
         "a tag is at what is not its slot's commit": all(commits.get(tag) == oid for tag, oid in hub["tags"].items()),
         "the mirror is not the ledger's beginning": world["lines"][: len(hub["mirror"])] == hub["mirror"],
     }
@@ -147,8 +147,10 @@ def broken(world: World) -> list[str]:
 
 
 def parts(world: World, before: World) -> list[str]:
-    """What of a promotion stands that did not stand before it."""
-    hub, number = world["hub"], len(before["slots"]) + 1
+    """What of a promotion stands that did not stand before it; or of the publication of the last slot's version."""
+    hub, slot = world["hub"], len(before["slots"]) + 1
+    unpublished = [each["version"] for each in before["slots"][-1:] if each["hub"] is None]
+    number = next(iter(unpublished), slot)
     version = next((v for v in world["versions"] if v["version"] == number), None)
     released = sum(count for title, count in hub["titles"].items() if title.startswith("Champion: release "))
     stands = {
@@ -157,17 +159,18 @@ def parts(world: World, before: World) -> list[str]:
         "version": version is not None,
         "branch": any(branch.startswith("release/") for branch in hub["branches"]),
         "release commit": released >= number,
-        "slot": len(world["slots"]) >= number,
+        "slot": len(world["slots"]) >= slot,
         "main": f"Champion: v{number}" in hub["titles"],
         "tag": f"v{number}" in hub["tags"],
         "champion": world["aliases"].get("champion") == number,
         "previous": world["aliases"].get("previous") == number - 1 > 0,
         "stage": version is not None and version["stage"] == "Production",
-        "mirror": len(hub["mirror"]) >= number,
-        "record": (world["info"].get("champion") or {}).get("version") == number,
+        "mirror": len(hub["mirror"]) >= slot,
+        "record": world["info"].get("ledger_slot") == slot,
         "deployment run": world["runs"].get("deployment FINISHED", 0) > before["runs"].get("deployment FINISHED", 0),
     }
-    return [part for part, there in stands.items() if there]
+    there_before = {"version", "champion", "previous", "stage"} if unpublished else set()
+    return [part for part, there in stands.items() if there and part not in there_before]
 
 
 def _without(mapping: Mapping[str, Any], *names: str) -> World:

@@ -17,6 +17,7 @@ from src.ledger.ports import Holders
 from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
 from src.model_selection import Decision, Reason, ScoredRun, decide
 from src.promotion.protocol import Ports
+from src.promotion.rollback import Origin, republication
 from tests.fakes import factories
 
 REPO = "shop/bot"
@@ -38,6 +39,7 @@ class World:
     tags: frozenset[tuple[int, str]] = frozenset()  # version and commit
     mirrored: tuple[str, ...] = ()
     evaluated: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()  # commits that went with a repository that somebody deleted
 
     @property
     def view(self) -> LedgerView:
@@ -48,6 +50,11 @@ class World:
         tags = [(version, commit[:8]) for version, commit in self.tags]
         return (f"slots {slots}, champion {self.champion}, previous {self.previous}, Production "
                 f"{set(self.production)}, main {str(self.main)[:8]}, tags {tags}, {len(self.mirrored)} mirrored")
+
+
+def without_repository(world: World) -> World:
+    """The world after somebody deleted the Hub repository."""
+    return replace(world, main=None, branches=frozenset(), tags=frozenset(), mirrored=(), lost=world.commits)
 
 
 @cache
@@ -158,7 +165,14 @@ class FakeHub:
             made = key[:8] + made[:32]
             return replace(w, commits=w.commits | {made}, branches=w.branches | {(key, made)}), made
 
-        return HubRef(repo=REPO, commit=self._call("hub.publish", commit), tree=key)
+        return HubRef(repo=self.repo, commit=self._call("hub.publish", commit), tree=key)
+
+    def holds(self, release: HubRef) -> bool:
+        return bool(self._call("hub.holds_commit", lambda w: (w, release.commit in _reachable(w))))
+
+    def republish(self, view: LedgerView) -> HubRef | None:
+        assert view.head
+        return self.publish(view.head.key)
 
     def project(self, slot: Slot) -> None:
         assert slot.hub
@@ -210,7 +224,12 @@ def ports_of(challenger: Challenger, known: tuple[Challenger, ...], outside: Out
     return Ports(
         ledger=FakeLedger(outside), registry=FakeRegistry(outside), hub=FakeHub(outside) if push else None,
         decide=answer, assemble=lambda _decision: None, key=challenger.key, slot=slot,
-        record=lambda _decision, _view: None)
+        record=lambda _decision, _view: None,
+        republication=lambda view, release: republication(view, release, origin(challenger.actor)))
+
+
+def origin(actor: str) -> Origin:
+    return Origin(actor, "a bug", "0" * 40, None, "2026-11-20T00:00:00+00:00")
 
 
 # The invariants of the design: at every instant, and once the last run has ended.
@@ -226,7 +245,10 @@ def check_always(world: World) -> None:
     for slot in view.slots:
         _require(slot.version <= len(world.versions) and world.versions[slot.version - 1] == slot.key,
                  f"slot {slot.number} names version {slot.version}, which is not its model")
-        _require(slot.hub is None or slot.hub.commit in _reachable(world), f"slot {slot.number}: its commit is gone")
+        _require(slot.hub is None or slot.hub.commit in _reachable(world) | world.lost,
+                 f"slot {slot.number}: its commit is gone")
+        _require(slot.kind != "republish" or slot.key == view.slots[slot.number - 2].key,
+                 f"slot {slot.number} is no new release of the model before it")
         _require(_beats_the_bar(slot.number, view), f"slot {slot.number} was promoted below the bar")
     promoted = [(slot.key, _reign(slot.number, view)) for slot in view.slots if slot.kind == "promote"]
     _require(len(promoted) == len(set(promoted)), "a key was promoted twice")
@@ -237,8 +259,8 @@ def check_always(world: World) -> None:
     _require(len(dict(world.tags)) == len(world.tags), "a tag has two commits")
 
 
-def check_settled(world: World) -> None:
-    """What holds once the last run has ended; raises Violation."""
+def check_settled(world: World, *, pushed: bool = False) -> None:
+    """What holds once the last run has ended, and where every run pushed; raises Violation."""
     view = world.view
     if view.head is None:
         return
@@ -246,6 +268,8 @@ def check_settled(world: World) -> None:
     _require(world.champion == view.head.version, f"champion is {world.champion}, not {view.head.version}")
     _require(world.previous == previous, f"previous is {world.previous}, not {previous}")
     _require(world.production == {view.head.version}, f"in Production: {sorted(world.production)}")
+    _require(not pushed or (view.head.hub is not None and view.head.hub.commit in _reachable(world)),
+             "the champion is not on the Hub")
     if view.head.hub:
         _require(world.main == view.head.key, "main does not show the champion")
         _require((view.head.version, view.head.hub.commit) in world.tags, "the champion's tag is missing")
@@ -275,4 +299,4 @@ def _score(slot: Slot) -> Decimal:
 
 def _reign(number: int, view: LedgerView) -> int:
     """How many slots so far came without the gate: after a forced one, a model may come through it again."""
-    return sum(slot.kind != "promote" for slot in view.slots[:number])
+    return sum(slot.kind not in ("promote", "republish") for slot in view.slots[:number])

@@ -46,9 +46,11 @@ def _assemble(_deployer: deploy.Deployer, _decision: Decision) -> None:
 
 
 def save(folder: Path) -> None:
-    """Stands for the model in MLflow's flavour."""
-    folder.mkdir()
-    (folder / "model.txt").write_text("stands for the weights")
+    """In the layout of MLflow's transformers flavour, as far as a release is made of it."""
+    for path, text in {"model.txt": "stands for the weights", "model/model.safetensors": "weights",
+                       "components/tokenizer/tokenizer.json": "{}"}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
 
 
 if __name__ == "__main__":

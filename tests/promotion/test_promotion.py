@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 
-from src.core.errors import IntegrityError, RunAgain, Undecided
+from src.core.errors import HubError, IntegrityError, RunAgain, Undecided
 from src.ledger.ports import Holders
 from src.ledger.slots import LedgerView
 from src.model_selection import Reason, Verdict
 from src.promotion import protocol
 from src.promotion.protocol import MAX_ATTEMPTS, Progress, Step
-from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeRegistry, World, check_settled, ports_of
+from tests.fakes.promotion_fakes import (
+    Challenger,
+    FakeHub,
+    FakeRegistry,
+    World,
+    check_settled,
+    ports_of,
+    without_repository,
+)
 from tests.fakes.promotion_line import CHALLENGER, CHAMPION, KNOWN, LATER, STARTS, WORSE, Line, deploy, deployed
 
 WHOLE = [Step.PREFLIGHT, Step.RECONCILE, Step.SETTLE, Step.MIRROR, Step.DECIDE, Step.ASSEMBLE, Step.REGISTER,
@@ -209,14 +217,91 @@ def test_a_model_that_was_promoted_without_the_hub_may_be_published_when_it_come
     check_settled(again)
 
 
-def test_slots_of_another_repository_are_left_alone() -> None:
-    class Elsewhere(FakeHub):
-        repo = "shop/new"
+BELOW = Challenger("below", 0.3)
 
-    line = Line(deployed(CHAMPION))
-    ended, _ = deploy(line, CHAMPION, ports=replace(ports_of(CHAMPION, KNOWN, line), hub=Elsewhere(line)))
+
+class Elsewhere(FakeHub):
+    repo = "shop/new"
+
+
+def test_a_champion_that_was_published_elsewhere_is_published_to_the_repository_that_is_named_now() -> None:
+    line = Line(without_repository(deployed(CHAMPION)))
+    ended, steps = deploy(line, CHAMPION, ports=replace(ports_of(CHAMPION, KNOWN, line), hub=Elsewhere(line)))
     assert ended.decided().verdict is Verdict.ALREADY
-    assert not [name for name in line.names if name.startswith("hub.")]
+    first, again = line.world.view.slots
+    assert (again.kind, again.version, again.score, again.blocks) == ("republish", 1, first.score, [])
+    assert again.hub
+    assert again.hub.repo == "shop/new"
+    assert steps.index(Step.REPUBLISH) > steps.index(Step.DECIDE)
+    check_settled(line.world)
+
+
+@pytest.mark.parametrize("start", [deployed(CHAMPION, push=False), without_repository(deployed(CHAMPION))],
+                         ids=["promoted without the Hub", "repository deleted"])
+class TestAHeadThatTheHubLacks:
+    def test_is_published_by_a_run_that_keeps_it_in_one_slot(self, start: World) -> None:
+        line = Line(start)
+        ended, _ = deploy(line, BELOW)
+        assert ended.decided().verdict is Verdict.KEEP
+        assert [slot.kind for slot in line.world.view.slots] == ["promote", "republish"]
+        check_settled(line.world, pushed=True)
+        before = line.world
+        deploy(line, BELOW)
+        assert line.world == before
+
+    def test_is_not_uploaded_by_a_run_that_replaces_it(self, start: World) -> None:
+        line = Line(start)
+        _, steps = deploy(line, CHALLENGER)
+        assert Step.REPUBLISH not in steps
+        assert [slot.kind for slot in line.world.view.slots] == ["promote", "promote"]
+        check_settled(line.world, pushed=True)
+
+    def test_is_left_to_others_by_a_run_that_may_not_promote(self, start: World) -> None:
+        line = Line(start)
+        deploy(line, BELOW, ports=replace(ports_of(BELOW, KNOWN, line), republication=None))
+        assert (line.world.main, len(line.world.slots)) == (None, 1)
+
+    def test_is_reported_as_pending_when_the_hub_fails_once_the_slot_is_written(self, start: World) -> None:
+        def fail(_line: Line, name: str) -> None:
+            if name == "hub.tag":
+                raise HubError("the Hub is away")
+
+        line = Line(start, before=fail)
+        with pytest.raises(RunAgain, match="version 1 was published again, its projections are pending"):
+            deploy(line, BELOW)
+        line.before = lambda _line, _name: None
+        deploy(line, BELOW)
+        assert len(line.world.slots) == 2
+        check_settled(line.world, pushed=True)
+
+    def test_is_not_published_for_ever_to_a_hub_that_forgets_it(self, start: World) -> None:
+        def forget(line: Line, name: str) -> None:
+            if name == "hub.tag":
+                line.world = without_repository(line.world)
+
+        line = Line(start, after=forget)
+        with pytest.raises(RunAgain, match="was published again, but the Hub does not have it"):
+            deploy(line, BELOW)
+        assert len(line.world.slots) == 2
+
+
+def test_a_head_that_cannot_be_made_again_does_not_stop_a_deployment() -> None:
+    class Unable(FakeHub):
+        def republish(self, _view: Any) -> None:
+            return None
+
+    line = Line(deployed(CHAMPION, push=False))
+    ended, _ = deploy(line, BELOW, ports=replace(ports_of(BELOW, KNOWN, line), hub=Unable(line)))
+    assert ended.decided().verdict is Verdict.KEEP
+    assert len(line.world.slots) == 1
+
+
+def test_a_model_comes_back_with_a_new_commit_if_its_repository_was_deleted() -> None:
+    world = without_repository(deployed(CHAMPION, CHALLENGER))
+    line = Line(world)
+    deploy(line, replace(CHAMPION, force=True))
+    assert [slot.kind for slot in line.world.view.slots] == ["promote", "promote", "force"]
+    check_settled(line.world, pushed=True)
 
 
 @both_starts

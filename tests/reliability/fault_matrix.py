@@ -95,10 +95,11 @@ class Shop:
         shutil.copy(migrated, self._aside("empty") / "shop/mlflow.db")
         store.set_aside("empty")
 
-    def row(self, point: Point, *, champion: bool, fresh: bool = False) -> Row:
-        """Kill a run at a point, run once more, and compare."""
-        with self._hub(self.prior(champion=champion)) as hub:
-            before = self._known.setdefault(f"before {champion}", {})
+    def row(self, point: Point, *, champion: bool, fresh: bool = False, unpublished: bool = False) -> Row:
+        """Kill a run at a point, run once more, and compare; unpublished: the champion is not on the Hub yet."""
+        prior = self.prior(champion=champion, unpublished=unpublished)
+        with self._hub(prior) as hub:
+            before = self._known.setdefault(f"before {prior}", {})
             before.update(before or self.look(hub))
             hub.faults = [hub.fault(**rule) for rule in point.faults]
             code = self._do(hub, "deploy", at=point.name, fresh=fresh).code
@@ -111,19 +112,24 @@ class Shop:
             problems += [] if code == 0 else [f"the next run ended with {code}"]
         made = parts(left, before)
         again = "slot" in made and "deployment run" not in made  # its records are the next run's to write
-        problems += differences(essence(end), essence(self.clean(champion=champion, again=again)))
+        problems += differences(essence(end), essence(self.clean(prior, again=again)))
         added = [part for part in parts(end, before) if part not in made]
         rerun = f"{end['info'].get('result')}: {', '.join(added) or 'nothing to do'}"
         return Row(point.name, champion, self._store.name, ", ".join(made) or "nothing", rerun, problems)
 
-    def prior(self, *, champion: bool) -> str:
-        """A challenger in results/ that waits for its deployment, with or without a champion before it."""
-        name = "champion" if champion else "first"
+    def prior(self, *, champion: bool, unpublished: bool = False) -> str:
+        """A challenger in results/ that waits for its deployment, with or without a champion before it.
+
+        unpublished: it is the champion already, and was promoted without the Hub.
+        """
+        name = "unpublished" if unpublished else "champion" if champion else "first"
         if not self._aside(name).exists():
             with self._hub("empty") as hub:
                 write_params(self.folder, SOURCE, huggingface=PUSHING, resamples=100)
                 self._evaluate(hub, *FIRST_MODEL)
-                if champion:
+                if unpublished:
+                    self._done(hub, "deploy", "--skip-hf-push")
+                elif champion:
                     self._done(hub, "deploy")
                     self._evaluate(hub, *SECOND_MODEL)
                 shutil.copytree(self.folder, self._aside(name) / "shop")
@@ -131,16 +137,16 @@ class Shop:
                 self._store.set_aside(name)
         return name
 
-    def clean(self, *, champion: bool, again: bool) -> dict[str, Any]:
+    def clean(self, prior: str, *, again: bool) -> dict[str, Any]:
         """What a run that is not killed leaves; again: what the next one does where its records are lost."""
-        if f"clean {champion}" not in self._known:
-            with self._hub(self.prior(champion=champion)) as hub:
+        if f"clean {prior}" not in self._known:
+            with self._hub(prior) as hub:
                 self._done(hub, "deploy")
-                self._known[f"clean {champion}"] = self.look(hub)
+                self._known[f"clean {prior}"] = self.look(hub)
                 shutil.rmtree(self.folder / "results/deployment")
                 self._done(hub, "deploy")
-                self._known[f"again {champion}"] = self.look(hub)
-        return self._known[f"{'again' if again else 'clean'} {champion}"]
+                self._known[f"again {prior}"] = self.look(hub)
+        return self._known[f"{'again' if again else 'clean'} {prior}"]
 
     def look(self, hub: LoopbackHub) -> dict[str, Any]:
         """All that stands in MLflow, on the Hub and in results/."""

@@ -83,7 +83,7 @@ def _do(*, do: str, arguments: tuple[str, ...], at: str, merges: bool, folder: P
     _WORK[do](*arguments)
 
 
-def _deploy() -> None:
+def _deploy(*_flags: str) -> None:
     from scripts import deployment_script
     from utils import process
 

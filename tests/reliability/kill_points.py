@@ -184,4 +184,16 @@ MERGING = (
     Point("release in place, not verified", _after("src.promotion.release", "_put_in_place")),
     Point("MLflow's copy saved, not kept", _after("scripts.commands.assemble", "save_flavour")),
 )
-NAMED = {point.name: point for point in (*POINTS, *MERGING)}
+# With a champion that was promoted without the Hub, which the run publishes.
+PUBLISHING_AGAIN = (
+    Point("before republish", _before(Step.REPUBLISH)),
+    Point("before the claim of what was republished", _before(Step.CLAIM_REPUBLISHED)),
+    *(point for point in POINTS if point.name in {
+        "before decide", "repository made", "release branch made", "upload: third of six parts",
+        "upload: all parts there, no commit", "upload: commit on its way, done later",
+        "upload: commit made, reply unread", "slot written, reply unread", "before project_hub",
+        "main committed, reply unread", "main shown, no tag", "tag made, not read back", "release branch gone",
+        "mirror's branch made", "mirror committed, reply unread", "before record",
+        "info written, nothing in MLflow", "deployment run not ended"}),
+)
+NAMED = {point.name: point for point in (*POINTS, *MERGING, *PUBLISHING_AGAIN)}

@@ -14,9 +14,18 @@ from src.core.errors import PipelineError
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Verdict
 from src.promotion.protocol import Progress, Step, advance, append, reconcile
-from src.promotion.rollback import Origin, rollback
+from src.promotion.rollback import rollback
 from tests.fakes.factories import POLICY
-from tests.fakes.promotion_fakes import Challenger, Effect, Violation, World, check_always, check_settled, ports_of
+from tests.fakes.promotion_fakes import (
+    Challenger,
+    Effect,
+    Violation,
+    World,
+    check_always,
+    check_settled,
+    origin,
+    ports_of,
+)
 
 _ABSENT = -1  # the place of a run before its evaluation ended
 FRESH = 0  # the place where a run starts
@@ -107,7 +116,7 @@ class PromotionRun:
     def _number(self, now: Progress, answers: tuple[Any, ...]) -> int:
         if now.step is Step.DONE:
             now = Progress(step=Step.DONE, decision=now.decision)
-        name = (now.step, now.view.head_sha256, now.decision, now.version, now.release, answers)
+        name = (now.step, now.view.head_sha256, now.decision, now.version, now.release, now.lacking, answers)
         if name not in self._numbers:
             self._numbers[name] = len(self._places)
             self._places.append((now, answers))
@@ -171,8 +180,7 @@ class RollbackRun:
             raise Settling
 
     def _slot(self, view: LedgerView) -> Slot | None:
-        origin = Origin("somebody", "a bug", "0" * 40, None, "2026-11-20T00:00:00+00:00")
-        return rollback(view, origin, to=self._asked.to, block=None)
+        return rollback(view, origin("somebody"), to=self._asked.to, block=None)
 
     def _number(self, settles: bool, answers: tuple[Any, ...]) -> int:
         name = (settles, answers)
@@ -248,7 +256,7 @@ class Model:
             if crashes < self.crashes and place not in (FRESH, _ABSENT):
                 found.append(self._state.pack(world, crashes + 1, *before, FRESH, *after))
         if not found:
-            check_settled(self.worlds[world])
+            check_settled(self.worlds[world], pushed=True)
             self._check_champion(self.worlds[world])
         return found
 
@@ -277,7 +285,7 @@ class Model:
         """Everybody is killed where they stand; then each deployer alone puts all right, and a second run is idle."""
         for who in range(len(self._runs)):
             once = self._quiet(who, world)
-            check_settled(self.worlds[once])
+            check_settled(self.worlds[once], pushed=True)
             if self._quiet(who, once) != once:
                 raise Violation("running twice changed something")
 

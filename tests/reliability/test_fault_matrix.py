@@ -8,10 +8,11 @@ import pytest
 from tests.fakes.postgres import MlflowServer, PostgresCluster, needs_postgres
 from tests.reliability import jobs
 from tests.reliability.fault_matrix import HEADER, MergingShop, Postgres, Row, Shop, Sqlite, by_store
-from tests.reliability.kill_points import MERGING, NAMED, POINTS, Point
+from tests.reliability.kill_points import MERGING, NAMED, POINTS, PUBLISHING_AGAIN, Point
 from tests.reliability.reliability_page import report, table
 
 MORE = ("upload: third of six parts", "main shown, no tag")
+MORE_AGAIN = ("before the claim of what was republished", "main shown, no tag")
 FRESH = 7  # every seventh row in interpreters of its own, the others in forks of one
 
 
@@ -45,6 +46,25 @@ def on_postgres(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, 
 def test_one_more_run_ends_what_a_killed_one_began(point: str, on_sqlite: Shop) -> None:
     row = on_sqlite.row(NAMED[point], champion=False)
     assert not row.problems, row
+
+
+@pytest.mark.parametrize("point", ["slot written, reply unread",
+                                   *(pytest.param(point, marks=pytest.mark.reliability) for point in MORE_AGAIN)])
+def test_one_more_run_ends_what_a_killed_publication_of_the_standing_champion_began(point: str, on_sqlite: Shop
+                                                                                    ) -> None:
+    row = on_sqlite.row(NAMED[point], champion=True, unpublished=True)
+    assert not row.problems, row
+
+
+@pytest.mark.reliability
+@pytest.mark.slow
+def test_killed_at_every_point_of_publishing_what_stands(on_sqlite: Shop) -> None:
+    rows = [on_sqlite.row(point, champion=True, unpublished=True, fresh=number % FRESH == 0)
+            for number, point in enumerate(PUBLISHING_AGAIN)]
+    for row in rows:
+        print(*row.cells(), sep=" | ", flush=True)
+    report("publishing-again", table(HEADER, by_store(rows)))
+    assert [row for row in rows if row.problems] == []
 
 
 @pytest.mark.reliability

@@ -10,7 +10,7 @@ import pytest
 
 from src.promotion import protocol
 from src.promotion.protocol import Ports, Progress, Step
-from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeLedger, Violation, World
+from tests.fakes.promotion_fakes import Challenger, FakeHub, FakeLedger, Violation, World, without_repository
 from tests.fakes.promotion_line import CHAMPION, deployed
 from tests.reliability.promotion_model import Actor, Model, Rollback
 
@@ -35,6 +35,15 @@ SMALL: list[tuple[str, tuple[Actor, ...], int, World]] = [
     ("the champion alone", (CHAMPION,), 3, CROWNED),
     ("a rollback and the model that it blocks", (Rollback(to=1), A), 1, deployed(CHAMPION, A)),
     ("a rollback and a better model", (Rollback(to=1), B), 0, deployed(CHAMPION, A)),
+    ("without the Hub until now, alone", (CHAMPION,), 3, deployed(CHAMPION, push=False)),
+    ("without the Hub until now, twice", (CHAMPION, replace(CHAMPION, actor="somebody else")), 2,
+     deployed(CHAMPION, push=False)),
+    ("without the Hub until now, and a better model", (CHAMPION, A), 1, deployed(CHAMPION, push=False)),
+    ("a deleted repository, twice", (CHAMPION, replace(CHAMPION, actor="somebody else")), 1,
+     without_repository(CROWNED)),
+    ("a deleted repository and a better model", (CHAMPION, A), 1, without_repository(CROWNED)),
+    ("a rollback to a model that the Hub never had", (Rollback(to=1), A), 0,
+     deployed(A, world=deployed(CHAMPION, push=False))),
     ("two rollbacks", (Rollback(to=1), Rollback(to=2)), 0, deployed(CHAMPION, A, B)),
 ]
 
@@ -46,7 +55,7 @@ def search(actors: tuple[Actor, ...], crashes: int, start: World, splits: frozen
     return model
 
 
-IN_EVERY_RUN = ("two of one score", "the champion alone")
+IN_EVERY_RUN = ("two of one score", "the champion alone", "without the Hub until now, alone")
 
 
 @pytest.mark.parametrize(("actors", "crashes", "start"), [
@@ -128,6 +137,13 @@ def a_claim_without_a_new_decision(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(protocol._STEPS, Step.CLAIM, claim)
 
 
+def a_republication_without_a_new_look(patch: pytest.MonkeyPatch) -> None:
+    def claim(now: Progress, ports: Ports) -> Progress:
+        return protocol._claim_republished(replace(now, view=ports.ledger.view()), ports)
+
+    patch.setitem(protocol._STEPS, Step.CLAIM_REPUBLISHED, claim)
+
+
 def a_mirror_without_a_parent(patch: pytest.MonkeyPatch) -> None:
     def mirror(self: FakeHub, view: object) -> None:
         texts = tuple(slot.text() for slot in view.slots)  # type: ignore[attr-defined]
@@ -146,6 +162,8 @@ def a_mirror_without_a_parent(patch: pytest.MonkeyPatch) -> None:
      (a_second_commit_for_a_known_key, (FORCED, CHAMPION), CROWNED, "stuck at project_hub: tag v1 is at"),
      (shown_before_it_is_claimed, (A,), World(), "an alias names version 1"),
      (a_claim_without_a_new_decision, (A, B), World(), "below the bar|promoted twice|not the champion"),
+     (a_republication_without_a_new_look, (CHAMPION, replace(CHAMPION, actor="somebody else")),
+      deployed(CHAMPION, push=False), "stuck at project_hub: tag v1 is at"),
      (a_mirror_without_a_parent, (A, B), World(), "the mirror lacks slots")],
 )
 def test_the_model_finds_what_breaks_without_a_precaution(

@@ -25,6 +25,13 @@ def render(metadata: CardMetadata, body: str) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
+def render_plain(repo_id: str, licence: str | None, base_model: str | None, body: str) -> str:
+    """The text of a README.md without evaluation results: the YAML header that the Hub reads, and the body below it."""
+    data = ModelCardData(model_name=repo_id, license=licence, library_name="transformers", pipeline_tag=TASK,
+                         tags=["lora", "merged", "customer-support"], base_model=base_model)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
 def render_results(metadata: CardMetadata) -> str:
     """The text of a file in .eval_results/, a task for each metric; without a date, which the commit gives.
 

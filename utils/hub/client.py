@@ -17,6 +17,8 @@ from huggingface_hub.utils._http import default_client_factory, hf_raise_for_sta
 from src.core.errors import HubError
 from utils.process import full_disk, redacted
 
+_XET_ANSWERED = re.compile(r"HTTP status \w+ error \((?P<status>\d+)[^)]*\)")
+_NO_SUCH_ROUTE = {"404", "405", "501"}
 _TRANSIENT = {408, 409, 412, 425, 429}
 _REMEDIES = {
     401: "the token is wrong or has expired; make a new one at {endpoint}/settings/tokens and set HF_TOKEN",
@@ -79,6 +81,9 @@ def explained(error: BaseException, subject: str) -> HubError:
     if isinstance(error, errors.HfHubHTTPError):
         return _explained_status(error, subject, where)
     line = one_line(f"{type(error).__name__}: {error}").rstrip(".")
+    if isinstance(error, ConnectionError) and (answered := _XET_ANSWERED.search(line)):  # hf_xet has no other class
+        absent = answered["status"] in _NO_SUCH_ROUTE and "/xet-write-token/" in line
+        return HubBusy(f"{where}: this Hub does not offer Xet" if absent else f"{where}: Xet answered {answered[0]}")
     for kinds, explanation in _EXPLANATIONS:
         if isinstance(error, kinds):
             return explanation(f"{where}: {line}")

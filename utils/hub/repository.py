@@ -6,12 +6,14 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationCopy, CommitOperationDelete, HfApi, get_session, hf_hub_url
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils.sha import git_hash
@@ -22,14 +24,15 @@ from src.core.records import manifest, tree_digest
 from src.ledger.ports import LEDGER_BRANCH, LEDGER_FILE, MANIFEST, HubState
 from src.ledger.slots import HubRef, LedgerView, Slot
 from utils.environment import token
-from utils.hub.client import HubBusy, endpoint, hub_errors, time_limit
-from utils.hub.identity import no_token, who
+from utils.hub.client import HubBusy, endpoint, explained, hub_errors, time_limit
+from utils.hub.identity import TokenOwner, no_token, who
 from utils.hub.upload import Job, XetFailed, commit_files
 
 logger = logging.getLogger(__name__)
 MAIN = "main"
 ATTRIBUTES = ".gitattributes"  # the Hub keeps it for itself
 T = TypeVar("T")
+_NO_SUCH_ROUTE = {404, 405, 501}  # of a Hub without that address; a repository that is absent says RepoNotFound
 MARK = "Champion: "  # our commits' titles begin with it
 
 
@@ -72,7 +75,10 @@ class HubRepository:
         self._xet = True  # until it has failed
 
     def check(self) -> None:
-        """Check that the token may publish here. Raises InvalidParams without a token, HubError with the remedy."""
+        """Check that the token may publish here. Raises InvalidParams for a token that is missing, wrong or may not.
+
+        Raises HubError if the Hub does not answer, or refuses although the token's own scopes allow it.
+        """
         if self._token is None:
             raise InvalidParams(no_token())
         self._ask(self._check)
@@ -90,11 +96,30 @@ class HubRepository:
         """Main, tags and branches as they are now."""
         return self._ask(self._state)
 
+    def holds(self, release: HubRef) -> bool:
+        """Whether a release's commit is there, with its files."""
+        files = self.tree(release.commit)
+        return files is not None and tree_digest(files) == release.tree
+
     def publish(self, folder: Path, branch: str, message: str) -> HubRef:
         """Publish the folder as one verified commit on its own branch; no new commit if the branch holds it already."""
         wanted = manifest(folder)
         self._learn(folder / path for path in wanted)
         return self._act(lambda: self._publish(folder, wanted, branch, message))
+
+    def tagged(self, tag: str) -> HubRef | None:
+        """The release that a tag names; None if there is no such tag."""
+        commit = self.state().tags.get(tag)
+        files = self.tree(commit) if commit else None
+        return HubRef(repo=self.repo_id, commit=commit, tree=tree_digest(files)) if commit and files else None
+
+    def restore_tags(self, releases: Mapping[str, HubRef]) -> list[str]:
+        """Set the missing ones of these tags at their releases' commits; returns those that it set."""
+        tags = self.state().tags
+        missing = [tag for tag, release in releases.items() if tag not in tags and self.holds(release)]
+        for tag in missing:
+            self._act(partial(self._api.create_tag, self.repo_id, tag=tag, revision=releases[tag].commit))
+        return missing
 
     def project(self, release: HubRef, tag: str, branch: str) -> None:
         """Make main equal to the release's tree and tag its commit; then delete the branch if it holds just that.
@@ -137,14 +162,32 @@ class HubRepository:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _check(self) -> None:
-        identity = who(self._api)
+        identity = self._owner()
         exists = self._read(MAIN) is not None
         if not identity.may_write(self.repo_id, creating=not exists):
             doing = "write to" if exists else "create"
-            raise HubError(f"{self.repo_id}: the token of {identity.name} may not {doing} it ({identity.rights()}); "
-                           "set HF_TOKEN to one that has write access there")
+            raise InvalidParams(f"{self.repo_id}: the token of {identity.name} may not {doing} it "
+                                f"({identity.rights()}); set HF_TOKEN to one that has write access there")
         if exists:
+            self._check_write()
+
+    def _owner(self) -> TokenOwner:
+        try:
+            return who(self._api)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 401:
+                raise
+            raise InvalidParams(f"HF_TOKEN: {explained(error, self.repo_id)}") from error
+
+    def _check_write(self) -> None:
+        try:
             self._api.auth_check(self.repo_id, write=True)
+        except (RepositoryNotFoundError, GatedRepoError):
+            raise
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _NO_SUCH_ROUTE:
+                raise
+            logger.info("%s: this Hub cannot say whether the token may write; the upload will show it", self.repo_id)
 
     def _read(self, revision: str) -> Commit | None:
         try:
@@ -315,11 +358,18 @@ def _differing(files: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     return [path for path in sorted(files.keys() | wanted.keys()) if files.get(path) != wanted.get(path)]
 
 
-class HubPort:
-    """The Hub as the promotion protocol sees it, over one repository; `folder` holds the assembled release."""
+Standing = Callable[[Slot], AbstractContextManager[tuple[Path, str] | None]]
 
-    def __init__(self, repository: HubRepository, folder: Path) -> None:
-        self._repository, self._folder = repository, folder
+
+class HubPort:
+    """The Hub as the promotion protocol sees it, over one repository.
+
+    folder holds the release that the run assembled. standing yields a folder with the release of the champion that
+    a slot names, and its tree digest; or None, with a warning, if it cannot be made again.
+    """
+
+    def __init__(self, repository: HubRepository, folder: Path, standing: Standing) -> None:
+        self._repository, self._folder, self._standing = repository, folder, standing
 
     @property
     def repo(self) -> str:
@@ -337,6 +387,43 @@ class HubPort:
     def publish(self, key: str) -> HubRef:
         """Publish the folder as one verified commit on branch release/<key12>."""
         return self._repository.publish(self._folder, _branch(key), f"release {key[:12]}")
+
+    def holds(self, release: HubRef) -> bool:
+        """Whether the repository still has this release's commit."""
+        return self._repository.holds(release)
+
+    def republish(self, view: LedgerView) -> HubRef | None:
+        """Publish the head's release again on branch release/<key12>; None if it cannot be made again.
+
+        Raises IntegrityError if the repository holds another ledger's releases, or another one under the head's tag.
+        """
+        head = view.slots[-1]
+        self._check_ours(view, head)
+        with self._standing(head) as found:
+            if found is None:
+                return None
+            folder, tree = found
+            if tagged := self._repository.tagged(_tag(head)):
+                return self._same(tagged, tree, f"tag {_tag(head)}; find out who set it, and delete it if it is wrong")
+            release = self._repository.publish(folder, _branch(head.key), f"release {head.key[:12]}")
+            return self._same(release, tree, f"{folder}, which changed while it was sent; run it again")
+
+    def _same(self, release: HubRef, tree: str, otherwise: str) -> HubRef:
+        if release.tree != tree:
+            raise IntegrityError(f"{self.repo} at {release.commit}: is not the champion's release. It is {otherwise}")
+        return release
+
+    def _check_ours(self, view: LedgerView, head: Slot) -> None:
+        mirror, lines = self._repository.mirrored(), [slot.text() for slot in view.slots]
+        if mirror is None:
+            known = any(slot.hub and slot.hub.repo == self.repo for slot in view.slots)
+            foreign = not known and self.holds_release()
+        else:
+            foreign = mirror != lines[: len(mirror)]
+        if foreign:
+            raise IntegrityError(f"{self.repo}: holds the releases of another ledger, so version {head.version} is not "
+                                 "published over them; correct deployment.huggingface.model_id or the MLflow store, "
+                                 "and see `python scripts/status_script.py`")
 
     def project(self, slot: Slot) -> None:
         """Make main show the slot's tree and tag v<version> its commit; delete the release branch."""

@@ -23,6 +23,7 @@ CONTRIBUTIONS = "champion.contributions"
 GAIN = "champion.gain"
 EVALUATION_RUN = "champion.evaluation_run"
 DUPLICATE = "champion.duplicate_of"
+RELEASE = "champion.release"  # the tree digest of the release folder that was assembled for it
 # Of a version without all of its weights: `pruning`, then `pruned`; `lost` if a lost store was restored without them.
 FILES = "champion.files"
 # A tag of the ledger's experiment: the run that holds the slots.

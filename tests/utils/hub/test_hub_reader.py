@@ -6,7 +6,7 @@ from huggingface_hub import HfApi, constants
 from src.core.errors import HubError, IntegrityError, InvalidParams
 from src.core.records import manifest
 from src.ledger.ports import HubState
-from tests.fakes.loopback.publishing import REPO, folder, hub, repository
+from tests.fakes.loopback.publishing import REPO, folder, hub, publish, repository
 from tests.fakes.loopback_hub import READ, SCOPED, UNKNOWN, WRITE, LoopbackHub
 
 __all__ = ["folder", "hub"]  # fixtures, found by their names
@@ -22,7 +22,7 @@ def test_check_without_a_token_is_a_configuration_error(hub: LoopbackHub) -> Non
     (WRITE, "other/shop", "may not create it"), (SCOPED, "acme/scoped", "may not create it"),
 ])
 def test_check_refuses_a_token_that_cannot_publish(hub: LoopbackHub, token: str, repo: str, words: str) -> None:
-    with pytest.raises(HubError, match=words) as error:
+    with pytest.raises(InvalidParams, match=words) as error:
         repository(token=token, repo=repo).check()
     assert token not in str(error.value)
     assert hub.repos == {}
@@ -37,6 +37,25 @@ def test_check_believes_the_hub_and_not_the_scopes_alone(hub: LoopbackHub) -> No
     hub.put(REPO, {})
     hub.fault("/auth-check/write", status=403, body={"error": "resource group"})
     with pytest.raises(HubError, match=f"give it write access to {REPO}"):
+        repository().check()
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_hub_without_the_auth_check_route_leaves_the_verdict_to_the_write(
+    hub: LoopbackHub, folder: Path, status: int
+) -> None:
+    hub.put(REPO, {})
+    hub.fault("/auth-check/write", status=status, body={"error": "no such endpoint"}, times=99)
+    repository().check()
+    hub.fault("/commit/release", status=403, body={"error": "not yours"}, times=99)
+    with pytest.raises(HubError, match=f"not yours; the token may not do this; give it write access to {REPO}"):
+        publish(folder)
+
+
+def test_a_repository_that_the_auth_check_denies_is_a_verdict(hub: LoopbackHub) -> None:
+    hub.put(REPO, {})
+    hub.fault("/auth-check/write", status=404, headers={"X-Error-Code": "RepoNotFound"})
+    with pytest.raises(HubError, match="correct the name"):
         repository().check()
 
 

@@ -66,6 +66,8 @@ def test_lfs_stands_in_for_xet(xet: LoopbackHub, folder: Path, caplog: pytest.Lo
     xet.fault(**fault)
     release = publish(folder, patience=Patience(deadline=20, request=3, stall=1.5, attempts=2, backoff=0.02))
     assert "plain LFS instead" in caplog.text
+    assert ("this Hub does not offer Xet; plain LFS instead" in caplog.text) == ("status" in fault)
+    assert "check the network" not in caplog.text
     assert commits_since_main(xet) == [release.commit]
     assert xet.requests("PUT", "/_lfs/")
 

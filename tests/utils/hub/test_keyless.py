@@ -92,10 +92,10 @@ def test_an_exchanged_token_may_publish_where_it_is_nobodys(tmp_path: Path, monk
         def check(name: str) -> None:
             HubRepository(repo_id=name, token=JWT, private=True, patience=Patience.within(20)).check()
 
-        with pytest.raises(HubError, match="may not create it"):
+        with pytest.raises(InvalidParams, match="may not create it"):
             check(REPO)
         hub.put(REPO, {"README.md": b"made by hand"})
         check(REPO)
         hub.put("acme/other", {"README.md": b"made by hand"})
-        with pytest.raises(HubError, match="trusted publisher acme/shop"):
+        with pytest.raises(InvalidParams, match="trusted publisher acme/shop"):
             check("acme/other")

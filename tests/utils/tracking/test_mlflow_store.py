@@ -73,7 +73,7 @@ def test_a_store_that_another_process_keeps_locked_is_to_be_tried_again_and_not_
     tmp_path: Path, migrated_store: Path
 ) -> None:
     path = Path(shutil.copy(migrated_store, tmp_path / "mlflow.db"))
-    with locked(path, "BEGIN EXCLUSIVE"), pytest.raises(RunAgain, match=r"mlflow\.db: locked by another process; run it"):
+    with locked(path, "BEGIN EXCLUSIVE"), pytest.raises(RunAgain, match=r"mlflow\.db: locked by another process; run"):
         store.prepare(f"sqlite:///{path}")
     store.prepare(f"sqlite:///{path}")
 
