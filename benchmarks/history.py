@@ -118,7 +118,8 @@ def make_store(root: Path, uri: str, runs: int) -> Filled:
 
 def time_decision(store: Filled) -> tuple[float, float]:
     """Seconds of one `deployment_script.py --dry-run`, by the clock and of the processor; checks what it found."""
-    command = [sys.executable, str(ROOT / "scripts/deployment_script.py"), "--dry-run", "--config", str(store.config)]
+    command = [sys.executable, str(ROOT / "scripts/deployment_script.py"), "--dry-run", "--config", str(store.config),
+               "--output-dir", "results/deployment"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from pathlib import Path
 
+from src.core.params import check_place
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
 from utils import process, results
 
@@ -18,7 +19,8 @@ PARSER.add_argument("--hf-model-id", metavar="OWNER/NAME", help="Hub repository 
 PARSER.add_argument("--skip-hf-push", action="store_true", help="leave the Hub alone")
 PARSER.add_argument("--force-deploy", action="store_true", help="set the comparison aside, never the checks")
 PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded with the promotion")
-PARSER.add_argument("--dry-run", action="store_true", help="decide only; write nothing outside --output-dir")
+PARSER.add_argument("--dry-run", action="store_true", help="decide only; write nothing, but records if --output-dir is "
+                    "given")
 PARSER.add_argument("--fail-on-reject", action="store_true", help="exit 10 when the champion is kept")
 
 
@@ -32,7 +34,9 @@ class Deployment:
         """Decide and promote; returns the exit code."""
         flags = PARSER.parse_args()
 
-        output = results.check_output_dir(flags.output_dir or OUTPUT_DIR)
+        check_place(flags.config or CONFIG)
+        folder = flags.output_dir or (None if flags.dry_run else OUTPUT_DIR)
+        output = results.check_output_dir(folder) if folder else None
         self._output, log = output, results.LogBuffer()
         logging.getLogger().addHandler(log)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from src.core.errors import InvalidParams
+from src.core.params import check_place
 from src.core.records import CONFIG, OUTPUT_DIR, read_object
 from utils import dvc_utils, environment, git_utils, github_utils, process, results
 from utils.tracking import store
@@ -78,6 +79,7 @@ STEPS: Mapping[str, Callable[[Path], int]] = {
 def main() -> int:
     """Take the step; returns the exit code."""
     flags = PARSER.parse_args()
+    check_place(flags.config or CONFIG)
     return STEPS[flags.step](flags.config or CONFIG)
 
 

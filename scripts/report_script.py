@@ -47,7 +47,7 @@ def main() -> int:
     client = None
     try:
         with process.deadline(params.mlflow.deadline_seconds, "reading the history from MLflow"):
-            client = mlflow_utils.connect(params.mlflow)
+            client = mlflow_utils.connect_to_read(params.mlflow)
             past = _past(client, params, report)
     except LocalArtifacts:
         raise

@@ -34,7 +34,8 @@ def main() -> int:
     from scripts.commands.services import managed_model, origin
     from utils.tracking.deployments import Journal
 
-    model, by = managed_model(flags.config, skip_hf_push=flags.skip_hf_push), origin(flags.reason, "no reason given")
+    model = managed_model(flags.config, skip_hf_push=flags.skip_hf_push, create=False)
+    by = origin(flags.reason, "no reason given")
     before, to, only_finish = model.checked_view(), flags.to, False
     if to is None and flags.block is None:
         # A rollback that was interrupted must not roll back twice when it is run again: finish it instead.

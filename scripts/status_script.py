@@ -39,7 +39,7 @@ def main() -> int:
 
     from scripts.commands.services import managed_model
 
-    model = managed_model(flags.config, skip_hf_push=False)
+    model = managed_model(flags.config, skip_hf_push=False, create=flags.adopt or flags.repair)
     if flags.adopt or flags.repair:
         from scripts.commands import adopt
 

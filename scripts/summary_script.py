@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from src.core.records import OUTPUT_DIR
+from src.core.records import CONFIG, OUTPUT_DIR
 from src.report import summary
 from utils import github_utils, process
 
@@ -26,6 +26,9 @@ def main() -> int:
     flags = PARSER.parse_args()
 
     from scripts.commands.summarise import outcome
+    from src.core.params import check_place
+
+    check_place(CONFIG)
 
     told = outcome(flags.output_dir)
     if flags.comment:

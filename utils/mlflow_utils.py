@@ -1,7 +1,10 @@
 """MLflow: connecting, experiments and runs, what its errors mean, what a server can do."""
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -92,6 +95,24 @@ def connect(params: MlflowParams) -> Client:
 
     Raises InvalidParams for an unusable address or setting of MLflow's client, Undecided for an unusable store.
     """
+    return _connected(store.tracking_uri(params.tracking_uri), create=True)
+
+
+def connect_to_read(params: MlflowParams) -> Client:
+    """The same for a command that only reads: if the sqlite file does not exist, of an empty one in a temporary folder.
+
+    A command with a wrong working folder would else leave an empty store there, which answers every later question.
+    """
+    uri = store.tracking_uri(params.tracking_uri)
+    if not store.is_absent(uri):
+        return _connected(uri, create=False)
+    logger.warning("%s: does not exist yet, so nothing was evaluated or promoted in this store", uri)
+    folder = tempfile.mkdtemp(prefix="champion-no-store-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return _connected(f"{store.SQLITE}{folder}/mlflow.db", create=True)
+
+
+def _connected(uri: str, *, create: bool) -> Client:
     for name, value in _CLIENT.items():
         os.environ.setdefault(name, value)
     for name in (_TIMEOUT, _RETRIES):
@@ -99,9 +120,8 @@ def connect(params: MlflowParams) -> Client:
             raise InvalidParams(f"{name}: {os.environ[name]!r} is no whole number")
     for noisy in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    uri = store.tracking_uri(params.tracking_uri)
     store.log_in(uri)
-    store.prepare(uri)
+    store.prepare(uri, create=create)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with mlflow_errors():

@@ -65,14 +65,14 @@ class Setting:
     shuffled: list[int]
     client: MlflowClient
     hub: Hub | None
-    output: Path
+    output: Path | None  # None: a dry run that writes nothing
     may_promote: bool
     dry_run: bool
     code_when_kept: int
     log: results.LogBuffer
 
 
-def challenger_setting(flags: argparse.Namespace, output: Path, log: results.LogBuffer) -> Setting:
+def challenger_setting(flags: argparse.Namespace, output: Path | None, log: results.LogBuffer) -> Setting:
     """The setting for deploying the challenger in results/, from the command's flags."""
     config = flags.config or CONFIG
     params = load_params(config, _overrides(flags))
@@ -85,10 +85,11 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     shuffled = secrets.SystemRandom().sample(range(len(answers)), len(answers))
     if asked.push and environment.in_ci():
         store.check_lasting(params.mlflow.tracking_uri)
-    client = mlflow_utils.connect(params.mlflow)
+    uri = store.tracking_uri(params.mlflow.tracking_uri)  # a dry run without a store is connected to another one
+    client = (mlflow_utils.connect_to_read if flags.dry_run else mlflow_utils.connect)(params.mlflow)
     name = params.deployment.model_registry_name
     with process.deadline(params.mlflow.deadline_seconds, "reading the ledger from MLflow"):
-        check_store(MlflowLedger(client, name, params.mlflow.experiment_name), name, OUTPUT_DIR, output)
+        check_store(MlflowLedger(client, name, params.mlflow.experiment_name), name, OUTPUT_DIR, output or OUTPUT_DIR)
     hub = _hub(params, client) if asked.push else None
     if not flags.dry_run:
         inputs = deployments.with_known_run(client, inputs, params)
@@ -97,7 +98,7 @@ def challenger_setting(flags: argparse.Namespace, output: Path, log: results.Log
     request = Request(
         report=inputs.report, model=inputs.model, policy=gate.Policy.from_params(params.deployment),
         model_name=name, force=asked.force, actor=environment.actor(),
-        reason=asked.reason, git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=client.tracking_uri)
+        reason=asked.reason, git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=uri)
     may_promote = environment.may_promote(params.deployment.promoting_branches, git.branch)
     return Setting(params=params, config=config, request=request, inputs=inputs, answers=answers,
                    shuffled=shuffled, client=client, hub=hub, output=output, may_promote=may_promote,
@@ -170,10 +171,10 @@ class Deployer:
         """Write results/deployment and the MLflow run, unless both hold this decision already."""
         request, output = self._setting.request, self._setting.output
         self._mark_guard(decision)
-        if not self._setting.dry_run:
+        if output and not self._setting.dry_run:
             results.write_ledger(output, request.model_name, view, {request.key: request.report.model})
         compared = {**comparison(decision, request), "verified_rows": self._verified}
-        last = results.last_info(output)
+        last = results.last_info(output) if output else {}
         facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
         standing = last.get("result") in ("promoted", "already") and last.get("ledger_slot") == facts["ledger_slot"]
@@ -182,8 +183,9 @@ class Deployer:
             facts["deployment_run"] = last["deployment_run"]
         else:
             facts["deployment_run"] = "none: dry run" if self._setting.dry_run else self._run.id()
-            self._write(facts, compared)
-        process.say(terminal_summary(facts, compared, str(output)))
+            if output:
+                self._write(facts, compared, output)
+        process.say(terminal_summary(facts, compared, output))
 
     def _mark_guard(self, decision: gate.Decision) -> None:
         """Tag the evaluation of a model that a guard refused. Done again when the decision is already on record, so
@@ -315,8 +317,7 @@ class Deployer:
             raise AssertionError("a version is registered after the decision")
         return version_description(decision, request.policy, request.report, request.git_commit)
 
-    def _write(self, facts: Mapping[str, Any], compared: Mapping[str, Any]) -> None:
-        output = self._setting.output
+    def _write(self, facts: Mapping[str, Any], compared: Mapping[str, Any], output: Path) -> None:
         json_utils.write_object(output / results.COMPARISON, compared)
         json_utils.write_text(output / results.LOGS, self._setting.log.text())
         json_utils.write_object(output / results.INFO, facts)

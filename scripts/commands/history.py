@@ -46,7 +46,7 @@ class HistoryCommands:
         self._params = load_params(config)
         self._name = self._params.deployment.model_registry_name
         self._policy = Policy.from_params(self._params.deployment)
-        self._client = mlflow_utils.connect(self._params.mlflow)
+        self._client = mlflow_utils.connect_to_read(self._params.mlflow)
         experiment = self._params.mlflow.experiment_name
         self._runs = HistoryRuns(self._client, experiment=experiment, model_name=self._name)
         self._reader = HistoryReader(self._client, experiment=experiment, model_name=self._name, contract=None)
@@ -223,7 +223,7 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
     if results/base_model holds another base model.
     """
     params = load_params(config)
-    client = mlflow_utils.connect(params.mlflow)
+    client = mlflow_utils.connect_to_read(params.mlflow)
     runs = HistoryRuns(client, experiment=params.mlflow.experiment_name,
                        model_name=params.deployment.model_registry_name)
     runs.find(run_id, "evaluation")

@@ -103,11 +103,14 @@ class ManagedModel:
                            lost=frozenset(lost))
 
 
-def managed_model(config: Path | None, *, skip_hf_push: bool) -> ManagedModel:
-    """The model of a params.yaml. Raises InvalidParams, and Undecided if MLflow does not answer."""
+def managed_model(config: Path | None, *, skip_hf_push: bool, create: bool = True) -> ManagedModel:
+    """The model of a params.yaml; with create=False an sqlite store that does not exist is not made.
+
+    Raises InvalidParams, and Undecided if MLflow does not answer.
+    """
     params = load_params(config or CONFIG)
     push = environment.will_push(params.deployment, skip_hf_push=skip_hf_push)
-    client = mlflow_utils.connect(params.mlflow)
+    client = mlflow_utils.connect(params.mlflow) if create else mlflow_utils.connect_to_read(params.mlflow)
     ledger = MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name)
     registry = registry_of(params, client, ledger, save=_nothing, run_id=str, tags=dict)
     return ManagedModel(params, client, ledger, registry, repository(params.deployment.huggingface) if push else None)

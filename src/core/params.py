@@ -243,10 +243,20 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None, *, profi
     return parse({**values, "profile": profile} if profile else values, overrides or {}, file=path)
 
 
+def check_place(path: Path) -> None:
+    """Raise InvalidParams if there is no parameter file: every path is relative to the repository's folder."""
+    if not path.exists():
+        home = Path(__file__).parents[2]
+        where = f" (`cd {home}`)" if (home / "params.yaml").is_file() else ""
+        raise InvalidParams(f"{path}: not found in {Path.cwd()}; run it in the repository's folder{where}, or give the "
+                            "parameter file with --config")
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """The content of the file as it stands there; raises InvalidParams if it is not a mapping in YAML."""
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
+    check_place(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -178,10 +178,11 @@ def _sayings(said: Mapping[str, float | None], metric: str = "") -> str:
                      for party, value in said.items())
 
 
-def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], records: str) -> str:
+def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], records: object | None) -> str:
     """What the deployment prints at its end: the decision, the numbers and where to look.
 
-    facts and compared are the content of deployment_info.json and model_comparison.json, records their folder.
+    facts and compared are the content of deployment_info.json and model_comparison.json, records their folder, None if
+    nothing was written.
     """
     champion, hub = facts["champion"], facts["hub"]
     parts = ", ".join(f"{name} {value:.4f}" for name, value in compared["contributions"].items())
@@ -192,7 +193,8 @@ def terminal_summary(facts: Mapping[str, Any], compared: Mapping[str, Any], reco
         f"  promoted    {_compared_score(compared['best_promoted'])}",
         f"  champion    {facts['model_name']} version {champion['version']}" if champion else "  champion    none yet",
         f"  Hub         {hub_commit(hub) if hub else 'not pushed'}",
-        f"  records     {records}/{{deployment_info.json,model_comparison.json,deployment_logs.txt}}",
+        f"  records     {records}/{{deployment_info.json,model_comparison.json,deployment_logs.txt}}" if records else
+        "  records     nothing was written; a dry run writes records only with --output-dir",
         f"  MLflow      {facts['tracking_uri']}, run {facts['deployment_run']}",
     ))
 

@@ -227,19 +227,55 @@ def test_a_run_that_was_killed_between_its_files_and_mlflow_is_recorded_by_the_n
     assert [client.get_run(run).info.status for run in (cut_off, recorded)] == ["KILLED", "FINISHED"]
 
 
-def test_a_dry_run_writes_nothing_outside_and_is_recorded_as_one(params: Params) -> None:
-    before = outside(params)
+def files() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_writes_nothing_at_all_and_says_so(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files()
     assert call("--dry-run") == 0
-    assert (info()["result"], info()["dry_run"]) == ("would_promote", True)
+    said = capsys.readouterr()
+    assert "nothing was written; a dry run writes records only with --output-dir" in said.out
+    assert said.err.splitlines()[-1] == "PROMOTE result=would_promote code=0 reason=improved"
+    Path("results/evaluations/report.json").write_text("{}")
+    assert call("--dry-run") == 3
+    assert files() == {**before, Path("results/evaluations/report.json"): b"{}"}
+
+
+def test_a_dry_run_is_recorded_as_one_in_the_folder_that_is_given(params: Params) -> None:
+    before, told = outside(params), files()
+    assert call("--dry-run", "--output-dir", "elsewhere/dry") == 0
+    found = json.loads(Path("elsewhere/dry/deployment_info.json").read_text())
+    assert (found["result"], found["dry_run"]) == ("would_promote", True)
     assert outside(params) == before
+    assert {path: content for path, content in files().items() if path.parts[0] != "elsewhere"} == told
+
+
+def test_a_dry_run_without_a_store_answers_for_an_empty_history_and_makes_none(
+    params: Params, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mlflow.db").unlink()
+    Path("mlflow.db.lock").unlink(missing_ok=True)
+    before = files()
+    assert call("--dry-run") == 4
+    assert "but MLflow holds no ledger of it, so the store is lost" in capsys.readouterr().err
+    assert files() == before
+    shutil.rmtree(OUTPUT)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow has put its address there
+    before = files()
+    assert call("--dry-run") == 0
+    said = capsys.readouterr()
+    assert "mlflow.db: does not exist yet, so nothing was evaluated or promoted" in said.err
+    assert said.err.splitlines()[-1] == "PROMOTE result=would_promote code=0 reason=first_model"
+    assert f"MLflow      {params.mlflow.tracking_uri}, run none: dry run" in said.out
+    assert files() == before
+    assert not OUTPUT.exists()
 
 
 def test_a_run_that_the_server_lacks_is_logged_anew(params: Params, tmp_path: Path, migrated_store: Path) -> None:
     challenger(params, "worse", answers(10))
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
-    shutil.rmtree(OUTPUT)  # its champion is unknown there
-    assert call("--dry-run") == 0
-    challenger_run = info()["evaluation_run"]
+    challenger_run = json.loads(Path("results/evaluations/report.json").read_text())["run_id"]
     shutil.rmtree(OUTPUT)
     deploy(Path("params.yaml"))
     client = mlflow_utils.connect(params.mlflow)

@@ -106,7 +106,7 @@ def test_rows_53_and_54_a_champion_outside_of_an_empty_ledger_is_undecided(param
 
 
 def test_row_36_a_flag_wins_over_the_file_and_both_are_recorded(champion: Params) -> None:
-    assert call("--min-improvement-threshold", "0.9", "--dry-run") == 0
+    assert call("--min-improvement-threshold", "0.9", "--dry-run", "--output-dir", str(INFO.parent)) == 0
     assert json.loads(INFO.with_name("model_comparison.json").read_text())["threshold"] == 0.9
     assert "threshold 0.9 by flag, params.yaml says 0.001" in INFO.with_name("deployment_logs.txt").read_text()
 

@@ -37,7 +37,7 @@ def test_the_shipped_profiles_take_their_base_model_at_a_commit() -> None:
 
 
 def test_a_missing_file_is_named_with_the_flag_that_gives_another(tmp_path: Path) -> None:
-    with pytest.raises(InvalidParams, match=r"none\.yaml: No such file or directory; give the .* with --config"):
+    with pytest.raises(InvalidParams, match=r"none\.yaml: not found in .*; run it in the repository's .* --config"):
         load_params(tmp_path / "none.yaml")
 
 

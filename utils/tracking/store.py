@@ -55,21 +55,33 @@ def check_lasting(configured: str) -> None:
                             "set MLFLOW_TRACKING_URI to a server, or pass --skip-hf-push")
 
 
-def prepare(uri: str) -> None:
+def is_absent(uri: str) -> bool:
+    """Whether an address names an sqlite file that is still to be made."""
+    path = _path(uri)
+    return uri.startswith(SQLITE) and path.parent.is_dir() and not (path.exists() and path.stat().st_size)
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
+def prepare(uri: str, *, create: bool = True) -> None:
     """Make sure that an sqlite store exists with MLflow's current tables; other stores are left alone.
 
     MLflow alone creates the tables in place: started eight times at once it leaves the file unusable. Here one
-    process migrates a temporary file under a lock and renames it into place. Raises Undecided for a file that is
-    read-only or not a database, RunAgain for one that another process keeps locked, IntegrityError for a full disk.
+    process migrates a temporary file under a lock and renames it into place. With create=False no file is made. Raises
+    Undecided for a file that is read-only or not a database, RunAgain for one that another process keeps locked,
+    IntegrityError for a full disk.
     """
     if not uri.startswith(SQLITE):
         return
-    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    path = _path(uri)
     if not path.parent.is_dir():
         raise Undecided(f"{path}: its folder does not exist; create it, or correct mlflow.tracking_uri")
-    with _locked(path.with_name(path.name + ".lock")):
-        if not path.exists() or path.stat().st_size == 0:
-            _create(path)
+    if create:
+        with _locked(path.with_name(path.name + ".lock")):
+            if is_absent(uri):
+                _create(path)
     _check(path)
 
 
