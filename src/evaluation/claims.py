@@ -97,11 +97,11 @@ def true_report(report: EvaluationReport, given: Sequence[Prediction], rows: Seq
         tracking_uri=report.tracking_uri, contract=contract, split=report.evaluation, counts=counts)
 
 
-def disagreements(claimed: Mapping[str, Any], expected: Mapping[str, Any], path: str = ""
+def disagreements(claimed: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = ""
                   ) -> Iterator[tuple[str, Any, Any]]:
     """Where claimed values differ from the expected ones by more than 1e-9: dotted key, claimed, expected value."""
     for key, value in expected.items():
-        here, name = claimed.get(key), f"{path}{key}"
+        here, name = claimed.get(key), f"{prefix}{key}"
         if isinstance(value, Mapping) and isinstance(here, Mapping):
             yield from disagreements(here, value, f"{name}.")
         elif isinstance(value, float) and isinstance(here, int | float) and abs(here - value) <= SAME:
