@@ -1,7 +1,7 @@
 """How often luck promotes: two equal models, and one that is better by 0.02, through both kinds of gate.
 
     python -m benchmarks.sample_answers SAMPLES.jsonl        (after `make repro`)
-    python benchmarks/gate_noise.py SAMPLES.jsonl [--trials 1000]
+    python benchmarks/gate_noise.py SAMPLES.jsonl [--trials 1000] [--series 2000]
     python benchmarks/gate_noise.py --synthetic data/customer_support.csv     (to develop this file only)
 
 SAMPLES.jsonl: one evaluation row a line, {"id": ..., "reference": "...", "samples": [20 answers sampled from the
@@ -11,9 +11,10 @@ the same one: the copies are equally good by construction, so every promotion is
 The better model gives, in a share of its answers, the best of a few samples of the same model, by `row_scores`. Its
 true gain is the difference of the corpus scores over the whole file, every sample counted as often as each model would
 give it; the share is solved for, so that this is 0.02 exactly. `plain` promotes at a gain of 0.001 or more, `require`
-if also the 95 % interval of the gain excludes 0. Figures behind +- are standard errors over the trials. A promise that
-is not kept ends in FAIL and exit code 1: a figure has to keep it with two of its standard errors where it is an upper
-bound, and itself where it is a range.
+if also the 95 % interval of the gain excludes 0. A series brings up to 500 equal challengers before the gate, one
+after another against one champion on the same rows, and ends at its first promotion. Figures behind +- are
+standard errors over the trials. A promise that is not kept ends in FAIL and exit code 1: a figure has to keep it with
+two of its standard errors where it is an upper bound, and itself where it is a range.
 """
 
 import argparse
@@ -23,19 +24,21 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import binom
+from scipy.special import binom, stdtrit
 from scipy.stats import rankdata
 
 from src.evaluation.metrics import (
     RowStatistics,
     corpus_scores,
+    row_counts,
     row_scores,
     row_statistics,
     scores_of_counts,
@@ -49,7 +52,14 @@ THRESHOLD, CONFIDENCE, RESAMPLES = 0.001, 0.95, 2000
 SIZES = (100, 300, 1000)
 TRUE_GAIN = 0.02
 FALSE_AT_MOST, COVERED = 0.05, (0.935, 0.965)
-CHALLENGERS, SERIES, SERIES_ROWS = 20, 200, 300
+LENGTHS, SERIES, SERIES_ROWS = (20, 100, 500), 2000, 300
+PLACES = (1, 5, 20)  # of the better model in a series
+RULES: dict[str, Callable[[int], float]] = {
+    "1 - 0.1/(k(k+1)), the gate's": lambda k: adjusted_confidence(CONFIDENCE, k),
+    "1 - 0.05/(k(k+1))": lambda k: 1 - (1 - CONFIDENCE) / (k * (k + 1)),
+    "1 - 0.05/k, until 0e3e8e5": lambda k: 1 - (1 - CONFIDENCE) / k,
+}
+FEW, NEAR = 200, 0.75  # resamples that find the gains near a rule, and how near: the rest is more than four errors away
 SYNTHETIC = "SYNTHETIC ANSWERS: made by a random generator, no model. These figures say nothing about a real gate."
 
 
@@ -171,28 +181,76 @@ class Share:
         return f"{100 * self.mean:.1f} +- {100 * self.error:.1f} %"
 
 
-def run_series(pool: Pool, series: int) -> None:
-    """Twenty equal challengers on one split: how often at least one is promoted."""
-    rng = np.random.default_rng(20)
-    plain, constant, adjusted = [], [], []
-    for number in range(series):
-        drawn = rng.integers(len(pool.rank), size=SERIES_ROWS)
-        champion, *challengers = (_answers(pool, drawn, rng) for _ in range(CHALLENGERS + 1))
-        pairs = [(challenger, champion) for challenger in challengers]
-        levels = [adjusted_confidence(CONFIDENCE, k) for k in range(1, CHALLENGERS + 1)]
-        usual = [evidence(*pair, confidence=CONFIDENCE, seed=number) for pair in pairs]
-        strict = [evidence(*pair, confidence=c, seed=number) for pair, c in zip(pairs, levels, strict=True)]
-        plain.append(any(gate.gain >= THRESHOLD for gate in usual))
-        constant.append(any(promotes(gate) for gate in usual))
-        adjusted.append(any(promotes(gate) for gate in strict))
-    print(f"\nat least one of {CHALLENGERS} equal challengers promoted, {SERIES_ROWS} rows, {series} series:")
-    print(f"  plain {Share.of(plain)}, require at 95 % {Share.of(constant)}, "
-          f"require at 1 - 0.05/k {Share.of(adjusted)}")
+def run_series(pool: Pool, series: int) -> bool:
+    """Equal challengers of one champion on one split: how often at least one of the first n is promoted.
+
+    The champion and the rows are those of the whole series, so the challengers' gains depend on each other as they do
+    before a real gate. Returns whether the gate's rule keeps to FALSE_AT_MOST at each length.
+    """
+    places = np.arange(1, LENGTHS[-1] + 1)
+    needed = {rule: needed_ratios([level(int(k)) for k in places]) for rule, level in RULES.items()}
+    least = np.min(list(needed.values()), axis=0)
+    found = np.array([gain_ratios(pool, least, seed) for seed in range(series)])
+    print(f"\nat least one of the first n equal challengers promoted, {SERIES_ROWS} rows, {series} series")
+    print(f"{'n':28}" + "".join(f"{length:>16}" for length in LENGTHS))
+    shares = []
+    for rule, ratio in needed.items():
+        promoted = np.greater(found, ratio)
+        shares.append([Share.of(promoted[:, :length].any(axis=1).tolist()) for length in LENGTHS])
+        print_line(f"  {rule}", shares[-1])
+    false = shares[0]
+    return verdict("a false promotion in a series, at most 5 %", false,
+                   [share.mean + 2 * share.error <= FALSE_AT_MOST for share in false])
 
 
-def _answers(pool: Pool, drawn: NDArray[np.int64], rng: np.random.Generator) -> RowStatistics:
-    samples = pool.rank.shape[1]
-    return pool.statistics.take(drawn * samples + rng.integers(samples, size=len(drawn)))
+def needed_ratios(levels: Sequence[float]) -> NDArray[np.float64]:
+    """How many standard errors a gain on SERIES_ROWS rows must be above 0 at each confidence."""
+    return np.asarray(stdtrit(SERIES_ROWS - 1, (1 + np.array(levels)) / 2))
+
+
+def gain_ratios(pool: Pool, least: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """The gain of each challenger over its standard error, which the gate takes from RESAMPLES resamples of the rows.
+
+    least: the ratio that promotes each under the mildest rule. A challenger that is not near it, or below THRESHOLD,
+    gets 0, because FEW resamples or its gain alone show that it is not promoted.
+    """
+    rng, samples, weights = np.random.default_rng([20, seed]), pool.rank.shape[1], weight_vector(WEIGHTS)
+    drawn = rng.integers(len(pool.rank), size=SERIES_ROWS) * samples
+    answers = drawn + rng.integers(samples, size=(len(least) + 1, SERIES_ROWS))
+    scores = _corpus_scores(pool.statistics, answers) @ weights
+    gains = scores[1:] - scores[0]
+
+    @cache
+    def drawn_again(resamples: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        places = np.random.default_rng(seed).integers(SERIES_ROWS, size=(resamples, SERIES_ROWS))
+        counts = row_counts(places, SERIES_ROWS)
+        return counts, scores_of_counts(pool.statistics.take(answers[0]), counts) @ weights
+
+    def error(challenger: int, resamples: int) -> float:
+        counts, champion = drawn_again(resamples)
+        ours = scores_of_counts(pool.statistics.take(answers[1 + challenger]), counts) @ weights
+        return float(np.std(ours - champion, ddof=1)) * math.sqrt(SERIES_ROWS / (SERIES_ROWS - 1))
+
+    usual = statistics.median(error(challenger, FEW) for challenger in range(5))
+    ratios = np.zeros(len(least))
+    for challenger in map(int, np.flatnonzero((gains >= THRESHOLD) & (gains > least * usual / 2))):
+        if gains[challenger] > NEAR * least[challenger] * error(challenger, FEW):
+            ratios[challenger] = gains[challenger] / error(challenger, RESAMPLES)
+    return ratios
+
+
+def _corpus_scores(system: RowStatistics, answers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The scores of models that give these answers: int (models, rows) -> float (models, 5)."""
+    sums = RowStatistics(system.correct[answers].sum(axis=1), system.total[answers].sum(axis=1),
+                         system.sys_len[answers].sum(axis=1), system.ref_len[answers].sum(axis=1),
+                         system.rouge_l[answers].mean(axis=1))
+    return scores_of_counts(sums, np.eye(len(answers)))
+
+
+def shows(found: GainEvidence, confidence: float) -> bool:
+    """Whether the gate promotes if the interval has another confidence: its width follows the t distribution's."""
+    wider = stdtrit(found.rows - 1, (1 + confidence) / 2) / stdtrit(found.rows - 1, (1 + found.confidence) / 2)
+    return found.gain >= THRESHOLD and found.gain > float(wider) * (found.high - found.low) / 2
 
 
 def main() -> int:
@@ -202,16 +260,15 @@ def main() -> int:
     source.add_argument("samples", type=Path, nargs="?", help="JSONL of sampled answers of a real model")
     source.add_argument("--synthetic", type=Path, metavar="CSV", help="make answers up from this file's `response`")
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--series", type=int, default=SERIES, help="series of 20 challengers; 0 leaves them out")
+    parser.add_argument("--series", type=int, default=SERIES, help="series of 500 challengers; 0 leaves them out")
     arguments = parser.parse_args()
     pool = make_pool(*(make_samples(arguments.synthetic) if arguments.synthetic else read_samples(arguments.samples)))
     rows, count = pool.rank.shape
     source_name = SYNTHETIC if arguments.synthetic else arguments.samples
     score = weight_vector(WEIGHTS) @ list(corpus_scores(pool.statistics).values())
     print(f"{source_name}\n{rows} rows, {count} samples each, weighted score {score:.4f}")
-    if arguments.series:
-        run_series(pool, arguments.series)
-    kept = report(pool, arguments.trials)
+    kept = run_series(pool, arguments.series) if arguments.series else True
+    kept = report(pool, arguments.trials) and kept
     if arguments.synthetic:
         print(SYNTHETIC)
     return 0 if kept else 1
@@ -234,6 +291,10 @@ def report(pool: Pool, trials: int) -> bool:
         print_line("  interval holds the truth", [Share.of(values) for values in covered[-1]])
         print_line("  mean gain", [f"{statistics.fmean(gate.gain for gate in group):.4f}" for group in groups])
         print_line("  standard deviation", [f"{statistics.stdev(gate.gain for gate in group):.4f}" for group in groups])
+    for rule, level in RULES.items():
+        print(f"true gain of {TRUE_GAIN}, promoted by require with an interval at {rule}")
+        for k in PLACES:
+            print_line(f"  as challenger {k}", [Share.of(shows(gate, level(k)) for gate in group) for group in gained])
     false = [Share.of(promotes(gate) for gate in group) for group in equal]
     both = [Share.of(at_zero + at_gain) for at_zero, at_gain in zip(*covered, strict=True)]
     print()

@@ -152,6 +152,8 @@ def print_queries(store: Filled) -> None:
     start = time.monotonic()
     reader.read(store.policy, store.ledger, {store.challenger.model_digest})
     print(f"      {1000 * (time.monotonic() - start):7.0f} ms in all")
+    number = reader.challengers(store.challenger, store.ledger)
+    print(f"      {1000 * (time.monotonic() - start):7.0f} ms with the count for `require`: challenger {number}")
 
 
 def measure(name: str, runs: int, rounds: int) -> list[float]:

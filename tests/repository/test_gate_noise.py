@@ -63,3 +63,46 @@ def test_a_promise_is_kept_at_every_size_or_not_at_all(
     share = gate_noise.Share(0.025, 0.005)
     assert gate_noise.verdict("false promotions", [share, share], kept) == (word == "PASS")
     assert capsys.readouterr().out == f"{word} false promotions: 2.5 +- 0.5 %, 2.5 +- 0.5 %\n"
+
+
+def test_a_series_finds_what_the_gate_itself_would_promote(
+    pool: gate_noise.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pair is brought before the gate's own bootstrap, at its own confidence."""
+    found = 0
+    monkeypatch.setattr(gate_noise, "SERIES_ROWS", 40)
+    monkeypatch.setattr(gate_noise, "RESAMPLES", 400)
+    levels = [0.6 + 0.3 * (k % 2) for k in range(30)]
+    needed = gate_noise.needed_ratios(levels)
+    for seed in range(5):
+        rng = np.random.default_rng([20, seed])
+        drawn = rng.integers(ROWS, size=40) * SAMPLES
+        champion, *rivals = map(pool.statistics.take, drawn + rng.integers(SAMPLES, size=(31, 40)))
+        gates = [gate_noise.promotes(gate_noise.evidence(rival, champion, confidence=level, seed=seed))
+                 for rival, level in zip(rivals, levels, strict=True)]
+        assert (gate_noise.gain_ratios(pool, needed, seed) > needed).tolist() == gates
+        found += sum(gates)
+    assert 5 < found < 100
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99, 0.9998])
+def test_an_interval_at_another_confidence_promotes_as_the_gate_would(
+    pool: gate_noise.Pool, confidence: float
+) -> None:
+    rng, model = np.random.default_rng(5), gate_noise.better_model(pool)
+    outcomes = set()
+    for seed in range(20):
+        pair = pool.draw(60, *model, rng)
+        usual, asked = (gate_noise.evidence(*pair, confidence=level, seed=seed) for level in (0.95, confidence))
+        assert gate_noise.shows(usual, confidence) == gate_noise.promotes(asked)
+        outcomes.add(gate_noise.promotes(asked))
+    assert outcomes == {True, False} or confidence != 0.95
+
+
+def test_a_series_that_breaks_its_promise_fails(
+    pool: gate_noise.Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gate_noise, "LENGTHS", (3, 12))
+    monkeypatch.setattr(gate_noise, "RULES", {"anything goes": lambda _: 0.5})
+    assert not gate_noise.run_series(pool, 10)
+    assert "FAIL a false promotion in a series, at most 5 %: " in capsys.readouterr().out
