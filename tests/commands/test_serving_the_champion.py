@@ -61,7 +61,7 @@ def shop(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) 
         json_utils.write_object(RELEASE_DIR / "manifest.json", manifest(RELEASE_DIR))
 
     monkeypatch.setattr(weightless, "_assemble", assemble)
-    monkeypatch.setattr(weightless, "_save", lambda folder: save_flavour(RELEASE_DIR, folder))
+    monkeypatch.setattr(weightless, "save", lambda folder: save_flavour(RELEASE_DIR, folder))
     return config
 
 

@@ -68,7 +68,7 @@ def test_a_release_whose_index_leads_out_of_its_folder_is_refused_by_the_builder
 @pytest.mark.parametrize("record", ["deployment_info", "failed"])
 def test_beside_the_record_of_another_challenger_the_champion_keeps_name_and_version(
         release: Path, tmp_path: Path, record: str) -> None:
-    champion = {"model_name": "shop", "champion": {"key": "cd" * 32, "version": 7, "score": "0.5"}}
+    champion: dict[str, Any] = {"model_name": "shop", "champion": {"key": "cd" * 32, "version": 7, "score": "0.5"}}
     kept = {**champion, "result": "kept", "version": None, "model_digest": "ef" * 32, "hub": {"commit": "c" * 40}}
     told = kept if record == "deployment_info" else {"result": "invalid", "code": 3, "last_known": champion}
     (tmp_path / "deployment").mkdir()
