@@ -10,14 +10,13 @@ from typing import Any
 from src.core.errors import InvalidInput
 from src.core.records import EvaluationReport, Metrics, weighted_score
 from src.data.rows import EvaluationRow
-from src.evaluation.metrics import corpus_scores, tokenizer_of
+from src.evaluation.metrics import RowStatistics, corpus_scores, tokenizer_of
 from src.evaluation.predictions import (
     Prediction,
     make_report,
     rescored,
     score_contract,
     split_counts,
-    statistics_of,
 )
 
 SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
@@ -82,13 +81,13 @@ def check_scores(path: Path, claimed: Mapping[str, Any], expected: Mapping[str, 
 
 def true_report(report: EvaluationReport, given: Sequence[Prediction], rows: Sequence[EvaluationRow], *,
                 trained: Sequence[EvaluationRow]) -> EvaluationReport:
-    """The report that an evaluation with these answers writes; run, model, weights and split are those of `report`.
+    """The report that an evaluation with these checked answers writes; run, model, weights and split are `report`'s.
 
     trained: the rows of the training split. What the version that wrote the report did not count stays uncounted.
     """
     tokenizer = tokenizer_of(report.contract)
     contract = score_contract(rows, max_new_tokens=report.contract.generation.max_new_tokens, tokenizer=tokenizer)
-    scores = corpus_scores(statistics_of(given, tokenizer))
+    scores = corpus_scores(RowStatistics.from_rows([row.stats for row in given]))
     counts = {key: count for key, count in split_counts(rows, trained, tokenizer).items()
               if getattr(report, key) is not None}
     return make_report(
