@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,18 +127,21 @@ def read_ledger(folder: Path, model_name: str) -> list[LedgerLine]:
     return [line for line in _ledger_lines(folder / LEDGER_FILE) if line.model_name == model_name]
 
 
-def write_ledger(folder: Path, model_name: str, view: LedgerView, identities: Mapping[str, ModelIdentity]) -> None:
+def write_ledger(folder: Path, model_name: str, view: LedgerView,
+                 identities: Callable[[], Mapping[str, ModelIdentity]]) -> None:
     """Copy a model's ledger to a folder of records, for git to keep; other models' lines stay as they are.
 
-    identities: of models that this run knows, by promotion key. A copy that goes on beyond `view` stays: somebody
-    appended to it meanwhile.
+    identities: gives those of the registered models, by promotion key; called if a line lacks its own. A copy that goes
+    on beyond `view` stays: somebody appended to it meanwhile.
     """
     path = folder / LEDGER_FILE
     lines = _ledger_lines(path)
     ours = [line for line in lines if line.model_name == model_name]
     if tuple(line.slot for line in ours[:len(view.slots)]) == view.slots and len(ours) > len(view.slots):
         return
-    known = {line.slot.key: line.identity for line in ours if line.identity} | dict(identities)
+    known = {line.slot.key: line.identity for line in ours if line.identity}
+    if any(slot.key not in known for slot in view.slots):
+        known |= identities()
     ours = [LedgerLine(model_name=model_name, identity=known.get(slot.key), slot=slot) for slot in view.slots]
     others = [line for line in lines if line.model_name != model_name]
     text = "".join(f"{canonical_json(line.model_dump(mode='json'))}\n"

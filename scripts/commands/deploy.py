@@ -172,7 +172,7 @@ class Deployer:
         request, output = self._setting.request, self._setting.output
         self._mark_guard(decision)
         if output and not self._setting.dry_run:
-            results.write_ledger(output, request.model_name, view, {request.key: request.report.model})
+            results.write_ledger(output, request.model_name, view, self.registry.identities)
         compared = {**comparison(decision, request), "verified_rows": self._verified}
         last = results.last_info(output) if output else {}
         facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)

@@ -73,7 +73,7 @@ class ManagedModel:
         nobody = Holders(champion=None, previous=None, production=frozenset())
         expected = self.registry.expected(view.head, view.previous) if view.head else nobody
         return ObservedState(view=view, holders=holders, expected=expected, keys=self.registry.keys(),
-                             pruned=frozenset(self.registry.pruned()), lost=self.registry.lost_weights(),
+                             pruned=frozenset(self.registry.pruned()), lost_weights=self.registry.lost_weights(),
                              hub=self._observe_hub(view, copies.get(MIRROR)), copy=copies.get(COPY),
                              info=results.last_info(OUTPUT_DIR))
 
@@ -90,7 +90,7 @@ class ManagedModel:
         if results.last_info(OUTPUT_DIR).get("champion", facts["champion"]) != facts["champion"]:
             json_utils.write_object(OUTPUT_DIR / results.INFO, facts)
         if OUTPUT_DIR.is_dir():
-            results.write_ledger(OUTPUT_DIR, self.model_name, view, {})
+            results.write_ledger(OUTPUT_DIR, self.model_name, view, self.registry.identities)
 
     def _observe_hub(self, view: LedgerView, mirror: list[str] | None) -> ObservedHub | None:
         if self.repository is None:

@@ -47,7 +47,7 @@ class ObservedState:
     pruned: versions whose weights were deleted because of deployment.keep_versions.
     hub: None if nothing is pushed.
     info: the last deployment_info.json.
-    lost: versions that were restored without their weights.
+    lost_weights: versions that were restored without their weights.
     copy: the slots of results/deployment/ledger.jsonl, None if it has none.
     """
 
@@ -58,7 +58,7 @@ class ObservedState:
     pruned: frozenset[int]
     hub: ObservedHub | None
     info: Mapping[str, Any]
-    lost: frozenset[int] = frozenset()
+    lost_weights: frozenset[int] = frozenset()
     copy: Sequence[str] | None = None
 
 
@@ -118,7 +118,7 @@ def _holders(seen: ObservedState) -> Iterator[Finding]:
 def _versions(seen: ObservedState, head: Slot) -> Iterator[Finding]:
     if head.version not in seen.keys:  # an older version may be deleted; it only cannot be rolled back to
         yield Finding("registry", f"version {head.version} is gone", f"{_BACKUP}, or `--adopt`, or roll back")
-    elif head.version in seen.lost:
+    elif head.version in seen.lost_weights:
         yield Finding("registry", f"version {head.version} has no weights in this MLflow store",
                       "restore MLflow's artifacts from a backup, or bring back results/release or the Hub's release "
                       "and `--adopt`, or promote another model with `deployment_script.py --force-deploy`")

@@ -294,7 +294,10 @@ def test_a_copy_that_is_behind_is_normal_and_completed_by_the_next_deployment(sh
     assert COPY.read_bytes() == copy
     COPY.unlink()
     assert shop.bring("three", 30).reason is Reason.ALREADY
-    assert [line.slot for line in read_ledger(COPY.parent, NAME)] == list(shop.view.slots)
+    assert COPY.read_bytes() == copy
+    lines = read_ledger(COPY.parent, NAME)
+    assert [line.slot for line in lines] == list(shop.view.slots)
+    assert [line.identity.digest() for line in lines if line.identity] == [line.slot.model_digest for line in lines]
     assert drift(status()) == []
 
 

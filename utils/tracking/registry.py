@@ -74,6 +74,11 @@ class MlflowRegistry:
         """Every version and the promotion key that it carries, None for one that was not made here."""
         return {int(v.version): v.tags.get(tag.KEY) for v in self._versions("")}
 
+    def identities(self) -> dict[str, ModelIdentity]:
+        """What each version was made from, by promotion key; of versions that say so."""
+        return {v.tags[tag.KEY]: ModelIdentity.model_validate_json(v.tags[tag.IDENTITY]) for v in self._versions("")
+                if {tag.KEY, tag.IDENTITY} <= v.tags.keys()}
+
     def described(self, version: int) -> tuple[str, dict[str, str]]:
         """The address of a version's files, and its tags."""
         with mlflow_errors():
