@@ -81,7 +81,7 @@ ROWS: list[tuple[ObservedState, str]] = [
     (copied([*LINES, "{}"]), "copy: has 4 slots, the ledger 3: the ledger lost some; `--repair`"),
     (copied(OTHER), "ledger: slot 3 differs, results/deployment/ledger.jsonl stands alone: actor (MLflow and the"),
     (replace(copied(LINES), view=REWRITTEN), 'ledger: slot 3 differs, MLflow stands alone: score (MLflow: "0.9", re'),
-    (replace(QUIET, lost_weights=frozenset({3})), "registry: version 3 has no weights in this MLflow store; restore MLflow's"),
+    (replace(QUIET, lost_weights=frozenset({3})), "registry: version 3 has no weights in this MLflow store"),
     (replace(QUIET, info={"champion": {"version": 2}}), "record: deployment_info.json names version 2 as champion;"),
     (replace(QUIET, info={"champion": None}), "record: deployment_info.json names no version as champion; the ledger"),
     (replace(EMPTY, holders=replace(NOBODY, champion=2)), "registry: shows version 2 as champion, but the ledger is"),
