@@ -93,10 +93,10 @@ def champions_release(config: Path) -> tuple[Path, int]:
     from scripts.commands.services import managed_model
     from utils.tracking.registry import fetch_version
 
-    model = managed_model(config, skip_hf_push=True)
+    model = managed_model(config, skip_hf_push=True, create=False)
     head = model.ledger.view().head
     if head is None:
-        raise InvalidInput(f"{model.model_name}: no model was promoted yet; {otherwise}")
+        raise InvalidInput(f"{model.model_name}: the ledger in MLflow names no champion; {otherwise}")
     if found := _release_of(head.key):
         return found, head.version
     logger.info("fetching the champion, %s version %d, from the registry", model.model_name, head.version)

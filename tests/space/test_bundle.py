@@ -70,7 +70,8 @@ def test_beside_the_record_of_another_challenger_the_champion_keeps_name_and_ver
         release: Path, tmp_path: Path, record: str) -> None:
     champion: dict[str, Any] = {"model_name": "shop", "champion": {"key": "cd" * 32, "version": 7, "score": "0.5"}}
     kept = {**champion, "result": "kept", "version": None, "model_digest": "ef" * 32, "hub": {"commit": "c" * 40}}
-    told = kept if record == "deployment_info" else {"result": "invalid", "code": 3, "last_known": champion}
+    failed = {"result": "invalid", "code": 3, "last_known": champion}
+    told: dict[str, Any] = kept if record == "deployment_info" else failed
     (tmp_path / "deployment").mkdir()
     (tmp_path / "deployment/deployment_info.json").write_text(json.dumps(told))
     (release / "champion.json").write_text(json.dumps(
