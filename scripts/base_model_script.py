@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.params import load_params
 from src.core.records import BASE_MODEL, CONFIG, read_lines
 from utils import process

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.params import check_place
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
 from utils import process, results

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.params import load_params
 from src.core.records import CONFIG
 from utils import process

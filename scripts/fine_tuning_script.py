@@ -4,6 +4,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core import records
 from src.core.params import load_params
 from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.errors import IntegrityError
 from src.core.records import CONFIG
 from utils import environment, process

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.errors import InvalidParams
 from src.core.params import load_params
 from src.core.records import CONFIG

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.errors import InvalidParams
 from src.core.params import check_place
 from src.core.records import CONFIG, OUTPUT_DIR, read_object

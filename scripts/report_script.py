@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core import records
 from src.core.errors import PipelineError
 from src.core.params import Params, load_params

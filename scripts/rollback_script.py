@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.errors import Refused
 from src.core.records import CONFIG
 from src.ledger.slots import LedgerView, Slot

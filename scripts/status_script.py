@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.records import CONFIG
 from src.promotion.status import (
     BEFORE_THE_COMMIT_POINT,

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core.records import CONFIG, OUTPUT_DIR
 from src.report import summary
 from utils import github_utils, process

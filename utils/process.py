@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -21,6 +22,7 @@ from urllib.parse import quote
 import dotenv
 
 from src.core.errors import IntegrityError, InvalidParams, PipelineError, Undecided
+from utils import interrupts
 
 logger = logging.getLogger("champion")
 LOG_LEVEL = "CHAMPION_LOG_LEVEL"
@@ -50,6 +52,7 @@ def run(stage: Callable[[], int], *, announce: Announce = lambda _result, _code,
     dotenv.load_dotenv(Path(".env"))
     _set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
+    interrupts.hand_over()
     sys.exit(_guarded(stage, announce))
 
 
@@ -111,7 +114,7 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    sys.excepthook = show_exception
+    sys.excepthook, sys.unraisablehook = show_exception, _show_unraisable
     # Ours to hear when a library is updated; noise to whoever runs a stage.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|mlflow|torch|peft")
     # MLflow prints "View run ..." lines with the address, credentials included.
@@ -255,3 +258,12 @@ class Formatter(logging.Formatter):
 def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A sys.excepthook that redacts the traceback."""
     sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _show_unraisable(told: "sys.UnraisableHookArgs") -> None:
+    """Python drops a Ctrl-C that arrives in a callback, for example of the import system: send it again."""
+    if told.exc_type is KeyboardInterrupt:
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(told)

@@ -366,3 +366,38 @@ def test_a_servers_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
         assert f"\nERROR {'' if known else 'ValueError: '}{shown}" in err
         assert not set(err) & set("\x1b\x07\r\x9b\u202e\x00")
         assert "\x1b" not in "".join(told(tmp_path)[2])
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*_script.py")), ids=lambda path: path.stem)
+def test_a_script_watches_for_ctrl_c_before_it_imports_anything_else_of_ours(script: Path) -> None:
+    imports = [line for line in script.read_text().splitlines() if line.startswith(("import ", "from "))]
+    ours = [line for line in imports if line.split()[1].split(".")[0] in ("src", "utils", "scripts", "space")]
+    assert ours[0].startswith("import utils.interrupts ")
+
+
+def test_ctrl_c_while_a_script_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    code = ("import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "import __main__; __main__.__file__ = sys.argv[1]; runpy.run_path(sys.argv[1], run_name='__main__')")
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "scripts/status_script.py")], cwd=tmp_path,
+                               env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "ERROR interrupted from the keyboard; run it again\n")
+
+
+def test_ctrl_c_in_a_callback_which_python_drops_ends_the_stage_all_the_same(tmp_path: Path) -> None:
+    body = """
+    import weakref
+    class Thing: pass
+    def interrupted(_): raise KeyboardInterrupt
+    thing = Thing()
+    watched = weakref.ref(thing, interrupted)
+    del thing
+    time.sleep(600)
+    """
+    code, _, err = run(body.strip(), tmp_path)
+    assert (code, err) == (130, "ERROR interrupted from the keyboard; run it again\n")
