@@ -9,13 +9,18 @@ from huggingface_hub import HfApi
 
 from scripts import rollback_script, status_script
 from scripts.commands import republish
+from scripts.commands.assemble import save_flavour
 from src.core.errors import IntegrityError, RunAgain
 from src.core.records import manifest, read_object
 from src.model_selection import Verdict
+from src.models import merging
+from src.promotion.release import assemble_release, check_release, complete
+from tests.fakes import tiny_model
 from tests.fakes.history_store import deploy, write_params
 from tests.fakes.loopback.publishing import release_folder
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from tests.fakes.promoted import PUSHING, REPO, SOURCE, Shop, Status, drift, run, set_environment
+from utils.tracking.registry import plain
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
 RELEASE = Path("results/release")
@@ -175,3 +180,16 @@ def test_a_deleted_tag_of_an_older_version_is_seen_and_set_again(shop: Shop, sta
     assert drift(status()) == ["hub: tag v1 is missing, and its commit is still there"]
     assert run(status_script, "--repair") == 0
     assert shop.hub.repos[f"models/{REPO}"]["tags"]["v1"] == commit
+
+
+@pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, of its own code
+def test_what_mlflow_keeps_of_real_weights_makes_a_release_again(tmp_path: Path) -> None:
+    tiny_model.write_base(tmp_path / "base")
+    model, tokenizer = merging.load(tmp_path / "base", "float32")
+    released = assemble_release(model, tokenizer, tmp_path / "release", max_new_tokens=8, texts={})
+    save_flavour(tmp_path / "release", tmp_path / "kept")
+    again = plain(tmp_path / "kept")
+    made = complete(again, {})
+    assert check_release(again) == made
+    assert {name: made.get(name) for name in released if name.endswith((".safetensors", "tokenizer.json"))} == {
+        name: sha256 for name, sha256 in released.items() if name.endswith((".safetensors", "tokenizer.json"))}
