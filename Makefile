@@ -44,7 +44,7 @@ serving: $(SERVING)/.ready
 # space/assets, made again if the champion has changed. Its release is in results/release or, after a rollback, fetched.
 bundle: $(BUILDER)/.ready $(if $(RELEASE),,$(READY))
 	@release="--model $(RELEASE)"; \
-	  $(if $(RELEASE),,release=$$($(RUN) python scripts/space_script.py --release) &&) \
+	  $(if $(RELEASE),,release=$$($(RUN) python scripts/champion_script.py) &&) \
 	  HF_HUB_OFFLINE=1 $(BUILDER)/bin/python space/prepare_assets.py $$release --if-changed \
 	  $(addprefix --questions ,$(wildcard results/data/train.jsonl))
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from src.core.errors import InvalidInput, InvalidParams
 from src.core.params import METRICS
 from src.core.records import (
+    CHAMPION_FILE,
     EvaluationReport,
     FineTunedModel,
     Metrics,
@@ -26,6 +28,7 @@ from utils import json_utils
 from utils.process import Formatter
 
 INFO = "deployment_info.json"
+_KEY_ON_CARD = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
 COMPARISON = "model_comparison.json"
 LOGS = "deployment_logs.txt"
 _LAST_KNOWN = "last_known"  # of a failure: the model's name and its champion as they were recorded before
@@ -217,3 +220,12 @@ def _inside(key: str, value: str, source: Path) -> Path:
     if not found:
         raise InvalidInput(f"{source}: {key} {value!r:.200}: no such folder; {again}")
     return path
+
+
+def release_key(release: Path) -> str | None:
+    """The promotion key of a release: champion.json's, or its card's if it was made before there was that file."""
+    champion, card = release / CHAMPION_FILE, release / "README.md"
+    if champion.is_file():
+        return str(read_object(champion).get("key"))
+    found = _KEY_ON_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return found[1] if found else None

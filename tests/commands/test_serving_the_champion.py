@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from scripts import rollback_script, space_script
+from scripts import champion_script, rollback_script
 from scripts.commands import deploy
 from scripts.commands.assemble import save_flavour
 from src.core.errors import InvalidInput
@@ -127,7 +127,7 @@ def test_after_a_deployment_that_failed_the_champion_is_known_still(shop: Path) 
 
 def test_without_a_champion_it_says_what_to_do(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InvalidInput, match="no champion is known here; run `make repro`, or serve another release"):
-        run(space_script, "--release")
+        run(champion_script)
     made = make()
     assert (made.returncode, Path("space/assets").exists()) == (2, False)
     assert "no champion is known here" in made.stderr
