@@ -1,4 +1,8 @@
-"""How often a deployment finds forged answers: a model 0.02 below the champion, forged until it is 0.001 above it.
+"""How often the rows that a release generates again hold a forged answer.
+
+A model 0.02 below the champion is forged until it is 0.001 above it. This measures the choice of these rows alone. A
+deployment reads all other answers as well, which finds a forged answer in any row (docs/release.md): every try of every
+strategy, unless each forged answer is one that the model chooses up to near-ties. `copied_answers.py` measures that.
 
     python -m benchmarks.sample_answers SAMPLES.jsonl        (after `make repro`)
     python -m benchmarks.forged_answers SAMPLES.jsonl [--tries 1000] [--least 0.99]
@@ -14,7 +18,7 @@ answer is then generated again, and differs. Strategies:
     20, 60     so many rows, each with an equal part of the gain
     all        every row, in equal parts
     copies     the champion's own answers where the challenger's are worse, fewest rows first: these rows show no gain,
-               so that only drawn rows can find them (no promise: see docs/gate.md)
+               so that of the chosen rows only the drawn ones can be among them (no promise; reading finds them)
 """
 
 import argparse

@@ -113,8 +113,9 @@ def verified(base: Path, folder: Path) -> None:
     model, tokenizer = merging.merge(base, folder / "adapter", DTYPE)
     release.assemble_release(model, tokenizer, folder / "release", max_new_tokens=NEW_TOKENS, texts={})
     del model
+    scored = Prediction.load_lines(folder / "predictions.jsonl")
     found = release.verify_release(folder / "release", base=base, adapter=folder / "adapter", dtype=DTYPE,
-                                   predictions=Prediction.load_lines(folder / "predictions.jsonl"))
+                                   predictions=scored, again=range(len(scored)))
     print(f"{found.equal} of {found.rows} answers equal, logits within {found.logits_difference:.1e}", file=sys.stderr)
 
 

@@ -29,7 +29,7 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
              answers: Sequence[Prediction], verified: VerifiedRows) -> None:
     """Merge adapter and base, write results/release, and prove that it is the model that was scored.
 
-    answers: of the evaluation, checked; verified: which of them the release has to give again.
+    answers: of the evaluation, checked; verified: which of them the release has to generate again.
     """
     report = inputs.report
     base, adapter = check_sources(inputs.model, BaseModelRef.load(BASE_MODEL), root=Path.cwd())
@@ -46,9 +46,10 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
                      texts=texts)
     del model
     checked = verify_release(RELEASE_DIR, base=base, adapter=adapter, dtype=report.model.dtype,
-                             predictions=[answers[place] for place in verified.places])
-    logger.info("release verified: %d of %d answers equal, logits within %.1e", checked.equal, checked.rows,
-                checked.logits_difference)
+                             predictions=answers, again=verified.places)
+    logger.info("release verified: %d answers generated again, %d equal; all %d answers read, every token the model's "
+                "choice, %d by a near-tie; logits within %.1e", checked.rows, checked.equal, checked.answers,
+                checked.near_ties, checked.logits_difference)
 
 
 def _facts(params: Params, request: Request, decision: Decision, predictions: Sequence[Prediction],

@@ -18,15 +18,16 @@ from utils.results import Inputs
 from utils.tracking import tag
 
 
-def check_claims(inputs: Inputs, metrics: Path) -> list[Prediction]:
+def check_claims(inputs: Inputs, metrics: Path, *, max_rows: int) -> list[Prediction]:
     """Check every file of an evaluation; returns its answers, whose statistics are then known to be true.
 
-    metrics: the path of metrics.json. Nothing is written. Raises InvalidInput, naming the first value that differs.
+    metrics: the path of metrics.json; max_rows: `evaluation.max_rows`, so many rows of the split have to be evaluated,
+    0 for all. Nothing is written. Raises InvalidInput, naming the first value that differs.
     """
     report, folder = inputs.report, inputs.evaluations
     path = folder / PREDICTIONS
     given = Prediction.load_lines(path)
-    rows, trained = split_rows(report, folder)
+    rows, trained = split_rows(report, folder, max_rows)
     check_answers(path, given, rows, max_new_tokens=report.contract.generation.max_new_tokens,
                   tokenizer=tokenizer_of(report.contract),
                   decode=lambda: _texts(Path(inputs.model.base_model.path), given))
@@ -37,16 +38,23 @@ def check_claims(inputs: Inputs, metrics: Path) -> list[Prediction]:
     return given
 
 
-def split_rows(report: EvaluationReport, folder: Path) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
+def split_rows(report: EvaluationReport, folder: Path, max_rows: int
+               ) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
     """The evaluated rows and the training split's, from the files that results/data/datasets.json names.
 
-    Raises InvalidInput if the report states another split, or a file is not the recorded one.
+    Raises InvalidInput if the report states another split or another number of rows than max_rows asks for, or a file
+    is not the recorded one.
     """
     splits = Datasets.load(DATASETS)
     for key, stated, recorded in disagreements(report.evaluation.model_dump(), splits.evaluation.model_dump()):
         raise InvalidInput(f"{folder / 'report.json'}: evaluation.{key} is {stated!r:.70}, {DATASETS} says "
                            f"{recorded!r:.70}, so it scores another split; run `dvc repro evaluation`")
-    return _rows(splits.evaluation)[: report.rows], _rows(splits.train)
+    rows = _rows(splits.evaluation)
+    asked = rows[:max_rows] if max_rows else rows
+    if report.rows != len(asked):
+        raise InvalidInput(f"{folder / 'report.json'}: rows is {report.rows}, evaluation.max_rows {max_rows} asks for "
+                           f"{len(asked)} of the {len(rows)} in {splits.evaluation.path}; run `dvc repro evaluation`")
+    return asked, _rows(splits.train)
 
 
 def _texts(base: Path, given: list[Prediction]) -> list[str]:

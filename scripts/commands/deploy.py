@@ -81,7 +81,7 @@ def challenger_setting(flags: argparse.Namespace, output: Path | None, log: resu
                               skip_hf_push=flags.skip_hf_push)
     metrics = flags.evaluation_results or EVALUATION_RESULTS
     inputs = results.read_inputs(metrics, flags.model_artifact_path or MODEL_LOCATION)
-    answers = check_claims(inputs, metrics)
+    answers = check_claims(inputs, metrics, max_rows=params.evaluation.max_rows)
     shuffled = secrets.SystemRandom().sample(range(len(answers)), len(answers))
     if asked.push and environment.in_ci():
         store.check_lasting(params.mlflow.tracking_uri)

@@ -22,6 +22,7 @@ Tokenizer: TypeAlias = PreTrainedTokenizerBase
 # An interrupted upload resumes with whole files, so it repeats at most this much.
 SHARD_SIZE = "500MB"
 _TRAIN_AGAIN = "run `dvc repro fine_tuning`"
+_LOGITS_HELD = 2**24  # logits that are compared at once: 64 MB in float32, 524 tokens of a vocabulary of 32,000
 _TIED_LAYERS = ("lm_head", "embed_tokens", "wte")
 
 
@@ -125,13 +126,26 @@ def logits_difference(first: Iterable[torch.Tensor], second: Iterable[torch.Tens
     return torch.stack([torch.linalg.norm(a - b) / torch.linalg.norm(a) for a, b in pairs]).max().item()
 
 
-def preference_gap(model: Model, tokens: Sequence[int], candidate: int) -> float:
-    """The gap between the logit of the model's first choice and that of a candidate for the next token.
+@torch.inference_mode()
+def preference_gaps(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+    """For each token of an answer, how far its logit lies below that of the model's first choice at this place.
 
-    In standard deviations of the logits over the vocabulary; 0 if the candidate is the first choice.
+    In standard deviations of the logits over the vocabulary; 0 for the first choice. Nothing is generated: the model
+    reads prompt and answer once, without padding. Logits are held for a few tokens at a time.
     """
-    last = _logits(model, tokens)[-1].float()
-    return ((last.max() - last[candidate]) / last.std()).item()
+    step = max(1, _LOGITS_HELD // model.config.get_text_config().vocab_size)
+    read = [*prompt, *answer[:-1]]
+    cache, done, gaps = None, 0, list[torch.Tensor]()
+    for first in range(0, len(answer), step):
+        tokens = torch.tensor([answer[first : first + step]], device=model.device)
+        end = len(prompt) + first + tokens.shape[1] - 1
+        found = model(input_ids=torch.tensor([read[done:end]], device=model.device), past_key_values=cache,
+                      use_cache=len(answer) > step, logits_to_keep=tokens.shape[1])
+        logits = found.logits[0].float()
+        chosen = logits.gather(1, tokens.T).flatten()
+        gaps.append((logits.max(dim=1).values - chosen) / logits.std(dim=1))
+        cache, done = found.past_key_values, end
+    return [gap for part in gaps for gap in part.tolist()]
 
 
 @torch.inference_mode()

@@ -43,14 +43,24 @@ _COMPARED = 512  # tokens whose logits are compared, over all rows: 33 MB with a
 # Below float32 the other rows of a batch move near-ties: how far below the first choice, in standard deviations of
 # the logits, a token that was scored may lie.
 TIE_TOLERANCE = {"float32": 0.0, "float16": 2e-2, "bfloat16": 2e-1}
+# The same for answers that are read and not generated again. In float32, to read an answer at once sums in another
+# order than to generate it token by token in a padded batch: on 4 to 22 layers that moved logits by at most 1.1e-5
+# standard deviations, a gap by twice that.
+READ_TOLERANCE = {**TIE_TOLERANCE, "float32": 1e-4}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared: rows answered again, how many answers are equal token by token, and the logits' difference."""
+    """What was compared.
+
+    answers were read and every token of theirs is the model's own choice, for near_ties of their tokens up to a
+    near-tie; rows of them were generated again, equal of these came out token for token.
+    """
 
     rows: int
     equal: int
+    answers: int
+    near_ties: int
     logits_difference: float
 
 
@@ -122,12 +132,13 @@ def check_release(folder: Path) -> dict[str, str]:
     return found
 
 
-def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction]
-                   ) -> Verification:
-    """Check on some of the scored predictions that a release is the model that was scored.
+def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction],
+                   again: Sequence[int]) -> Verification:
+    """Check by the scored predictions that a release is the model that was scored.
 
     Its files match its manifest, its logits are those of base and adapter unmerged, and loaded plainly from disk it
-    generates the answers again: in float32 token for token, below that up to near-ties. Raises IntegrityError.
+    generates the answers at the places `again` again: in float32 token for token, below that up to near-ties. Every
+    answer's tokens are what it would choose one after the other, up to near-ties. Raises IntegrityError.
     """
     from src.evaluation.generation import answer, prompt_tokens
     from src.models.merging import load, load_with_adapter, logits, logits_difference
@@ -137,10 +148,13 @@ def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predi
     if str(released.dtype) != f"torch.{dtype}":
         raise IntegrityError(f"{folder}: weights are {released.dtype}, expected {dtype}; {_AGAIN}")
     prompts = [prompt_tokens(tokenizer, row.prompt()) for row in predictions]
-    answers = answer(released, tokenizer, [row.prompt() for row in predictions], tokens_per_batch=_BATCH)
+    chosen = [(prompts[place], predictions[place]) for place in again]
+    answers = answer(released, tokenizer, [row.prompt() for _, row in chosen], tokens_per_batch=_BATCH)
     equal = sum(_same_answer(released, prompt, row, found, TIE_TOLERANCE[dtype])
-                for prompt, row, found in zip(prompts, predictions, answers, strict=True))
-    sequences = [[*prompt, *row.tokens] for prompt, row in zip(prompts, predictions, strict=True)]
+                for (prompt, row), found in zip(chosen, answers, strict=True))
+    near_ties = sum(_read(released, prompt, row, READ_TOLERANCE[dtype])
+                    for prompt, row in zip(prompts, predictions, strict=True))
+    sequences = [[*prompt, *row.tokens] for prompt, row in chosen]
     last = max(1, _COMPARED // len(sequences))
     device, of_release = released.device, list(logits(released, sequences, last=last))
     del released  # one model at a time
@@ -149,23 +163,48 @@ def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predi
     if not difference <= LOGITS_TOLERANCE[dtype]:  # NaN fails too
         raise IntegrityError(f"{folder}: logits differ from base and adapter by {difference:.2g}, "
                              f"{LOGITS_TOLERANCE[dtype]:.2g} is allowed in {dtype}; {_AGAIN}")
-    return Verification(rows=len(predictions), equal=equal, logits_difference=difference)
+    return Verification(rows=len(chosen), equal=equal, answers=len(predictions), near_ties=near_ties,
+                        logits_difference=difference)
 
 
 def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: GeneratedAnswer, tolerance: float) -> bool:
     """True for an equal answer, False for one that differs from a near-tie on; raises IntegrityError otherwise."""
-    from src.models.merging import preference_gap
+    from src.models.merging import preference_gaps
 
     if found.tokens == scored.tokens and found.text == scored.prediction:
         return True
     pairs = zip(found.tokens, scored.tokens, strict=False)
     common = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
     if tolerance and len(common) < len(scored.tokens):
-        gap = preference_gap(model, [*prompt, *common], scored.tokens[len(common)])
+        gap = preference_gaps(model, [*prompt, *common], [scored.tokens[len(common)]])[0]
         if gap <= tolerance:
             return False
-    raise IntegrityError(f"release: row {scored.id} is answered differently from token {len(common) + 1} on than when "
-                         f"it was scored; {_AGAIN}")
+    raise _differs(scored, len(common))
+
+
+def _read(model: Model, prompt: list[int], scored: Prediction, tolerance: float) -> int:
+    """How many tokens of an answer are near-ties and not the model's first choice; raises IntegrityError otherwise.
+
+    Under the settings of `set_greedy`, which `answer` insists on, the first choice is the largest logit, and an answer
+    ends with the first stop token or after max_new_tokens.
+    """
+    from src.models.merging import preference_gaps
+
+    settings, count = model.generation_config, len(scored.tokens)
+    limit, stops = settings.max_new_tokens, set(settings.eos_token_id)
+    end = next((number for number, token in enumerate(scored.tokens, 1) if token in stops), limit)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    known = list(takewhile(lambda token: 0 <= token < vocabulary, scored.tokens[:end]))
+    gaps = preference_gaps(model, prompt, known)
+    wrong = next((place for place, gap in enumerate(gaps) if not gap <= tolerance), len(known))  # NaN is wrong too
+    if wrong < end or count != end:
+        raise _differs(scored, wrong)
+    return sum(gap > 0 for gap in gaps)
+
+
+def _differs(scored: Prediction, common: int) -> IntegrityError:
+    return IntegrityError(f"release: row {scored.id} is answered differently from token {common + 1} on than when it "
+                          f"was scored; {_AGAIN}, and if that ends here again, `dvc repro --force evaluation`")
 
 
 def _check_names(folder: Path, files: Mapping[str, str]) -> None:

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from scripts.commands import deploy as deployer
 from scripts.deployment_script import PARSER
 from src.core.params import MlflowParams, Params, load_params
 from src.core.records import DATASETS, EvaluationReport, file_sha256
-from tests.fakes.history_store import answers, challenger, deploy, write_params
+from tests.fakes.history_store import answers, challenger, deploy, write_params, write_split
 from tests.fakes.weightless import call, save
 from utils import json_utils, mlflow_utils
 from utils.results import LogBuffer
@@ -154,6 +155,34 @@ def test_the_first_false_claim_is_named_and_nothing_outside_is_changed(
     assert call("--force-deploy") == 3
     assert words in said(capsys)
     assert outside() == before
+
+
+def set_max_rows(count: int) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_bytes())
+    values["evaluation"]["max_rows"] = count
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.mark.parametrize(("max_rows", "asked"), [(0, 40), (31, 31), (29, 29), (100, 40)])
+def test_an_evaluation_of_other_rows_than_the_parameters_ask_for_is_refused(
+    params: Params, capsys: pytest.CaptureFixture[str], max_rows: int, asked: int
+) -> None:
+    challenger(params, "few", answers(20)[:30])  # the best ones, and all that is said of them is true
+    change(REPORT, evaluation=write_split(answers(20)).model_dump())
+    set_max_rows(max_rows)
+    before = outside()
+    capsys.readouterr()
+    assert call("--force-deploy", "--reason", "a customer needs it") == 3
+    assert (f"report.json: rows is 30, evaluation.max_rows {max_rows} asks for {asked} of the 40 in "
+            "results/data/evaluation.jsonl; run `dvc repro evaluation`") in said(capsys)
+    assert outside() == before
+
+
+def test_an_evaluation_of_the_first_rows_that_the_parameters_ask_for_is_deployed(params: Params) -> None:
+    challenger(params, "few", answers(20)[:30])
+    change(REPORT, evaluation=write_split(answers(20)).model_dump())
+    set_max_rows(30)
+    assert call() == 0
 
 
 def test_a_run_that_the_server_lacks_is_not_made_for_false_claims(

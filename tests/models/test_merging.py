@@ -223,3 +223,19 @@ def test_the_merge_is_pefts_own_bit_for_bit_though_it_needs_the_memory_of_one_mo
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     base = merging.load(root / BASE, dtype)[0].state_dict()
     assert sum(not torch.equal(ours[name], base[name]) for name in base) == 2 * len(tiny_model.TARGETS)
+
+
+@pytest.mark.parametrize("held", [1, 700, 2**24])  # one token at a time, two or three, all of them
+def test_the_gap_of_each_token_is_that_of_the_complete_logits(
+    root: Path, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    model, _ = merge(root)
+    prompt, answer = [5, 6, 7], [9, 30, 2, 41, 8, 8, 120]
+    with torch.inference_mode():
+        complete = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    gaps = [((row.max() - row[token]) / row.std()).item() for row, token in zip(complete, answer, strict=True)]
+    monkeypatch.setattr(merging, "_LOGITS_HELD", held)
+    assert merging.preference_gaps(model, prompt, answer) == pytest.approx(gaps, abs=1e-5)
+    best = complete[0].argmax().item()
+    assert merging.preference_gaps(model, prompt, [best]) == [0]
+    assert merging.preference_gaps(model, prompt, []) == []
