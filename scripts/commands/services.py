@@ -1,14 +1,16 @@
 """The model that params.yaml names, with its ledger, registry and Hub repository; for rollback, status and adoption."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 
-from scripts.commands.republish import hub_port
 from src.core.errors import IntegrityError, RunAgain, Undecided
 from src.core.params import Params, load_params
 from src.core.records import CONFIG, OUTPUT_DIR
@@ -19,9 +21,11 @@ from src.promotion import rollback
 from src.promotion.protocol import Services
 from src.promotion.status import ObservedHub, ObservedState, releases
 from utils import environment, json_utils, mlflow_utils, results
-from utils.hub.repository import HubRepository, repository
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
+
+if TYPE_CHECKING:
+    from utils.hub.repository import HubRepository
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,11 @@ class ManagedModel:
     @property
     def services(self) -> Services:
         """The services as the promotion protocol takes them."""
-        hub = hub_port(self.repository, self.params, self.client) if self.repository else None
+        hub = None
+        if self.repository:
+            from scripts.commands.republish import hub_port
+
+            hub = hub_port(self.repository, self.params, self.client)
         return Services(ledger=self.ledger, registry=self.registry, hub=hub, republication=republication)
 
     def copies(self) -> dict[str, list[str]]:
@@ -113,7 +121,11 @@ def managed_model(config: Path | None, *, skip_hf_push: bool, create: bool = Tru
     client = mlflow_utils.connect(params.mlflow) if create else mlflow_utils.connect_to_read(params.mlflow)
     ledger = MlflowLedger(client, params.deployment.model_registry_name, params.mlflow.experiment_name)
     registry = registry_of(params, client, ledger, save=_nothing, run_id=str, tags=dict)
-    return ManagedModel(params, client, ledger, registry, repository(params.deployment.huggingface) if push else None)
+    if not push:
+        return ManagedModel(params, client, ledger, registry, None)
+    from utils.hub.repository import repository  # huggingface_hub: only a push pays for it
+
+    return ManagedModel(params, client, ledger, registry, repository(params.deployment.huggingface))
 
 
 def check_store(ledger: MlflowLedger, model_name: str, *folders: Path) -> None:
