@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core import records
 from src.core.errors import IntegrityError, InvalidInput
 from src.core.records import OUTPUT_DIR, RELEASE_DIR

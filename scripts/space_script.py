@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
 from src.core import records
 from src.core.errors import IntegrityError, InvalidParams
 from src.core.params import SpaceParams, load_params

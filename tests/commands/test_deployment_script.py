@@ -192,7 +192,7 @@ def test_the_log_holds_every_step_whatever_goes_to_stderr(params: Params, capsys
 
 
 def test_the_record_says_what_the_score_was_compared_with(params: Params) -> None:
-    assert weightless.call("--dry-run") == 0
+    assert weightless.call() == 0
     compared = json.loads((OUTPUT / "model_comparison.json").read_text())
     numbers = {name: info()[name] for name in ("threshold", "improvement", "historical_best_score")}
     assert numbers == {name: compared[name] for name in numbers}

@@ -20,6 +20,7 @@ Comment = Callable[[], str]
 def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackGithub]:
     """The API, and a job about branch `feature` in a folder without results."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").touch()
     for name in ("GITHUB_EVENT_PATH", "PIPELINE_OUTCOME", "GITHUB_SERVER_URL", "GITHUB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     for github in started():

@@ -21,7 +21,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git("init", "-q", "--bare", "-b", "main", str(origin))
     git("clone", "-q", f"file://{origin}", str(mona))
     monkeypatch.chdir(mona)
-    for name in ("code.py", "dvc.lock", "results/a.json"):
+    for name in ("params.yaml", "code.py", "dvc.lock", "results/a.json"):
         write(name, "old\n")
     write(".gitignore", "/results/adapter\n")
     colleague("first")
