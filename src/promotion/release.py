@@ -79,10 +79,9 @@ def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, m
 
     parent = destination.parent
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(parent)
-    _require_space(parent, model.get_memory_footprint())
     folder = temporary(parent)
     try:
+        _require_space(parent, model.get_memory_footprint())
         set_greedy(model, tokenizer, max_new_tokens=max_new_tokens)
         save(model, tokenizer, folder)
         files = complete(folder, texts)
@@ -97,7 +96,8 @@ def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, m
 
 
 def temporary(parent: Path) -> Path:
-    """A new folder beside the release; the next assembly removes it if this process dies."""
+    """A new folder beside the release; the next call removes it if this process dies."""
+    _remove_leftovers(parent)
     folder = parent / f"{_TEMPORARY}{os.getpid()}.{secrets.token_hex(4)}"
     folder.mkdir(parents=True)  # the umask decides who may read it
     return folder

@@ -42,7 +42,8 @@ def look() -> int:
         "runs": _runs(client),
         "info": {name: value for name, value in results.last_info(OUTPUT_DIR).items() if name not in _IDS},
         "records": sorted(path.name for path in OUTPUT_DIR.iterdir()) if OUTPUT_DIR.is_dir() else [],
-        "release": {path.name: tree_digest(manifest(path)) for path in Path("results").glob("*release*")},
+        "release": {path.name: tree_digest(manifest(path)) if any(path.iterdir()) else "empty"
+                    for path in Path("results").glob("*release*")},
     }
     sys.stdout.write(json.dumps(told) + "\n")
     return 0
