@@ -22,7 +22,7 @@ from src.core.records import (
     manifest,
     tree_digest,
 )
-from src.ledger.copies import STORE, choose, refuse_altered
+from src.ledger.copies import STORE, choose, refuse_added, refuse_altered, words
 from src.ledger.slots import HubRef, LedgerView, Slot, parse_slots
 from src.promotion.protocol import Step, append, reconcile
 from src.promotion.release import check_release
@@ -37,12 +37,15 @@ from utils.tracking.deployments import DeploymentRun, Journal
 
 logger = logging.getLogger("champion")
 _ADOPTED = "adopted"  # stands for the score contract in the key of a model that was not made here
+_ELSE = ("restore MLflow's database from a backup, or set the alias champion on the version to be adopted and "
+         "`--adopt` again, or give deployment.model_registry_name a value of your own")
 Save = Callable[[Path, Path], None]
 
 
 def repair(model: ManagedModel) -> None:
     """Restore a lost ledger from a copy, and make registry, Hub, mirror, copy and record follow its head."""
     _restore(model, trusting=False)
+    model.checked_view()  # nothing follows from an empty ledger, least of all a record without a champion
     view = reconcile(model.services, Journal("repair").note, Step.PREFLIGHT)
     _restore_tags(model, view)
     prune(model.params, model.ledger, model.registry)
@@ -90,18 +93,23 @@ def _restore(model: ManagedModel, *, trusting: bool) -> bool:
     except IntegrityError:
         if not trusting:
             raise
-        _supersede(model, store, choose(store, copies))
+        texts = choose(store, copies)
+        _refuse_stranger(model, parse_slots(texts))
+        _supersede(model, store, texts)
         return True
-    longest = max(ledgers.values(), key=len, default=store)
+    place, longest = max(ledgers.items(), key=lambda item: len(item[1]), default=(STORE, store))
     missing, whole = longest[len(store):], parse_slots(longest)
     if missing and not trusting:
+        refuse_added(ledgers)
         _refuse_contradiction(model, whole)
+    _refuse_stranger(model, whole)
     for slot in whole.slots[len(store):]:
+        logger.warning("taking over from %s: %s", place, words(slot.text()))
         if not model.ledger.claim(slot):
             raise RunAgain(f"ledger: slot {slot.number} was taken while it was restored; look with "
                            "`python scripts/status_script.py`")
     if missing:
-        logger.warning("restored %d slots of the ledger from a copy", len(missing))
+        logger.warning("restored %d slots of the ledger from %s", len(missing), place)
     return bool(missing)
 
 
@@ -110,7 +118,20 @@ def _supersede(model: ManagedModel, store: list[str], texts: list[str]) -> None:
         logger.warning("slots %d to %d of the altered ledger do not continue the intact copy and are left out; look at "
                        "them in its run, and block by hand what they blocked (rollback_script.py --block)",
                        left[0], left[-1])
+    for number, text in enumerate(texts):
+        if text not in store[number:number + 1]:
+            logger.warning("taking over from the intact copy: %s", words(text))
     model.ledger.supersede(texts, environment.actor())
+
+
+def _refuse_stranger(model: ManagedModel, ledger: LedgerView) -> None:
+    """Refuse a registry whose champion would be another model that got its number."""
+    head, holders, registry = ledger.head, model.registry.holders(), model.registry
+    if head is None or (holders.champion or head.version) != head.version or head.version in registry.lost_weights():
+        return
+    if registry.keys().get(head.version, head.key) != head.key:
+        raise Refused(f"version {head.version} is the champion of the ledger, and another model in this registry; "
+                      f"{_ELSE}")
 
 
 def _refuse_contradiction(model: ManagedModel, copy: LedgerView) -> None:
@@ -133,7 +154,7 @@ def _restore_head(model: ManagedModel, view: LedgerView, save_flavour: Save) -> 
         return False
     made = False
     keys = model.registry.keys()
-    if head.version not in keys and not holders.production:
+    if (head.version not in keys and not holders.production) or model.registry.restoring():
         run = DeploymentRun(model.client, model.params.mlflow.experiment_name, model.model_name, head.key)
         registry = registry_of(model.params, model.client, model.ledger, save=lambda _: None, run_id=run.id, tags=dict)
         made = registry.restore(head.version, _tags_of(model, head), max(slot.version for slot in view.slots))
@@ -233,7 +254,8 @@ def _released(model: ManagedModel, view: LedgerView, save_flavour: Save) -> Unre
     repository = model.repository
     state = repository.state() if repository else None
     if repository is None or state is None or state.head is None or state.tree is None:
-        raise Refused("there is nothing to adopt: the registry shows no champion, and no Hub repository holds a model")
+        raise Refused("there is nothing to adopt: the registry shows no champion, and no Hub repository holds a model; "
+                      f"if there was a champion, {_ELSE}")
     commit, identity = state.head, _stand_in(model, [repository.repo_id, state.tree])
     key, params = identity.key(_ADOPTED), model.params
     run = DeploymentRun(model.client, params.mlflow.experiment_name, model.model_name, key)

@@ -20,6 +20,8 @@ _WAYS = {
     COPY: f"`git checkout -- {COPY}`, or delete it, and {_REPAIR} writes it anew",
     MIRROR: f"delete {MIRROR}, and {_REPAIR} writes it anew",
 }
+OLD_STORE = "if the store was put back to an older state, "
+_ALTERED_COPY = (f"if it was not, somebody added to the copy (`git log -p -- {COPY}`): {_WAYS[COPY]}")
 _BEFORE = "previous_sha256"
 _FIELDS = 3  # of a slot that are spelled out
 _CHARACTERS = 60
@@ -68,6 +70,39 @@ def remedy(ledgers: Mapping[str, Sequence[str]], first: Difference) -> str:
             f"{' and '.join(others)}, and {_REPAIR} writes it anew")
 
 
+def words(text: str) -> str:
+    """A slot in words, for a person to judge whether it is to be taken over."""
+    slot = _loaded(text)
+    if not {"number", "kind", "version"} <= slot.keys():
+        return "a slot that cannot be read"
+    more = "".join(f", {name} {', '.join(map(str, slot[name]))}" for name in ("blocks", "unblocks") if slot.get(name))
+    return (f"slot {slot['number']} ({slot['kind']}, version {slot['version']}{more}, by {_short(slot.get('actor'))}: "
+            f"{_short(slot.get('reason'))})")
+
+
+def is_copy_alone(ledgers: Mapping[str, Sequence[str]]) -> bool:
+    """True if the copy in git goes on beyond MLflow's ledger and the mirror, which end at the same slot."""
+    ends = {place: len(texts) for place, texts in ledgers.items() if texts}
+    return len(ends) == 3 and ends[STORE] == ends[MIRROR] < ends[COPY]
+
+
+def refuse_added(ledgers: Mapping[str, Sequence[str]]) -> None:
+    """Raise IntegrityError if MLflow's ledger and the mirror agree that the copy in git has too many slots.
+
+    Whoever gets a pull request merged can add to the copy: only a person may take such slots over.
+    """
+    if is_copy_alone(ledgers):
+        added = ledgers[COPY][len(ledgers[STORE]):]
+        raise IntegrityError(f"ledger: {COPY} alone has {', '.join(map(words, added[:_FIELDS]))}"
+                             f"{' and more' if len(added) > _FIELDS else ''}; {added_remedy()}")
+
+
+def added_remedy() -> str:
+    """What to do about slots that only the copy in git has, although the mirror was written since."""
+    return (f"if somebody added them (`git log -p -- {COPY}`), {_WAYS[COPY]}; {OLD_STORE}`python "
+            "scripts/status_script.py --adopt` takes them over")
+
+
 def refuse_altered(ledgers: Mapping[str, Sequence[str]]) -> None:
     """Raise IntegrityError, with the way out, for a slot that differs between places or breaks the chain."""
     if found := differing(ledgers):
@@ -90,8 +125,9 @@ def refuse_lost(name: str, store: Sequence[str], copy: Sequence[str] | None, rec
     if store:
         refuse_altered({STORE: store, COPY: copy or ()})
         if len(store) < kept:
-            raise Undecided(f"{name}: MLflow's ledger has {_slots(len(store))} and {COPY} {kept}, so the store lost "
-                            f"some; if it is an old backup, restore a newer one, or {_REPAIR} writes them anew")
+            raise Undecided(f"{name}: MLflow's ledger has {_slots(len(store))} and {COPY} {kept}, so MLflow's lacks "
+                            f"{words((copy or ())[len(store)])}; {OLD_STORE}restore a newer one, or {_REPAIR} writes "
+                            f"them anew; {_ALTERED_COPY}")
     elif kept or recorded is not None:
         says = f"{COPY} has {_slots(kept)}" if kept else f"deployment_info.json names version {recorded} as champion"
         raise Undecided(f"{name}: {says}, but MLflow holds no ledger of it, so the store is lost or another one; "

@@ -72,11 +72,19 @@ def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | N
 
 
 def adoption(view: LedgerView, found: UnrecordedChampion, origin: Origin) -> Slot | None:
-    """The slot that adds this champion: `genesis` in an empty ledger, else `force`. None if it is the head already."""
+    """The slot that adds this champion: `genesis` in an empty ledger, else `force`. None if it is the head already.
+
+    Raises Refused if the ledger knows another model by its number.
+    """
     head = view.head
     if head and head.version == found.version:
         return None
-    if any(slot.version == found.version for slot in view.slots):
+    known = {slot.key for slot in view.slots if slot.version == found.version}
+    if known and found.key not in known:
+        raise Refused(f"version {found.version}: is another model in the ledger than in the registry, and blocks name "
+                      f"versions; register it again under a number above {max(slot.version for slot in view.slots)}, "
+                      "set the alias champion there, and `--adopt` again")
+    if known:
         return _again(view, slot_of_version(view, found.version), "force", origin, set())
     return Slot(number=view.next_number, kind="force" if head else "genesis", metrics=None, blocks=[], unblocks=[],
                 previous_sha256=view.head_sha256, **vars(found), **vars(origin))

@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from src.ledger.copies import COPY, MIRROR, STORE, differing, remedy
+from src.ledger.copies import COPY, MIRROR, OLD_STORE, STORE, added_remedy, differing, is_copy_alone, remedy, words
 from src.ledger.ports import Holders, HubState
 from src.ledger.slots import HubRef, LedgerView, Slot
 from src.promotion.protocol import Step
@@ -18,6 +18,7 @@ _ADOPT = "`--adopt` takes it in"
 _LOST = "the store is lost or another one: restore it or correct mlflow.tracking_uri, or `--adopt`"
 _PUBLISH = "`--repair` publishes it, and so does the next deployment that pushes"
 _BACKUP = "restore MLflow's database from a backup"
+_UNENDED = "an adoption was interrupted, and `--adopt` again ends it"
 BEFORE_THE_COMMIT_POINT = (Step.ASSEMBLE, Step.REGISTER, Step.PUBLISH, Step.CLAIM)
 RELEASE = "release/"
 ALTERED = "ledger"  # the place of a finding about a slot that ledger, copy and mirror do not hold alike
@@ -126,7 +127,8 @@ def _versions(seen: ObservedState, head: Slot) -> Iterator[Finding]:
         found = seen.keys.get(version, key)
         if found != key:
             yield Finding("registry", f"version {version} carries the key {(found or 'none')[:12]}; the ledger says "
-                          f"{key[:12]}: another model has its number", _BACKUP)
+                          f"{key[:12]}: another model has its number",
+                          _UNENDED if version in seen.lost_weights else _BACKUP)
 
 
 def _hub(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
@@ -172,10 +174,16 @@ def _slots(seen: ObservedState) -> Iterator[Finding]:
     for place, texts, expected in (("copy", seen.copy or [], bool(seen.copy)), ("mirror", ledgers[MIRROR], pushed)):
         behind = len(ours) - len(texts)
         if behind < 0:
-            yield Finding(place, f"has {len(texts)} slots, the ledger {len(ours)}: the ledger lost some",
-                          REPAIR if ours or seen.keys else _LOST)
+            lacks = f"has {len(texts)} slots, the ledger {len(ours)}, which lacks {words(texts[len(ours)])}"
+            yield Finding(place, lacks, _ahead(place, present) if ours or seen.keys else _LOST)
         elif behind and expected:
             yield Finding(place, f"is {behind} slot{'s' if behind > 1 else ''} behind the ledger", REPAIR)
+
+
+def _ahead(place: str, ledgers: Mapping[str, Sequence[str]]) -> str:
+    if place == "copy" and is_copy_alone(ledgers):
+        return added_remedy()
+    return f"{OLD_STORE}{REPAIR}; if it was not, find out who added to the {place}, and take that back"
 
 
 def _record(seen: ObservedState) -> Iterator[Finding]:

@@ -1,16 +1,20 @@
 """What stands outside of the ledger is taken in: a moved alias, an existing registry, a Hub repository alone."""
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from scripts import rollback_script, status_script
 from scripts.commands.deploy import Deployer
-from src.core.errors import IntegrityError, InvalidInput, Refused, Undecided
-from src.core.records import ChampionFile, ModelIdentity, manifest
+from src.core.errors import IntegrityError, InvalidInput, Refused, RunAgain, Undecided
+from src.core.records import ChampionFile, ModelIdentity, canonical_json, manifest
+from src.ledger.copies import words
 from src.ledger.ports import Holders
 from src.ledger.slots import Slot
 from src.model_selection import Reason
@@ -284,6 +288,127 @@ def test_a_ledger_that_lost_its_last_slots_is_undecided_and_repaired(shop: Shop,
         run(rollback_script)
     assert drift(status("--repair")) == []
     assert shop.view == view
+
+
+def add_to_copy(**changes: Any) -> str:
+    """What a pull request can do: a slot that continues the chain. Returns how it is told."""
+    last = read_ledger(COPY.parent, NAME)[-1]
+    slot = last.slot.model_copy(update={"number": last.slot.number + 1, "previous_sha256": last.slot.sha256(),
+                                        "actor": "mallory", "reason": "all is well", **changes})
+    with COPY.open("a") as copy:
+        copy.write(f"{canonical_json(last.model_copy(update={'slot': slot}).model_dump(mode='json'))}\n")
+    return words(slot.text())
+
+
+def test_a_slot_that_only_the_copy_in_git_has_is_named_and_taken_over_by_nobody_but_a_person(
+    shop: Shop, status: Status, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(rollback_script) == 0
+    view, copy = shop.view, COPY.read_bytes()
+    added = add_to_copy(kind="rollback", blocks=[], unblocks=[3])
+    assert added == 'slot 5 (rollback, version 2, unblocks 3, by "mallory": "all is well")'
+    with pytest.raises(Undecided, match=f"MLflow's lacks {re.escape(added)}.*somebody added to the copy.*or delete it"):
+        shop.bring("three", 30)
+    (found,) = status()["drift"]
+    assert added in found["text"]
+    assert "`git log -p -- " in found["remedy"]
+    with pytest.raises(IntegrityError, match=f"jsonl alone has {re.escape(added)}; if somebody added them .*delete it"):
+        run(status_script, "--repair")
+    assert shop.view == view
+    COPY.unlink()
+    assert drift(status("--repair")) == []
+    assert (COPY.read_bytes(), shop.bring("three", 30).reason) == (copy, Reason.BLOCKED)
+    add_to_copy(kind="rollback", blocks=[], unblocks=[3])
+    assert drift(status("--adopt")) == []
+    assert f"taking over from {COPY}: {added}" in caplog.text
+    assert shop.head.actor == "mallory"
+
+
+def test_without_the_hub_a_repair_says_whose_word_it_takes_for_each_slot(
+    rolled_back: Shop, status: Status, caplog: pytest.LogCaptureFixture
+) -> None:
+    added = add_to_copy(kind="rollback", unblocks=[2, 3])
+    (found,) = status()["drift"]
+    assert "if it was not, find out who added to the copy" in found["remedy"]
+    assert drift(status("--repair")) == []
+    assert f"taking over from {COPY}: {added}" in caplog.text
+    assert rolled_back.head.actor == "mallory"
+
+
+def test_a_repair_of_an_empty_store_leaves_the_record_that_names_a_champion(
+    rolled_back: Shop, migrated_store: Path
+) -> None:
+    lose_mlflow(rolled_back, migrated_store)
+    COPY.unlink()  # as before there was a copy
+    with pytest.raises(Undecided, match=r"deployment_info\.json names version 1 as champion, but MLflow"):
+        run(status_script, "--repair")
+    assert rolled_back.info["champion"]["version"] == 1
+    with pytest.raises(Undecided, match=r"deployment_info\.json names version 1 as champion, but MLflow"):
+        rolled_back.bring("weak", 3)
+
+
+def test_a_stranger_with_the_champions_number_does_not_become_the_champion(
+    rolled_back: Shop, status: Status, migrated_store: Path
+) -> None:
+    lose_mlflow(rolled_back, migrated_store)
+    register(rolled_back)
+    with pytest.raises(Refused, match="version 1 is the champion of the ledger, and another model in this registry"):
+        run(status_script, "--adopt")
+    with pytest.raises(Refused, match="does not hold version 1, the champion of the ledger's copy"):
+        run(status_script, "--repair")
+    assert (rolled_back.view.slots, rolled_back.holders.champion) == ((), None)
+    assert register(rolled_back, alias="champion") == 2  # a blocked version's number
+    with pytest.raises(Refused, match=r"version 2: is another model in the ledger .* under a number above 3, set the"):
+        run(status_script, "--adopt")
+    register(rolled_back)
+    assert register(rolled_back, alias="champion") == 4  # as the message says
+    status("--adopt")
+    assert (rolled_back.head.version, rolled_back.head.kind, rolled_back.holders.champion) == (4, "force", 4)
+    assert sorted(rolled_back.view.blocked_versions) == [2, 3]
+
+
+def test_where_the_champions_number_is_used_up_another_version_can_be_adopted(
+    rolled_back: Shop, status: Status, migrated_store: Path
+) -> None:
+    lose_mlflow(rolled_back, migrated_store)
+    for version in [register(rolled_back) for _ in range(3)]:
+        rolled_back.client.delete_model_version(NAME, str(version))
+    version = register(rolled_back)
+    with pytest.raises(Refused, match=r"nothing to adopt: .*set the alias champion on the version to be adopted"):
+        run(status_script, "--adopt")
+    rolled_back.client.set_registered_model_alias(NAME, "champion", str(version))
+    assert drift(status("--adopt")) == []
+    assert rolled_back.head.version == version == 4
+
+
+@pytest.mark.parametrize("killed_at", [("create_model_version", 1), ("create_model_version", 2),
+                                       ("delete_model_version", 1), ("delete_model_version", 2)], ids=str)
+def test_an_adoption_that_was_killed_is_finished_by_the_next_and_gives_no_number_twice(
+    shop: Shop, status: Status, migrated_store: Path, monkeypatch: pytest.MonkeyPatch, killed_at: tuple[str, int]
+) -> None:
+    assert run(rollback_script, "--to", 1) == 0
+    method, at = killed_at
+    view, truly, calls = shop.view, getattr(MlflowClient, method), list[object]()
+    lose_mlflow(shop, migrated_store)
+    saving(monkeypatch)
+    monkeypatch.setattr(Deployer, "_evaluate_champion", lambda _: None)  # its weights are a text
+
+    def killed(*values: Any, **named: Any) -> Any:
+        done = truly(*values, **named)
+        calls.append(values)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(MlflowClient, method, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(status_script, "--adopt")
+    with pytest.raises(RunAgain, match=r"version . is half restored, .*--adopt` again"):
+        shop.bring("four", 40, "--force-deploy", "--reason", "test", "--skip-hf-push")
+    assert drift(status("--adopt")) == []
+    assert (shop.view, shop.holders) == (view, Holders(1, None, frozenset({1})))
+    assert shop.bring("four", 40, "--force-deploy", "--reason", "test", "--skip-hf-push").reason is Reason.FORCED
+    assert shop.head.version >= 4
 
 
 def test_a_copy_that_is_behind_is_normal_and_completed_by_the_next_deployment(shop: Shop, status: Status) -> None:

@@ -75,10 +75,10 @@ ROWS: list[tuple[ObservedState, str]] = [
      "hub: version 3 is no longer on the Hub; shop/bot main holds nothing; `--repair` publishes it"),
     (mirror(None), "mirror: is 3 slots behind the ledger; `--repair`"),
     (mirror(LINES[:2]), "mirror: is 1 slot behind the ledger; `--repair`"),
-    (mirror([*LINES, "{}"]), "mirror: has 4 slots, the ledger 3: the ledger lost some; `--repair`"),
+    (mirror([*LINES, "{}"]), "mirror: has 4 slots, the ledger 3, which lacks a slot that cannot be read; if "),
     (mirror([LINES[0], "{}", LINES[2]]), "ledger: slot 2 differs: the Hub's branch `ledger` cannot be read; delete"),
     (copied(LINES[:2]), "copy: is 1 slot behind the ledger; `--repair`"),
-    (copied([*LINES, "{}"]), "copy: has 4 slots, the ledger 3: the ledger lost some; `--repair`"),
+    (copied([*LINES, "{}"]), "copy: has 4 slots, the ledger 3, which lacks a slot that cannot be read; if so"),
     (copied(OTHER), "ledger: slot 3 differs, results/deployment/ledger.jsonl stands alone: actor (MLflow and the"),
     (replace(copied(LINES), view=REWRITTEN), 'ledger: slot 3 differs, MLflow stands alone: score (MLflow: "0.9", re'),
     (replace(QUIET, lost_weights=frozenset({3})), "registry: version 3 has no weights in this MLflow store"),
@@ -87,7 +87,7 @@ ROWS: list[tuple[ObservedState, str]] = [
     (replace(EMPTY, holders=replace(NOBODY, champion=2)), "registry: shows version 2 as champion, but the ledger is"),
     (replace(EMPTY, holders=replace(NOBODY, production=frozenset({1, 2}))), "registry: shows versions 1, 2 as champi"),
     (replace(EMPTY, hub=replace(HUB, holds_release=True, mirror=None)), "hub: shop/bot holds a release, but the ledg"),
-    (replace(EMPTY, hub=replace(HUB, holds_release=True)), "mirror: has 3 slots, the ledger 0: the ledger lost some"),
+    (replace(EMPTY, hub=replace(HUB, holds_release=True)), "mirror: has 3 slots, the ledger 0, which lacks slot 1 ("),
     (replace(EMPTY, info={"champion": {"version": 1}}), "record: deployment_info.json names version 1 as champion;"),
 ]
 

@@ -136,11 +136,17 @@ def test_what_stands_outside_of_a_ledger_is_taken_in_by_force_and_can_be_rolled_
 
 def test_adopting_a_version_that_the_ledger_knows_unblocks_it_and_keeps_what_belongs_to_it() -> None:
     view = back(THREE, to=1)
-    known = UnrecordedChampion(**{**vars(FOUND), "version": 3})
+    known = UnrecordedChampion(**{**vars(FOUND), "version": 3, "key": THREE.slots[2].key})
     again = after(view, adoption(view, known, BY))
     made = again.slots[-1]
     assert (made.kind, made.hub, made.score) == ("force", hub_ref("c"), "0.5")
     assert again.blocked_versions == {2}
+
+
+def test_another_model_with_a_number_of_the_ledger_is_refused_because_blocks_name_numbers() -> None:
+    stranger = UnrecordedChampion(**{**vars(FOUND), "version": 2})
+    with pytest.raises(Refused, match=r"version 2: is another model .* under a number above 3, set the alias"):
+        adoption(THREE, stranger, BY)
 
 
 # Over every history of four steps.

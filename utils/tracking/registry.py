@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from src.core.errors import IntegrityError, Undecided
+from src.core.errors import IntegrityError, RunAgain, Undecided
 from src.core.records import ModelIdentity
 from src.ledger.ports import Holders
 from src.ledger.slots import Slot
@@ -34,7 +34,7 @@ from utils.tracking import tag
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 3
 ARTIFACT = "model"
-LOST = "lost"
+LOST, RESTORING = "lost", "restoring"  # without weights; the second one while `restore` is not done
 
 
 class MlflowRegistry:
@@ -94,11 +94,15 @@ class MlflowRegistry:
     def pruned(self) -> dict[int, bool]:
         """Versions marked as pruned: True if the weights are deleted, False if that was only started."""
         return {int(v.version): v.tags[tag.FILES] == "pruned" for v in self._versions("")
-                if v.tags.get(tag.FILES, LOST) != LOST}
+                if v.tags.get(tag.FILES, LOST) not in (LOST, RESTORING)}
 
     def lost_weights(self) -> frozenset[int]:
         """Versions that `restore` made and whose weights this store does not have."""
-        return frozenset(int(v.version) for v in self._versions("") if v.tags.get(tag.FILES) == LOST)
+        return frozenset(int(v.version) for v in self._versions("") if v.tags.get(tag.FILES) in (LOST, RESTORING))
+
+    def restoring(self) -> frozenset[int]:
+        """Versions of a `restore` that was interrupted: it has to be repeated before a new version is made."""
+        return frozenset(int(v.version) for v in self._versions("") if v.tags.get(tag.FILES) == RESTORING)
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
         """Tag a version before its weights are deleted, and after; aliases, other tags and source stay."""
@@ -134,7 +138,7 @@ class MlflowRegistry:
         False if the registry has used the number already. It can be repeated after a crash.
         """
         self._ensure_model()
-        for other in self.lost_weights() - {version}:  # left by a crash
+        for other in self.restoring() - {version}:  # left by a crash
             with mlflow_errors():
                 self._client.delete_model_version(self._name, str(other))
         with mlflow_errors():
@@ -142,11 +146,14 @@ class MlflowRegistry:
             made = max(self.keys(), default=0)
             while made < used:
                 new = self._client.create_model_version(self._name, source, self._run_id(),
-                                                        tags={**tags, tag.FILES: LOST})
+                                                        tags={**tags, tag.FILES: RESTORING})
                 made = int(new.version)
                 if made != version:
                     self._client.delete_model_version(self._name, str(made))
-        return version in self.keys()
+        is_made = version in self.restoring()
+        if is_made:  # only now, or a crash would leave numbers to new models that others had
+            self.tag(version, {tag.FILES: LOST})
+        return is_made
 
     def put_weights(self, version: int, save: Callable[[Path], None]) -> None:
         """Keep the weights of a version that was restored without them."""
@@ -238,6 +245,9 @@ class MlflowRegistry:
         return {alias: int(version) for alias, version in aliases.items()}
 
     def _create(self, key: str) -> list[int]:
+        if half := self.restoring():
+            raise RunAgain(f"{self._name}: version {min(half)} is half restored, because an adoption was interrupted; "
+                           "run `python scripts/status_script.py --adopt` again, and then this")
         run_id = self._run_id()
         keep_model(self._client, run_id, self._save)
         with mlflow_errors():
@@ -289,8 +299,9 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
     """
     with mlflow_errors():
         found = client.get_model_version(name, str(version))
-        if found.tags.get(tag.FILES) == LOST:
-            raise Undecided(f"{name} version {version}: its weights are not in this MLflow store")
+        if found.tags.get(tag.FILES) in (LOST, RESTORING):
+            raise Undecided(f"{name} version {version}: its weights are not in this MLflow store; see Lost weights in "
+                            "docs/status.md")
         identity = found.tags.get(tag.IDENTITY)
         if identity is None:
             raise Undecided(f"{name} version {version}: carries no {tag.IDENTITY}, so it was not made here; "
