@@ -29,6 +29,7 @@ from utils.process import Formatter
 
 INFO = "deployment_info.json"
 _KEY_ON_CARD = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
+_RUN_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 COMPARISON = "model_comparison.json"
 LOGS = "deployment_logs.txt"
 _LAST_KNOWN = "last_known"  # of a failure: the model's name and its champion as they were recorded before
@@ -67,6 +68,7 @@ def read_inputs(evaluation_results: Path, model_location: Path) -> Inputs:
     if report.model.adapter_sha256 != model.adapter_sha256:
         raise InvalidInput(f"{report_path}: scores adapter {report.model.adapter_sha256[:12]}, but the adapter at hand "
                            f"is {model.adapter_sha256[:12]}; it {stale}")
+    _check_named(report, model, report_path)
     if report.model_digest != report.model.digest() or report.contract_digest != report.contract.digest():
         raise InvalidInput(f"{report_path}: its digests do not follow from its content; it {stale}")
     return Inputs(report, model, evaluation_results.parent)
@@ -205,6 +207,18 @@ def _check_same_evaluation(metrics: Metrics, rows: object, report: EvaluationRep
         what = other[0] if other else "rows"
         raise InvalidInput(f"{path}: {what} differs from report.json beside it, so these are the metrics of another "
                            "model; run `dvc repro evaluation`")
+
+
+def _check_named(report: EvaluationReport, model: FineTunedModel, path: Path) -> None:
+    """Base and run: under another word for its base a model would be another one, which nobody blocked or counted."""
+    for name in ("name", "revision", "sha256"):
+        said, known = getattr(report.model, f"base_{name}"), getattr(model.base_model, name)
+        if said != known:
+            raise InvalidInput(f"{path}: scores base {name} {said!r:.70}, but the adapter at hand was trained on "
+                               f"{known!r:.70}; it is stale: run `dvc repro evaluation`")
+    if not _RUN_ID.fullmatch(report.run_id):
+        raise InvalidInput(f"{path}: run_id {report.run_id!r:.70} is no id of an MLflow run; "
+                           "run `dvc repro evaluation`")
 
 
 def _inside(key: str, value: str, source: Path) -> Path:

@@ -62,7 +62,7 @@ def _texts(base: Path, given: list[Prediction]) -> list[str]:
     texts = decode(base, [row.tokens for row in given])
     differing = [place for place, row in enumerate(given) if texts[place] != row.prediction]
     if differing:
-        with suppress(OSError, ValueError):  # no complete tokenizer; the first finding stands
+        with suppress(InvalidInput):  # no complete tokenizer; the first finding stands
             again = decode_as_generated(base, [given[place].tokens for place in differing])
             for place, text in zip(differing, again, strict=True):
                 texts[place] = text

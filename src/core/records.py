@@ -66,9 +66,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
-                raise InvalidInput(f"{path}:{number}: not a JSON object: {error}") from None
+                raise InvalidInput(f"{path}:{number}: not a JSON object: {error}; {_AGAIN}") from None
             if not isinstance(row, dict):
-                raise InvalidInput(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+                raise InvalidInput(f"{path}:{number}: expected a JSON object, found {type(row).__name__}; "
+                                   f"{_AGAIN}")
             yield row
 
 
@@ -135,7 +136,7 @@ class Record(BaseModel):
     @classmethod
     def load_lines(cls, path: Path) -> list[Self]:
         """The records of a JSON Lines file; raises InvalidInput as `read_lines` and `parse` do."""
-        return [cls.parse(row, where=path) for row in read_lines(path)]
+        return [cls.parse(row, where=f"{path}:{number}") for number, row in enumerate(read_lines(path), start=1)]
 
     def digest(self) -> str:
         """The record as one sha256 (hex)."""
@@ -249,7 +250,7 @@ class EvaluationReport(Record):
     contract_digest: Digest
     metrics: Metrics
     weighted_score: Unit
-    weights: dict[str, float]
+    weights: dict[str, Unit]
     rows: Annotated[int, Field(ge=1)]
     truncated_rows: int
     empty_rows: int

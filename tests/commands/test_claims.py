@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import rollback_script
 from scripts.commands import deploy as deployer
 from scripts.deployment_script import PARSER
 from src.core.params import MlflowParams, Params, load_params
-from src.core.records import DATASETS, EvaluationReport, file_sha256
+from src.core.records import DATASETS, EvaluationReport, digest_of, file_sha256
 from tests.fakes.history_store import answers, challenger, deploy, write_params, write_split
+from tests.fakes.promoted import run
 from tests.fakes.weightless import call, save
 from utils import json_utils, mlflow_utils
 from utils.results import LogBuffer
@@ -126,6 +128,22 @@ def change_train(_params: Params) -> None:
     json_utils.write_object(DATASETS, splits)
 
 
+def name_another_base(**values: str) -> None:
+    """Another base model in the report, every digest made to fit, and no MLflow run that could tell."""
+    report = json.loads(REPORT.read_text())
+    model = report["model"] | values
+    change(REPORT, model=model, model_digest=digest_of(model), run_id="f" * 32)
+
+
+def break_tokenizer(_params: Params) -> None:
+    Path("results/base_model/tokenizer.json").write_text("{")
+
+
+def remove_tokenizer(_params: Params) -> None:
+    Path("results/base_model/tokenizer.json").unlink()
+
+
+WEIGHTS = {"bleu1": 1e308, "bleu2": 1e308, "bleu3": 0.0, "bleu4": 0.0, "rougeL_precision": 0.0}
 DAMAGES: list[tuple[str, Damage, str]] = [
     ("weighted score", lambda _: change(METRICS, weighted_score=0.9), "metrics.json: weighted_score is 0.9"),
     ("weighted score of the report", lambda _: change(REPORT, weighted_score=0.9), "report.json: weighted_score is"),
@@ -137,6 +155,17 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("other split", lambda _: change(REPORT, evaluation={"path": "x.jsonl", "sha256": "d" * 64, "rows": 40}),
      "evaluation.path is 'x.jsonl', results/data/datasets.json says"),
     ("changed split", change_split, "results/data/evaluation.jsonl:41: not a JSON object"),
+    ("name of the base", lambda _: name_another_base(base_name="pocket2"),
+     "report.json: scores base name 'pocket2', but the adapter at hand was trained on 'pocket'"),
+    ("revision of the base", lambda _: name_another_base(base_revision="main"), "report.json: scores base revision"),
+    ("bytes of the base", lambda _: name_another_base(base_sha256="c" * 64), "report.json: scores base sha256"),
+    ("a query for a run", lambda _: change(REPORT, run_id="a' and attributes.status = 'FINISHED"),
+     "is no id of an MLflow run"),
+    ("weights beyond 1", lambda _: change(REPORT, weights=WEIGHTS), "report.json: weights.bleu1"),
+    ("answer twice", lambda _: ANSWERS.write_text(ANSWERS.read_text().replace('{"id"', '{"id": "x", "id"', 1)),
+     "predictions.jsonl:1: not a JSON object: key 'id' is given twice; run `dvc repro` to write it afresh"),
+    ("broken tokenizer", break_tokenizer, "holds no tokenizer that can be read (EOF while parsing"),
+    ("no tokenizer", remove_tokenizer, "run `dvc repro base_model` to write it afresh"),
     ("metric in MLflow", log_metric, "bleu4 is 0.9, the answers in results/evaluations give"),
     ("contract in MLflow", log_tag, "tag champion.contract is"),
     ("answers in MLflow", log_answers, "its predictions.jsonl is not the one in results/evaluations, first at row "),
@@ -183,6 +212,32 @@ def test_an_evaluation_of_the_first_rows_that_the_parameters_ask_for_is_deployed
     change(REPORT, evaluation=write_split(answers(20)).model_dump())
     set_max_rows(30)
     assert call() == 0
+
+
+def test_a_blocked_model_stays_blocked_under_another_name_of_its_base(params: Params) -> None:
+    challenger(params, "first", answers(10))
+    deploy(Path("params.yaml"))
+    challenger(params, "bad", answers(20))
+    deploy(Path("params.yaml"))
+    run(rollback_script, "--reason", "it is rude", "--skip-hf-push")
+    assert call() == 7
+    name_another_base(base_revision="main")
+    assert call() == 3
+
+
+def test_a_run_that_was_logged_anew_serves_only_the_model_and_the_name_it_was_logged_for(
+    params: Params, tmp_path: Path
+) -> None:
+    """report.json keeps the id of a run on another server, whatever is deployed with it."""
+    challenger(params, "first", answers(20))
+    change(REPORT, run_id="e" * 32)
+    assert call() == 0
+    write_params(tmp_path, ROOT / "params.yaml", model_registry_name="another-shop", resamples=100)
+    assert call() == 0
+    client = mlflow_utils.connect(params.mlflow)
+    home = client.get_experiment_by_name(params.mlflow.experiment_name)
+    made = client.search_runs([home.experiment_id], f"tags.restored_from = '{'e' * 32}'")
+    assert sorted(each.data.tags["champion.model_name"] for each in made) == ["another-shop", "ecommerce-chatbot"]
 
 
 def test_a_run_that_the_server_lacks_is_not_made_for_false_claims(

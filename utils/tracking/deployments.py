@@ -143,8 +143,9 @@ def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inpu
 def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str, *, model_name: str,
              folder: Path) -> str:
     with mlflow_errors():
-        found = client.search_runs([experiment_id], f"tags.{tag.RESTORED} = '{report.run_id}'"
-                                   " and attributes.status = 'FINISHED'", max_results=1)
+        found = client.search_runs([experiment_id], f"tags.{tag.RESTORED} = '{report.run_id}' and "
+                                   f"tags.`{tag.MODEL_NAME}` = '{model_name}' and tags.`{tag.MODEL_DIGEST}` = "
+                                   f"'{report.model_digest}' and attributes.status = 'FINISHED'", max_results=1)
         if found:
             return str(found[0].info.run_id)
         logger.info("MLflow lacks run %s (the address changed?); logging it anew", report.run_id)
