@@ -100,7 +100,7 @@ class Hub(Protocol):
         """Make main show the slot's tree and its tag the slot's commit, and delete the release branch."""
 
     def shows(self, slot: Slot) -> bool:
-        """True if main and tag agree with a slot."""
+        """True if main and tag agree with a slot, and nothing is left of its publication."""
 
     def mirror(self, view: LedgerView) -> None:
         """Copy the ledger to the Hub, so that it can be restored if the tracking server is lost."""

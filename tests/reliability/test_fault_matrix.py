@@ -12,7 +12,7 @@ from tests.reliability.kill_points import MERGING, NAMED, POINTS, PUBLISHING_AGA
 from tests.reliability.reliability_page import report, table
 
 MORE = ("upload: third of six parts", "main shown, no tag")
-MORE_AGAIN = ("before the claim of what was republished", "main shown, no tag")
+MORE_AGAIN = ("before the claim of what was republished", "tag made, not read back")
 FRESH = 7  # every seventh row in interpreters of its own, the others in forks of one
 
 

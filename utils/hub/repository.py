@@ -430,9 +430,10 @@ class HubPort:
         self._repository.project(_release(slot), _tag(slot), _branch(slot.key))
 
     def shows(self, slot: Slot) -> bool:
-        """Whether main and tag agree with a slot."""
+        """Whether main and tag agree with a slot, and its release branch is gone."""
         state, release = self._repository.state(), _release(slot)
-        return (state.tree, state.tags.get(_tag(slot))) == (release.tree, release.commit)
+        left = state.branches.get(_branch(slot.key)) == release.commit  # by a run that ended before it deleted it
+        return (state.tree, state.tags.get(_tag(slot))) == (release.tree, release.commit) and not left
 
     def mirror(self, view: LedgerView) -> None:
         """Copy the slots to the branch `ledger`."""

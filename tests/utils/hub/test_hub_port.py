@@ -50,6 +50,17 @@ def test_a_hand_edit_on_main_shows_and_is_repaired(hub: LoopbackHub, port: HubPo
     assert port.shows(head)
 
 
+def test_a_release_branch_that_a_killed_run_left_is_deleted_by_the_next_one(hub: LoopbackHub, port: HubPort) -> None:
+    head = slot(release := port.publish(KEY))
+    port.project(head)
+    branches = hub.repos[f"models/{REPO}"]["branches"]
+    branches["release/0123456789ab"] = release.commit
+    assert not port.shows(head)
+    port.project(head)
+    assert port.shows(head)
+    assert list(branches) == ["main"]
+
+
 def test_the_mirror_is_the_ledger_and_holds_nothing_else(hub: LoopbackHub, port: HubPort) -> None:
     hub.put(REPO, {"config.json": b"{}"})
     whole = factories.ledger(("a", 0.3), ("b", 0.4))
