@@ -6,6 +6,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from src.core.errors import InvalidInput
+from src.core.params import Params
 from src.core.records import DATASETS, DatasetRef, Datasets, EvaluationReport, file_sha256, read_lines, read_object
 from src.data.rows import EvaluationRow, parse_rows
 from src.evaluation.claims import AGAIN, check_answers, check_scores, disagreements, true_report
@@ -18,16 +19,17 @@ from utils.results import Inputs
 from utils.tracking import tag
 
 
-def check_claims(inputs: Inputs, metrics: Path, *, max_rows: int) -> list[Prediction]:
+def check_claims(inputs: Inputs, metrics: Path, params: Params) -> list[Prediction]:
     """Check every file of an evaluation; returns its answers, whose statistics are then known to be true.
 
-    metrics: the path of metrics.json; max_rows: `evaluation.max_rows`, so many rows of the split have to be evaluated,
-    0 for all. Nothing is written. Raises InvalidInput, naming the first value that differs.
+    metrics: the path of metrics.json; params: what has to be evaluated, and how. Nothing is written. Raises
+    InvalidInput, naming the first value that differs.
     """
     report, folder = inputs.report, inputs.evaluations
     path = folder / PREDICTIONS
     given = Prediction.load_lines(path)
-    rows, trained = split_rows(report, folder, max_rows)
+    _check_asked(folder / "report.json", report, params)
+    rows, trained = split_rows(report, folder, params.evaluation.max_rows)
     check_answers(path, given, rows, max_new_tokens=report.contract.generation.max_new_tokens,
                   tokenizer=tokenizer_of(report.contract),
                   decode=lambda: _texts(Path(inputs.model.base_model.path), given))
@@ -36,6 +38,17 @@ def check_claims(inputs: Inputs, metrics: Path, *, max_rows: int) -> list[Predic
     check_scores(folder / "report.json", report.model_dump(), true.model_dump())
     _check_table(folder / "contributions.csv", true)
     return given
+
+
+def _check_asked(path: Path, report: EvaluationReport, params: Params) -> None:
+    """Another precision would be another model, and another contract one that the champion is not scored under."""
+    asked = {"model.release_dtype": (report.model.dtype, params.model.release_dtype),
+             "evaluation.max_new_tokens": (report.contract.generation.max_new_tokens, params.evaluation.max_new_tokens),
+             "evaluation.tokenizer": (tokenizer_of(report.contract), params.evaluation.tokenizer)}
+    for key, (found, wanted) in asked.items():
+        if found != wanted:
+            raise InvalidInput(f"{path}: was scored with {key} {found}, the parameters ask for {wanted}; run "
+                               "`dvc repro evaluation`, or set the parameter back")
 
 
 def split_rows(report: EvaluationReport, folder: Path, max_rows: int

@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from scripts.commands.claims import check_claims, check_logged
 from scripts.commands.services import check_store, prune, republication
 from src import model_selection as gate
-from src.core.errors import Undecided
+from src.core.errors import IntegrityError, RunAgain, Undecided
 from src.core.params import DeploymentParams, Params, load_params
 from src.core.records import (
     CONFIG,
@@ -81,7 +82,7 @@ def challenger_setting(flags: argparse.Namespace, output: Path | None, log: resu
                               skip_hf_push=flags.skip_hf_push)
     metrics = flags.evaluation_results or EVALUATION_RESULTS
     inputs = results.read_inputs(metrics, flags.model_artifact_path or MODEL_LOCATION)
-    answers = check_claims(inputs, metrics, max_rows=params.evaluation.max_rows)
+    answers = check_claims(inputs, metrics, params)
     shuffled = secrets.SystemRandom().sample(range(len(answers)), len(answers))
     if asked.push and environment.in_ci():
         store.check_lasting(params.mlflow.tracking_uri)
@@ -279,7 +280,13 @@ class Deployer:
         setting, rival = self._setting, self._rival if decision.to_beat.best_promoted else None
         verified = choose_rows(setting.answers, rival, setting.shuffled, setting.request.policy.weights,
                                count=setting.params.deployment.verified_rows)
-        assemble(setting.params, setting.inputs, decision, setting.request, answers=setting.answers, verified=verified)
+        try:
+            assemble(setting.params, setting.inputs, decision, setting.request, answers=setting.answers,
+                     verified=verified)
+        except IntegrityError as error:  # nobody could ever promote it, so it must not stand in the way of others
+            with suppress(Undecided, RunAgain):  # what failed first is what is told
+                deployments.mark_guard(setting.client, setting.request.report.run_id, f"release: {error!s:.200}")
+            raise
         self._verified = {name: [setting.answers[place].id for place in places]
                           for name, places in asdict(verified).items()}
 

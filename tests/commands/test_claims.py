@@ -14,8 +14,10 @@ import yaml
 from scripts import rollback_script
 from scripts.commands import deploy as deployer
 from scripts.deployment_script import PARSER
+from src.core.errors import IntegrityError
 from src.core.params import MlflowParams, Params, load_params
 from src.core.records import DATASETS, EvaluationReport, digest_of, file_sha256
+from src.model_selection import Verdict
 from tests.fakes.history_store import answers, challenger, deploy, write_params, write_split
 from tests.fakes.promoted import run
 from tests.fakes.weightless import call, save
@@ -212,6 +214,40 @@ def test_an_evaluation_of_the_first_rows_that_the_parameters_ask_for_is_deployed
     change(REPORT, evaluation=write_split(answers(20)).model_dump())
     set_max_rows(30)
     assert call() == 0
+
+
+@pytest.mark.parametrize(("key", "value", "found"), [
+    ("evaluation.tokenizer", "intl", "13a"), ("evaluation.max_new_tokens", 200, "160"),
+    ("model.release_dtype", "bfloat16", "float32")])
+def test_an_evaluation_in_another_way_than_the_parameters_ask_for_is_refused(
+    params: Params, capsys: pytest.CaptureFixture[str], key: str, value: object, found: str
+) -> None:
+    challenger(params, "first", answers(20))
+    values = yaml.safe_load(Path("params.yaml").read_bytes())
+    section, name = key.split(".")
+    values[section][name] = value
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    before = outside()
+    capsys.readouterr()
+    assert call() == 3
+    assert (f"report.json: was scored with {key} {found}, the parameters ask for {value}; run `dvc repro "
+            "evaluation`, or set the parameter back") in said(capsys)
+    assert outside() == before
+
+
+def test_a_model_whose_release_is_not_what_was_scored_does_not_stand_in_the_way_of_others(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: object, **__: object) -> None:
+        raise IntegrityError("release: row 7 is answered differently from token 3 on than when it was scored")
+
+    challenger(params, "first", answers(10))
+    deploy(Path("params.yaml"))
+    challenger(params, "forged", answers(40))
+    monkeypatch.setitem(sys.modules, "scripts.commands.assemble", SimpleNamespace(assemble=differs))
+    assert call(weights=True) == 5
+    challenger(params, "honest", answers(20))
+    assert deploy(Path("params.yaml")).verdict is Verdict.PROMOTE
 
 
 def test_a_blocked_model_stays_blocked_under_another_name_of_its_base(params: Params) -> None:
