@@ -124,7 +124,7 @@ def _check(path: Path) -> None:
     if not os.access(path, os.W_OK):
         raise Undecided(f"{path}: is read-only; make it writable, or point mlflow.tracking_uri elsewhere")
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
         connection.close()
     except sqlite3.DatabaseError as error:

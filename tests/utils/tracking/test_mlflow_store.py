@@ -87,6 +87,16 @@ def test_a_write_into_a_locked_store_is_to_be_tried_again(mlflow_params: MlflowP
     assert mlflow_utils.ensure_experiment(client, "during", {})
 
 
+@pytest.mark.parametrize("folder", ["shop #1", "50% off", "Laden für alle"])
+def test_a_folder_of_any_name_may_hold_the_store(tmp_path: Path, migrated_store: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    params = MlflowParams(tracking_uri=f"sqlite:///{tmp_path}/{folder}/mlflow.db")
+    mlflow_utils.ensure_experiment(mlflow_utils.connect(params), "shop", {})
+    assert mlflow_utils.find_experiment(mlflow_utils.connect_to_read(params), "shop")
+    assert sorted(path.name for path in tmp_path.rglob("*.db")) == ["mlflow.db"]
+
+
 def test_a_missing_folder_is_undecided(tmp_path: Path) -> None:
     with pytest.raises(Undecided, match="folder does not exist"):
         store.prepare(f"sqlite:///{tmp_path}/absent/mlflow.db")
