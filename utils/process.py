@@ -133,7 +133,7 @@ def _level_of_environment() -> str:
 def _set_level(level: str) -> None:
     """Set what goes to stderr. Our own loggers stay at INFO or below, so that deployment_logs.txt misses nothing."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    for name in ("champion", "src", "utils"):
+    for name in ("champion", "src", "utils", "scripts"):
         logging.getLogger(name).setLevel(min(number, logging.INFO))
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and isinstance(handler.formatter, Formatter):

@@ -188,7 +188,7 @@ def test_a_bug_does_not_tell_a_secret(tmp_path: Path, monkeypatch: pytest.Monkey
 
 SPEAK = """
     process.Arguments(description=None).parse_args(sys.argv[1:])
-    for name in ("champion", "src.x", "utils.x", "other"):
+    for name in ("champion", "src.x", "utils.x", "scripts.x", "other"):
         for level in ("debug", "info", "warning", "error"):
             logging.getLogger(name).log(getattr(logging, level.upper()), "%s %s", name, level)
     return 0
@@ -203,7 +203,7 @@ def test_the_log_level_comes_from_the_flag_then_the_environment_and_leaves_libra
     body = SPEAK.strip().replace("sys.argv[1:]", repr(flags))
     code, _, err = run(body, tmp_path, CHAMPION_LOG_LEVEL=environment)
     levels = ["debug", "info", "warning", "error"]
-    expected = [f"{name} {level}" for name in ("champion", "src.x", "utils.x")
+    expected = [f"{name} {level}" for name in ("champion", "src.x", "utils.x", "scripts.x")
                 for level in levels[levels.index(lowest):]] + ["other warning", "other error"]
     assert (code, [line.partition(" ")[2] for line in err.splitlines()]) == (0, expected)
 
