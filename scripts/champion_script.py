@@ -32,9 +32,9 @@ def champions_release(config: Path) -> tuple[Path, int]:
     champion and the registry for its weights. Raises InvalidInput if nothing was promoted.
     """
     info = results.last_info(OUTPUT_DIR)
-    champion = (info.get("last_known") or info).get("champion") or {}  # last_known: by a deployment that failed
-    if champion and (found := _release_of(champion["key"])):
-        return found, champion["version"]
+    version, key = results.recorded(info)
+    if version and key and (found := _release_of(key)):
+        return found, version
     otherwise = "run `make repro`, or serve another release with `make serve RELEASE=FOLDER`"
     if not info:
         raise InvalidInput(f"{OUTPUT_DIR / results.INFO}: missing, so no champion is known here; {otherwise}")

@@ -102,10 +102,16 @@ def last_info(folder: Path) -> dict[str, Any]:
 def recorded_champion(folder: Path, model_name: str) -> int | None:
     """The version that deployment_info.json names as this model's champion; one that failed keeps the last known."""
     info = last_info(folder)
-    info = info.get(_LAST_KNOWN, info)
-    champion = info.get("champion") if isinstance(info, dict) and info.get("model_name") == model_name else None
-    version = champion.get("version") if isinstance(champion, dict) else None
-    return version if isinstance(version, int) else None
+    known = info.get(_LAST_KNOWN, info)
+    return recorded(info)[0] if isinstance(known, dict) and known.get("model_name") == model_name else None
+
+
+def recorded(info: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Version and promotion key of the champion in a deployment_info.json, None where it does not say so."""
+    known = info.get(_LAST_KNOWN, info)  # a deployment that failed keeps the last known
+    champion = known.get("champion") if isinstance(known, dict) else None
+    version, key = (champion.get(name) if isinstance(champion, dict) else None for name in ("version", "key"))
+    return version if isinstance(version, int) else None, key if isinstance(key, str) else None
 
 
 def write_failure(folder: Path, result: str, code: int, reason: str) -> None:

@@ -84,6 +84,12 @@ class Hub(Protocol):
     def holds_release(self) -> bool:
         """True if main holds a release of Champion, known to this ledger or not."""
 
+    def mirrored(self, view: LedgerView) -> int:
+        """How many slots the mirror has, 0 without one; it may have more than the ledger, and then continues it.
+
+        Raises IntegrityError if the repository holds the releases of another ledger.
+        """
+
     def publish(self, key: str) -> HubRef:
         """Upload the release as one verified commit on its own branch; main does not change."""
 

@@ -199,10 +199,14 @@ def agree(services: Services) -> bool:
 
 
 def _preflight(now: Progress, ports: Services) -> Progress:
-    ports.ledger.view()  # a deleted or altered ledger is named before the probe writes to it
+    view = ports.ledger.view()  # a deleted or altered ledger is named before the probe writes to it
     ports.ledger.probe()
     if ports.hub:
         ports.hub.check()
+        mirrored = ports.hub.mirrored(view)
+        if mirrored > len(view.slots) and mirrored > (found := len(ports.ledger.view().slots)):  # read after the mirror
+            raise Undecided(f"ledger: the mirror on the Hub has {mirrored} slots and MLflow's {found}, so the store "
+                            "lost some, or somebody added to the mirror; `python scripts/status_script.py` tells which")
     return replace(now, step=Step.RECONCILE)
 
 

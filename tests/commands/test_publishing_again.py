@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from scripts import rollback_script, status_script
 from scripts.commands import republish
 from scripts.commands.assemble import save_flavour
-from src.core.errors import IntegrityError, RunAgain
+from src.core.errors import IntegrityError, RunAgain, Undecided
 from src.core.records import manifest, read_object
 from src.model_selection import Verdict
 from src.models import merging
@@ -19,7 +19,7 @@ from tests.fakes import tiny_model
 from tests.fakes.history_store import deploy, write_params
 from tests.fakes.loopback.publishing import release_folder
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
-from tests.fakes.promoted import PUSHING, REPO, SOURCE, Shop, Status, drift, run, set_environment
+from tests.fakes.promoted import PUSHING, REPO, SOURCE, Shop, Status, drift, lose_ledger, run, set_environment
 from utils.tracking.registry import plain
 
 pytest_plugins = ["tests.fakes.promoted_fixtures"]
@@ -143,9 +143,42 @@ def test_a_release_that_somebody_altered_is_not_believed(local_shop: Shop) -> No
 def test_the_releases_of_another_ledger_are_not_overwritten(local_shop: Shop) -> None:
     local_shop.hub.put(REPO, {"manifest.json": b"{}", "model.safetensors": b"somebody else's"})
     before = local_shop.hub.history(REPO)
-    with pytest.raises(IntegrityError, match="acme/shop: holds the releases of another ledger, so version 1 is not"):
+    with pytest.raises(IntegrityError, match="acme/shop: holds the releases of another ledger, and nothing is pub"):
         deploy(local_shop.config)
     assert (local_shop.hub.history(REPO), len(local_shop.view.slots)) == (before, 1)
+
+
+def test_a_promotion_into_the_repository_of_another_ledger_is_not_begun(local_shop: Shop, status: Status) -> None:
+    foreign = local_shop.hub.put(REPO, {"manifest.json": b"{}", "model.safetensors": b"somebody else's"})
+    HfApi(endpoint=local_shop.hub.url, token=WRITE).create_tag(REPO, tag="v2", revision=foreign)
+    before = local_shop.hub.repos[f"models/{REPO}"]["branches"]
+    with pytest.raises(IntegrityError, match=r"holds the releases of another ledger, .*model_id or the MLflow store"):
+        local_shop.bring("two", 30)
+    assert (local_shop.hub.repos[f"models/{REPO}"]["branches"], len(local_shop.view.slots)) == (before, 1)
+    write_params(local_shop.root, SOURCE, huggingface={**PUSHING, "model_id": "acme/own"}, resamples=100)
+    assert local_shop.bring("two", 30).verdict is Verdict.PROMOTE
+    assert drift(status()) == []
+
+
+def test_nothing_is_promoted_over_slots_that_only_the_mirror_has(
+    shop: Shop, status: Status, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, view = Path("results/deployment/ledger.jsonl"), shop.view
+    lose_ledger(shop)  # a backup of the store, on a machine where git was not pulled
+    for slot in view.slots[:2]:
+        assert shop.ledger.claim(slot)
+    copy.write_bytes(b"".join(copy.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(Undecided, match=r"mirror on the Hub has 3 slots and MLflow's 2, .*status_script\.py"):
+        shop.bring("four", 40)
+    assert shop.holders.champion == 3
+    with pytest.raises(Undecided, match="mirror on the Hub has 3 slots"):
+        run(rollback_script)
+    assert shop.view.slots == view.slots[:2]
+    (found,) = [each for each in status()["drift"] if each["place"] == "mirror"]
+    assert "if the store was put back to an older state, `--repair` restores it" in found["remedy"]
+    assert run(status_script, "--repair") == 0
+    assert shop.bring("four", 40).verdict is Verdict.PROMOTE
+    assert drift(status()) == []
 
 
 def test_a_champion_follows_to_another_repository_and_its_card_names_that(local_shop: Shop, tmp_path: Path) -> None:

@@ -125,6 +125,18 @@ def test_after_a_deployment_that_failed_the_champion_is_known_still(shop: Path) 
     assert bundled() == (NAME, 1, "one")
 
 
+@pytest.mark.parametrize("odd", [{"champion": {"version": 1}}, {"champion": "x"}, {"last_known": 3},
+                                 {"champion": {"key": None, "version": 1}}], ids=str)
+def test_a_record_that_does_not_say_the_champions_key_sends_to_the_ledger(
+    shop: Path, odd: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bring(shop, "one", 10) is Verdict.PROMOTE
+    json_utils.write_object(Path("results/deployment/deployment_info.json"), odd)
+    capsys.readouterr()
+    assert run(champion_script) == 0
+    assert capsys.readouterr().out == "--model results/release --version 1\n"
+
+
 def test_without_a_champion_it_says_what_to_do(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InvalidInput, match="no champion is known here; run `make repro`, or serve another release"):
         run(champion_script)

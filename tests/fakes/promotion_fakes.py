@@ -157,6 +157,9 @@ class FakeHub:
     def holds_release(self) -> bool:
         return bool(self._call("hub.holds", lambda w: (w, w.main is not None or bool(w.tags))))
 
+    def mirrored(self, view: LedgerView) -> int:
+        return len(view.slots)  # nobody else's repository, and no store that lost slots
+
     def publish(self, key: str) -> HubRef:
         def commit(w: World) -> tuple[World, str]:
             if found := dict(w.branches).get(key):

@@ -398,7 +398,7 @@ class HubPort:
         Raises IntegrityError if the repository holds another ledger's releases, or another one under the head's tag.
         """
         head = view.slots[-1]
-        self._check_ours(view, head)
+        self.mirrored(view)
         with self._standing(head) as found:
             if found is None:
                 return None
@@ -413,17 +413,21 @@ class HubPort:
             raise IntegrityError(f"{self.repo} at {release.commit}: is not the champion's release. It is {otherwise}")
         return release
 
-    def _check_ours(self, view: LedgerView, head: Slot) -> None:
+    def mirrored(self, view: LedgerView) -> int:
+        """How many slots the mirror has; raises IntegrityError if the repository holds another ledger's releases."""
         mirror, lines = self._repository.mirrored(), [slot.text() for slot in view.slots]
-        if mirror is None:
+        if not lines:
+            foreign = False  # what a first promotion may do is for the gate to say
+        elif mirror is None:
             known = any(slot.hub and slot.hub.repo == self.repo for slot in view.slots)
             foreign = not known and self.holds_release()
-        else:
-            foreign = mirror != lines[: len(mirror)]
+        else:  # a longer one: somebody else appended meanwhile, or the store lost slots
+            foreign = any(theirs != ours for theirs, ours in zip(mirror, lines, strict=False))
         if foreign:
-            raise IntegrityError(f"{self.repo}: holds the releases of another ledger, so version {head.version} is not "
-                                 "published over them; correct deployment.huggingface.model_id or the MLflow store, "
-                                 "and see `python scripts/status_script.py`")
+            raise IntegrityError(f"{self.repo}: holds the releases of another ledger, and nothing is published over "
+                                 "them; correct deployment.huggingface.model_id or the MLflow store, and see "
+                                 "`python scripts/status_script.py`")
+        return len(mirror or ())
 
     def project(self, slot: Slot) -> None:
         """Make main show the slot's tree and tag v<version> its commit; delete the release branch."""
