@@ -23,7 +23,8 @@ _REASONS = {
     Reason.FORCED: "forced, setting aside: {overrode}",
     Reason.NOT_PROMOTING_BRANCH: "this branch may not promote (deployment.promoting_branches)",
     Reason.INCOMPARABLE: "the champion, or the release on the Hub, cannot be compared with it; run `python "
-                         "scripts/status_script.py`, and with --adopt if the Hub has a release that the ledger lacks",
+                         "scripts/status_script.py`, and with --adopt if the Hub has a release that the ledger lacks; "
+                         "--force-deploy promotes without the comparison",
     Reason.FIRST_MODEL: "nothing was promoted before",
     Reason.NOT_BEST: "it is not above the best evaluated model ({best}){alone}",
     Reason.BELOW_THRESHOLD: "its gain of {gain} is below the threshold of {threshold}",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from scripts import status_script
-from src.core.errors import HubError, IntegrityError, Refused
+from scripts import rollback_script, status_script
+from src.core.errors import HubError, IntegrityError, Refused, Undecided
 from src.ledger.ports import Holders
 from src.model_selection import Reason
 from src.promotion.protocol import Step
@@ -78,6 +78,11 @@ def test_a_moved_tag_is_named_and_never_moved_back_silently(shop: Shop, status: 
 def test_a_version_that_is_gone_is_named(shop: Shop, status: Status) -> None:
     shop.client.delete_model_version(NAME, "3")
     assert "registry: version 3 is gone" in drift(status())
+    with pytest.raises(Undecided, match=r"version 3 is the champion .*registry does not have it; .*status_script"):
+        shop.bring("four", 35)
+    assert run(rollback_script) == 0
+    assert drift(status()) == []
+    assert shop.holders.champion == 2
 
 
 def test_an_old_version_may_be_deleted_and_nothing_stands_still(shop: Shop, status: Status) -> None:

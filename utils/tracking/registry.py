@@ -177,6 +177,9 @@ class MlflowRegistry:
             version = self._if_kept(version)
         if self._aliases().get(alias) == version:
             return
+        if version is not None and self._if_kept(version) is None:
+            raise Undecided(f"{self._name}: version {version} is the champion by the ledger, but the registry does not "
+                            "have it; `python scripts/status_script.py` names the ways on")
         with mlflow_errors():
             if version is None:
                 self._client.delete_registered_model_alias(self._name, alias)
