@@ -1,6 +1,7 @@
 """One deployment: its setting from flags, environment and params.yaml, what the protocol asks of it, and its record."""
 
 import argparse
+import gc
 import logging
 import secrets
 import subprocess
@@ -277,6 +278,7 @@ class Deployer:
     def _assemble(self, decision: gate.Decision) -> None:
         from scripts.commands.assemble import assemble
 
+        gc.enable()  # the script disables it, and weights must not stay in memory
         setting, rival = self._setting, self._rival if decision.to_beat.best_promoted else None
         verified = choose_rows(setting.answers, rival, setting.shuffled, setting.request.policy.weights,
                                count=setting.params.deployment.verified_rows)
