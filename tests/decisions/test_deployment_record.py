@@ -55,6 +55,12 @@ def test_each_reason_has_words_and_leaves_no_gap_in_them(reason: Reason) -> None
     assert not {"{", "}", "none", "None", "()"} & set(words.replace(",", " ").split()), words
 
 
+def test_what_cannot_be_compared_names_the_commands_that_lead_on() -> None:
+    asked = question(run("a", 0.9), [], LedgerView(()), hub_holds_release=True)
+    said = explain(decide(asked), POLICY)
+    assert [word for word in ("status_script.py", "--adopt", "--force-deploy") if word not in said] == []
+
+
 def test_a_forced_promotion_says_what_it_set_aside() -> None:
     forced = decided(champion=0.6, force=True)
     assert explain(forced, POLICY) == "forced, setting aside: not_best"
