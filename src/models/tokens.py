@@ -21,7 +21,7 @@ def decode(base: Path, sequences: Sequence[Sequence[int]]) -> list[str]:
         return decode_as_generated(base, sequences)
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # tokenizers raises Exception itself for every unreadable file
         raise _unreadable(path, error) from error
     texts = tokenizer.decode_batch([list(tokens) for tokens in sequences], skip_special_tokens=True)
     return [text.strip() for text in texts]

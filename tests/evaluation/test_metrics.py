@@ -266,7 +266,7 @@ def test_what_is_mostly_latin_letters_and_digits_can_be_read(text: str) -> None:
     assert reads(text)
 
 
-@pytest.mark.parametrize("text", ["😀", "...", "订单4521已经发货。"])
+@pytest.mark.parametrize("text", ["\N{GRINNING FACE}", "...", "订单4521已经发货。"])
 def test_what_is_mostly_something_else_cannot_be_read(text: str) -> None:
     assert not reads(text)
 
