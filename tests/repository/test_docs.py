@@ -1,0 +1,76 @@
+"""Every relative link of a page, and every page that the code names, leads somewhere."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_NAMED = re.compile(r"(?<![\w/])docs/[\w/-]+\.md(?:#[\w-]+)?")
+FOLDERS = ("docs", "src", "utils", "scripts", "space", "tests", "benchmarks", "data", "examples", ".github")
+
+
+def files(*suffixes: str) -> list[Path]:
+    """The repository's files with these suffixes, without environments and results."""
+    found = chain(ROOT.iterdir(), *((ROOT / folder).rglob("*") for folder in FOLDERS))
+    return sorted(path for path in found if path.suffix in suffixes and path.is_file()
+                  and not any(part.startswith(".venv") or part == "assets" for part in path.relative_to(ROOT).parts))
+
+
+PAGES = files(".md")
+CODE = [*files(".py", ".yaml", ".yml", ".toml"), ROOT / "Makefile", ROOT / ".env.example"]
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """Where a link into a page can lead; the second of two equal headings ends with -1."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for name in map(slug, _HEADING.findall(_FENCED.sub("", page.read_text()))):
+        found.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return frozenset(found)
+
+
+def broken(page: Path, target: str) -> bool:
+    """Whether a link of a page leads nowhere: no such file, or no such heading in it."""
+    path, _, anchor = target.partition("#")
+    there = page.parent / path if path else page
+    return not there.exists() or (bool(anchor) and anchor not in anchors(there))
+
+
+def links(page: Path) -> Iterator[str]:
+    text = _FENCED.sub("", page.read_text())
+    yield from (link for link in _LINK.findall(text) if not re.match(r"[a-z]+:", link))
+
+
+def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    page.write_text("# Page\n[a](other.md) [b](gone.md) [c](#page) [d](#nowhere)\n"
+                    "[e](other.md#an-altered-ledger-1) [f](other.md#fenced) [g](https://example.com/x)\n")
+    other.write_text("# An `altered` ledger\n## An altered ledger\n```\n# fenced\n```\n")
+    assert [link for link in links(page) if broken(page, link)] == ["gone.md", "#nowhere", "other.md#fenced"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    assert [link for link in links(page) if broken(page, link)] == []
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    named = [(path, found) for path in CODE if path != Path(__file__) for found in _NAMED.findall(path.read_text())]
+    assert len(named) > 20
+    assert [(str(path.relative_to(ROOT)), name) for path, name in named if broken(ROOT / "page", name)] == []
