@@ -1,5 +1,7 @@
-"""docs/reliability.md is written by the tests that it reports, `pytest -m "reliability or slow"`, if RELIABILITY_PAGE
-names it. A block stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; what is around it is written by hand.
+"""Write the tables of docs/appendix-reliability.md, if the environment variable RELIABILITY_PAGE names that page.
+
+The tests that a table reports write it: `pytest -m "reliability or slow"`. A table stands between
+`<!-- begin: NAME -->` and `<!-- end: NAME -->`. The text around it is written by hand.
 """
 
 import fcntl
@@ -16,7 +18,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def report(name: str, markdown: str) -> None:
-    """Print a block, and write it into the page that RELIABILITY_PAGE names."""
+    """Print a table, and write it into the page that RELIABILITY_PAGE names."""
     print(f"\n{name}\n{markdown}")
     if page := os.environ.get("RELIABILITY_PAGE", ""):
         with Path(page).open("r+", encoding="ascii") as file:

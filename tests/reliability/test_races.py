@@ -136,7 +136,7 @@ def race(root: Path, uri: str, **asked: float) -> dict[str, Any]:
 
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The block of docs/reliability.md; found: store to figures."""
+    """The block of docs/appendix-reliability.md; found: store to figures."""
     rows = [(name, *(each[count] for count in ("deployers", "rounds", "started", "killed", "claimed", "lost")),
              *(each["results"].get(result, 0) for result in ("promoted", "kept", "already")), each["run_again"],
              each["looks"], 0, each["seconds"]) for name, each in found.items()]
