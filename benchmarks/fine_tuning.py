@@ -2,14 +2,19 @@
 
     python -m benchmarks.fine_tuning [--trl PYTHON] [--base FOLDER] [--steps 5] [--rounds 3] [--json FILE]
 
-PYTHON has benchmarks/requirements.txt beside the project's packages, by default in benchmarks/.venv-trl, which
-docs/tinyllama.md says how to make; without one, TRL is left out. The base is made with 4 of TinyLlama's layers and
-random weights where no folder is given. bfloat16, data, LoRA and optimiser are the same on all sides, and a step has
-about 1024 tokens, or two rows of 512 with padding. Each side runs in a process of its own, in turns, from the end of
-the first step to that of the last. Only the conversations' own tokens count. Ratios are by the clock; tokens per
-processor second tell whether other work on the machine came between. TRL packs by its default, `bfd`, into rows of 1024
-whose positions restart, with the same sdpa attention (for flash attention, which it recommends, a CPU has no kernel),
-and learns the answers alone, as the pipeline does.
+PYTHON has benchmarks/requirements.txt beside the project's packages, by default in benchmarks/.venv-trl; without it,
+TRL is left out. To make it:
+
+    python3 -m venv benchmarks/.venv-trl
+    echo "$PWD/.venv/lib/python3.11/site-packages" > benchmarks/.venv-trl/lib/python3.11/site-packages/project.pth
+    benchmarks/.venv-trl/bin/pip install -r benchmarks/requirements.txt
+
+If no folder is given, the base is made with 4 of TinyLlama's layers and random weights. bfloat16, data, LoRA and
+optimiser are the same on all sides, and a step has about 1024 tokens, or two rows of 512 with padding. Each side runs
+in a process of its own, in turns, from the end of the first step to that of the last. Only the conversations' own
+tokens count. Ratios are by the clock; tokens per processor second tell whether other work on the machine came between.
+TRL packs by its default, `bfd`, into rows of 1024 whose positions restart, with the same sdpa attention (for flash
+attention, which it recommends, a CPU has no kernel), and learns the answers alone, as the pipeline does.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def test_the_list_ranks_what_was_decided_and_names_what_is_in_the_way(run: Run, 
         ("1", "", "", ""), ("2", "keep (not_best)", "", ""), ("3", "promote (improved)", "2", "champion"),
         ("4", "keep (not_best)", "", ""), ("5", "promote (first_model)", "1", "previous")]
     assert list(found) == [r.run_id for r in (lone, late, second, third, first)]
-    assert "history_script.py                         # every scored run, the best first\n" in PAGE.read_text()
+    assert "champion history                         # every scored run, the best first\n" in PAGE.read_text()
     listed = json.loads(run("--json"))
     assert f"--promote {lone.run_id}" in listed["in_the_way"]
     assert late.run_id in listed["in_the_way"]
