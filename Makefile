@@ -20,7 +20,7 @@ help:
 	@echo "make help          this text"
 
 repro: $(READY)
-	@$(RUN) dvc repro
+	@$(VENV)/bin/champion repro
 
 lint: $(READY) $(SERVING)/.ready
 	@$(RUN) ruff check .

@@ -25,5 +25,6 @@ def hand_over() -> None:
 
 # Whoever imports a script, as the tests do, keeps its own handler, and so does a job in the background.
 _started = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-if _started.parent.name == "scripts" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_ours = _started.parent.name == "scripts" or _started.name == "champion"
+if _ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
