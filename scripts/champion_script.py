@@ -54,7 +54,8 @@ def champions_release(config: Path) -> tuple[Path, int]:
         if identity.digest() != head.model_digest:
             raise IntegrityError(f"{model.model_name} version {head.version}: is not the model that the ledger "
                                  "promoted; run `python scripts/status_script.py`")
-        stated = {"key": head.key, "model_digest": head.model_digest, "model_name": model.model_name}
+        stated = {"key": head.key, "model_digest": head.model_digest, "model_name": model.model_name,
+                  "base_model": identity.base_name}
         json_utils.write_object(folder / records.CHAMPION_FILE, stated)
         json_utils.write_object(folder / "manifest.json", records.manifest(folder))
         shutil.rmtree(FETCHED, ignore_errors=True)

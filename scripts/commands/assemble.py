@@ -35,7 +35,8 @@ def assemble(params: Params, inputs: results.Inputs, decision: Decision, request
     base, adapter = check_sources(inputs.model, BaseModelRef.load(BASE_MODEL), root=Path.cwd())
     model, tokenizer = merging.merge(base, adapter, report.model.dtype)
     champion = ChampionFile(format=1, key=request.key, model_digest=report.model_digest,
-                            model_name=request.model_name, contract=report.contract_digest, metrics=report.metrics)
+                            model_name=request.model_name, contract=report.contract_digest, metrics=report.metrics,
+                            base_model=inputs.model.base_model.name)
     texts = {CHAMPION_FILE: champion.text()}
     if params.deployment.huggingface.create_model_card:
         size = model.num_parameters(), getattr(model.config, "max_position_embeddings", None)

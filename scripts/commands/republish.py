@@ -91,7 +91,7 @@ def _from_registry(client: MlflowClient, name: str, slot: Slot, hub: HuggingFace
     texts = {}
     if slot.metrics and slot.contract:
         champion = ChampionFile(format=1, key=slot.key, model_digest=slot.model_digest, model_name=name,
-                                contract=slot.contract, metrics=slot.metrics)
+                                contract=slot.contract, metrics=slot.metrics, base_model=identity.base_name)
         texts[CHAMPION_FILE] = champion.text()
     if hub.create_model_card:
         base = identity.base_name if identity.base_revision != "none" else None

@@ -319,10 +319,11 @@ class ChampionFile(Record):
     model_name: str
     contract: Digest
     metrics: Metrics
+    base_model: str | None = None  # its name; older releases do not state it
 
     def text(self) -> str:
         """The file's content."""
-        return canonical_json(self.model_dump(mode="json")) + "\n"
+        return canonical_json(self.model_dump(mode="json", exclude_none=True)) + "\n"
 
 
 class SpaceRecord(Record):

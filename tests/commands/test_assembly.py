@@ -72,6 +72,7 @@ def test_a_release_says_which_model_it_is_and_how_it_scored(request_for: Request
     assert CHAMPION_FILE in files
     assert (said.key, said.model_digest) == (request_for.key, report.model_digest)
     assert (said.model_name, said.contract, said.metrics) == ("shop", report.contract_digest, report.metrics)
+    assert said.base_model == request_for.model.base_model.name
     assert (RELEASE_DIR / CHAMPION_FILE).read_text() == said.text()
 
 
