@@ -15,10 +15,10 @@ PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFI
 
 
 def main() -> int:
-    """Print metrics, weighted score, rows, and how far a bundle may fall below; returns the exit code."""
+    """Print metrics, weighted score, the score of each row, and how far a bundle may fall below; returns 0."""
     flags = PARSER.parse_args()
 
-    from src.evaluation.metrics import corpus_scores, row_statistics
+    from src.evaluation.metrics import corpus_scores, row_scores, row_statistics
 
     params = load_params(flags.config or CONFIG)
     texts: dict[str, list[str]] = {"prediction": [], "reference": []}
@@ -29,10 +29,11 @@ def main() -> int:
             found.append(row[name])
     if not texts["reference"]:
         raise InvalidInput(f"{flags.predictions}: no rows to score")
-    metrics = corpus_scores(row_statistics(texts["prediction"], texts["reference"], params.evaluation.tokenizer))
-    score = weighted_score(metrics, params.deployment.weighted_scoring.weights)
-    process.say(json.dumps({"metrics": metrics, "weighted_score": float(score), "rows": len(texts["reference"]),
-                            "max_score_drop": params.space.max_score_drop}))
+    statistics = row_statistics(texts["prediction"], texts["reference"], params.evaluation.tokenizer)
+    metrics, weights = corpus_scores(statistics), params.deployment.weighted_scoring.weights
+    process.say(json.dumps({
+        "metrics": metrics, "weighted_score": float(weighted_score(metrics, weights)), "rows": len(texts["reference"]),
+        "row_scores": row_scores(statistics, weights).tolist(), "max_score_drop": params.space.max_score_drop}))
     return 0
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bundling import comparison
+from bundling import comparison, examples
 from bundling.comparison import STREAMS, Answerer
 from bundling.source import SourceError, find, model_digest
 from files import JsonLine, read_lines, sha256, write_object
@@ -43,6 +43,8 @@ PARSER.add_argument("--serving-python", default=str(HERE / ".venv/bin/python"), 
 PARSER.add_argument("--released-python", help="has torch and transformers; default: this one, or the builder's")
 PARSER.add_argument("--scorer", help="scores a file of predictions; default: the project's scripts/score_script.py")
 PARSER.add_argument("--output", type=Path, help=f"default: {VALIDATION} in the bundle")
+PARSER.add_argument("--if-changed", action="store_true", help="do nothing if this bundle was found SAFE already")
+PARSER.add_argument("--verbose", action="store_true", help="a table with times and memory as well")
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,33 @@ def main() -> int:
     flags = PARSER.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if flags.if_changed and is_safe_already(flags.bundle):
+            logger.info("%s: validated, up to date", flags.bundle)
+            return 0
         with tempfile.TemporaryDirectory(prefix="validate-bundle-") as scratch:
             record = validate(flags, Path(scratch))
         write_object(flags.output or flags.bundle / VALIDATION, record)
         if not record["identity_problems"]:
             serve_only(flags.bundle, record["serves"], record["weights"])
     except (comparison.MeasuringError, SourceError, OSError, ValueError, KeyError) as error:
-        logger.critical("%s: %s", type(error).__name__, error)
+        known = isinstance(error, (comparison.MeasuringError, SourceError))
+        logger.critical("%s%s", "" if known else f"{type(error).__name__}: ", error)
         return 2
-    sys.stdout.write(table(record))
+    except KeyboardInterrupt:
+        logger.critical("interrupted; run it again")
+        return 130
+    sys.stdout.write((table(record) + "\n" if flags.verbose else "") + verdict(record))
     return 0 if record["verdict"] == "SAFE" else UNSAFE
+
+
+def is_safe_already(bundle: Path) -> bool:
+    """Whether validation.json is about these very weights, and found them SAFE."""
+    path = bundle / VALIDATION
+    if not path.is_file():
+        return False
+    record, identity = parse_object(path.read_text(encoding="utf-8"), path), BundleIdentity.load(bundle)
+    return (record.get("verdict"), record.get("model_digest"), record.get("serves")) == (
+        "SAFE", identity.model.digest, [*identity.weights]) and "examples" in record
 
 
 def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -98,17 +117,18 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     task = Task(rows, flags.timed_rows, scorer, scratch)
     with_torch = flags.released_python or _with_torch()
     known = comparison.evaluated(flags.evaluation, release, rows)
-    logger.info("released: %s", "answers of the evaluation" if known else f"answering {len(rows)} rows")
+    logger.info("checking the bundle on %d evaluation questions%s", len(rows), "" if known else "; the release first")
     released, told = task.measure(Answerer(with_torch, release.folder, ""), known)
     largest = told["max_score_drop"] if flags.max_score_drop is None else flags.max_score_drop
-    found = {}
+    found, scores = {}, {}
     for kind in kinds:
-        logger.info("%s: answering %d rows", kind, len(rows))
+        logger.info("answering them with %s", kind)
         side = (Answerer(with_torch, flags.bundle, "") if kind == "safetensors" else
                 Answerer(flags.serving_python, flags.bundle, kind))
         measured, _ = task.measure(side)
         reasons = [*problems, *comparison.judge(released.answers, measured.answers, largest)]
         found[kind] = {"verdict": "UNSAFE" if reasons else "SAFE", "reasons": reasons, **_as_record(measured, released)}
+        scores[kind] = measured.answers.row_scores
     serves = [kind for kind in kinds if found[kind]["verdict"] == "SAFE"]
     return {
         "verdict": "SAFE" if serves else "UNSAFE", "serves": serves, "model": release.model,
@@ -116,7 +136,7 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "rows": len(rows), "rows_sha256": sha256(flags.evaluation_rows),
         "timed_rows": min(flags.timed_rows, len(rows)), "streams": STREAMS,
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released),
-        "weights": found,
+        "weights": found, "examples": examples.choose(rows, *(scores[kind] for kind in serves)),
     }
 
 
@@ -134,6 +154,7 @@ def kinds_in(bundle: Path) -> list[str]:
 
 def _as_record(measured: Measured, released: Measured) -> dict[str, Any]:
     answers = asdict(measured.answers)
+    answers.pop("row_scores")
     pairs = zip(answers.pop("predictions"), released.answers.predictions, strict=True)
     return {**answers, "same_answers": sum(a == b for a, b in pairs), "source": measured.source,
             "figures": measured.figures}
@@ -165,17 +186,27 @@ def serve_only(bundle: Path, weights: Sequence[str], judged: Iterable[str]) -> N
         shutil.rmtree(bundle / kind)
 
 
+def verdict(record: dict[str, Any]) -> str:
+    """A line for each kind of weights, and what is served."""
+    released, text = record["released"]["weighted_score"], list[str]()
+    for kind, each in record["weights"].items():
+        why = "".join(f"; {reason}" for reason in each["reasons"])
+        text.append(f"{kind}: {each['verdict']}, score {each['weighted_score']:.3f}, the release {released:.3f}{why}")
+    end = f"SAFE: {record['serves'][0]} is served" if record["serves"] else (
+        f"UNSAFE: nothing may be served. {VALIDATION} in the bundle has the details. Either make a bundle of the "
+        "released weights (prepare_assets.py --weights safetensors), or accept a larger loss (space.max_score_drop in "
+        "params.yaml)")
+    return "\n".join([*text, end]) + "\n"
+
+
 def table(record: dict[str, Any]) -> str:
-    """Both sides, a line each, and the verdict."""
+    """Both sides with times and memory, a line each."""
     head = ("", "score", "same", "empty", "looping", "load s", "first ms", "tokens/s", "MiB", "")
     lines = [head, _line("released", record["released"], record["rows"]),
              *(_line(kind, each, record["rows"]) for kind, each in record["weights"].items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.rjust(width) if place else cell.ljust(width)
-                      for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
-    text += [f"{kind}: {reason}" for kind, each in record["weights"].items() for reason in each["reasons"]]
-    served = f"{record['serves'][0]} is served" if record["serves"] else "nothing may be served"
-    return "\n".join([*text, f"{record['verdict']}: {served}"]) + "\n"
+    return "\n".join("  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width)
+                               in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
 
 
 def _line(name: str, side: dict[str, Any], rows: int) -> tuple[str, ...]:

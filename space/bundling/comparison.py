@@ -58,8 +58,10 @@ def scored(
     told = score(scorer, file)
     predictions = tuple(answer["prediction"] for answer in answers)
     looping = sum(loops(answer["tokens"]) for answer in answers) / len(answers)
+    each = told.get("row_scores", [0.0] * len(answers))  # which another scorer need not tell
+    complete = tuple(0.0 if answer["truncated"] else score for answer, score in zip(answers, each, strict=True))
     return ScoredAnswers(predictions, told["metrics"], told["weighted_score"],
-                         empty=predictions.count("") / len(answers), looping=looping), told
+                         empty=predictions.count("") / len(answers), looping=looping, row_scores=complete), told
 
 
 def evaluated(folder: Path, release: Source, rows: Sequence[JsonLine]) -> list[JsonLine] | None:
@@ -91,9 +93,10 @@ def run(command: Sequence[str], *, cwd: Path) -> str:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise MeasuringError(f"{command[0]}: {error.strerror}; make serving, or name another Python") from error
+        raise MeasuringError(f"{command[0]}: {error.strerror}; run `make serving`, or name another Python with "
+                             "--serving-python or --released-python") from error
     if done.returncode or not done.stdout.strip():
-        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise MeasuringError(f"{' '.join(command[:3])} ended with {done.returncode}: {last}")
     return done.stdout
 
@@ -107,6 +110,7 @@ class ScoredAnswers:
     weighted_score: float
     empty: float
     looping: float
+    row_scores: tuple[float, ...]  # of each answer alone; 0 for one that was cut off
 
 
 def loops(tokens: Sequence[int]) -> bool:

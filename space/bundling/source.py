@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from files import foreign_weights, sha256
+from serving.identity import CHAMPION
 
-CHAMPION = "champion.json"
 _CARD_KEY = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
 _CARD_DIGEST = re.compile(r"\| model digest \| `([0-9a-f]{64})` \|")
 _VERSION_TAG = re.compile(r"v([1-9][0-9]*)")
@@ -152,22 +152,20 @@ def lacking() -> list[str]:
     return [name for name in ("torch", "optimum.intel", "nncf", "openvino") if not _is_there(name)]
 
 
-def compress(release: Path, bundle: Path, precisions: list[str]) -> None:
-    """Write each precision into a folder of its name; raises ExportError."""
+def compress(release: Path, bundle: Path, precision: str) -> None:
+    """Write the weights in a precision into a folder of its name; raises ExportError."""
     from nncf.errors import InvalidGroupSizeError
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-    for precision in precisions:
-        logger.info("compressing to %s", precision)
-        bits = {"bits": 8} if precision == "int8" else {"bits": 4, "group_size": _GROUP}
-        try:
-            OVModelForCausalLM.from_pretrained(
-                str(release), export=True, compile=False, local_files_only=True,
-                quantization_config=OVWeightQuantizationConfig(**bits)).save_pretrained(bundle / precision)
-        # What exporters raise for what they lack, and nncf for a model narrower than a group.
-        except (RuntimeError, ValueError, KeyError, ImportError, InvalidGroupSizeError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise ExportError(f"{release}: cannot be compressed to {precision}: {first}") from error
+    bits = {"bits": 8} if precision == "int8" else {"bits": 4, "group_size": _GROUP}
+    try:
+        OVModelForCausalLM.from_pretrained(
+            str(release), export=True, compile=False, local_files_only=True,
+            quantization_config=OVWeightQuantizationConfig(**bits)).save_pretrained(bundle / precision)
+    # What exporters raise for what they lack, and nncf for a model narrower than a group.
+    except (RuntimeError, ValueError, KeyError, ImportError, InvalidGroupSizeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ExportError(f"{release}: cannot be compressed to {precision}: {first}") from error
 
 
 def _is_there(name: str) -> bool:

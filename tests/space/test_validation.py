@@ -186,7 +186,11 @@ def test_a_bundle_that_answers_worse_is_unsafe_and_neither_app_nor_image_takes_i
     world.evaluate(*(row["messages"][-1]["content"] for row in rows()))
     ended = world.validate()
     assert ended.returncode == 5, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "UNSAFE: nothing may be served"
+    assert ended.stdout.splitlines() == [
+        "int8: UNSAFE, score 0.000, the release 1.000; the score falls by 1.0000, more than 0.01",
+        ("UNSAFE: nothing may be served. validation.json in the bundle has the details. Either make a bundle of the "
+         "released weights (prepare_assets.py --weights safetensors), or accept a larger loss (space.max_score_drop in "
+         "params.yaml)")]
     record = json.loads((world.bundle / "validation.json").read_text())
     assert record["released"]["source"] == "evaluation"
     assert record["released"]["weighted_score"] == pytest.approx(1)
@@ -213,6 +217,25 @@ def test_a_bundle_that_answers_as_well_is_safe_and_everything_measured_is_record
         assert side["figures"]["peak_mib"] > 20
     assert world.identity()["weights"] == ["int8"]
     assert world.problems() == []
+    assert ended.stdout.splitlines()[-1] == "SAFE: int8 is served"
+    assert record["examples"] == []  # a model that says letters answers nothing well
+
+
+def test_a_bundle_that_was_found_safe_is_not_validated_again_unless_it_is_another_one(world: World) -> None:
+    from validate_bundle import is_safe_already
+
+    stated = {"verdict": "SAFE", "serves": ["int8"], "model_digest": DIGEST, "examples": ["May I pay later?"]}
+    path = world.bundle / "validation.json"
+    assert not is_safe_already(world.bundle)
+    for changes in ({"verdict": "UNSAFE"}, {"serves": ["int4"]}, {"model_digest": "cd" * 32}):
+        path.write_text(json.dumps(stated | changes))
+        assert not is_safe_already(world.bundle)
+    path.write_text(json.dumps({name: value for name, value in stated.items() if name != "examples"}))
+    assert not is_safe_already(world.bundle)  # from before there were examples
+    path.write_text(json.dumps(stated))
+    ended = world.validate("--if-changed")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", f"{world.bundle}: validated, up to date\n")
+    assert json.loads(path.read_text()) == stated
 
 
 @pytest.mark.parametrize("python", [
