@@ -6,17 +6,18 @@ READY := $(VENV)/.ready
 SERVING := space/.venv
 BUILDER := space/.venv-builder
 RELEASE ?=
+PORT ?= 8000
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro lint check test reliability serve serving bundle
+.PHONY: help repro lint check test reliability serve serving bundle port
 
 help:
 	@echo "make repro         from raw data to a promoted champion, on this machine alone"
 	@echo "make check         linters, types and the tests that need only Python; a minute or two"
 	@echo "make test          linters, types and all tests but the long ones; up to 10 minutes"
 	@echo "make reliability   deployments killed, raced and cut off from their services; hours"
-	@echo "make serve         the champion as a chat page and an API on port 5000; or RELEASE=FOLDER"
+	@echo "make serve         the champion as a chat page and an API on port $(PORT); or RELEASE=FOLDER"
 	@echo "make help          this text"
 
 repro: $(READY)
@@ -36,26 +37,33 @@ test: lint
 reliability: $(READY)
 	@$(RUN) pytest -m reliability
 
-serve: $(SERVING)/.ready bundle
-	@HF_HUB_OFFLINE=1 $(SERVING)/bin/python space/app.py
+serve: port $(SERVING)/.ready bundle
+	@PORT=$(PORT) HF_HUB_OFFLINE=1 $(SERVING)/bin/python space/app.py
+
+# First of all, before anything is downloaded or made.
+port:
+	@PYTHONPATH=space PORT=$(PORT) $(PYTHON) -B -m serving.port
 
 serving: $(SERVING)/.ready
 
-# space/assets, made again if the champion has changed. Its release is in results/release or, after a rollback, fetched.
-bundle: $(BUILDER)/.ready $(if $(RELEASE),,$(READY))
+# space/assets, made and validated again if the champion has changed. Its release is in results/release or, after a
+# rollback, fetched. Another release (RELEASE=FOLDER) is not validated: the evaluation questions may be in its training.
+bundle: $(BUILDER)/.ready $(SERVING)/.ready $(if $(RELEASE),,$(READY))
 	@release="--model $(RELEASE)"; \
 	  $(if $(RELEASE),,release=$$($(RUN) python scripts/champion_script.py) &&) \
 	  HF_HUB_OFFLINE=1 $(BUILDER)/bin/python space/prepare_assets.py $$release --if-changed \
-	  $(addprefix --questions ,$(wildcard results/data/train.jsonl))
+	  $(addprefix --questions ,$(wildcard results/data/train.jsonl)) \
+	  $(if $(RELEASE),,$(addprefix && $(RUN) HF_HUB_OFFLINE=1 python space/validate_bundle.py --if-changed \
+	  --evaluation-rows ,$(wildcard results/data/evaluation.jsonl)))
 
 $(SERVING)/.ready: space/requirements/modern.lock
-	@echo "Setting up $(SERVING), 360 MB."
+	@echo "Setting up $(SERVING), which runs the chat page: 360 MB, about a minute."
 	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
 	@$(SERVING)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 $(BUILDER)/.ready: space/requirements/builder.txt
-	@echo "Setting up $(BUILDER), 1.5 GB."
+	@echo "Setting up $(BUILDER), which compresses the weights: 1.5 GB, 4 to 8 minutes, once."
 	@test -x $(BUILDER)/bin/python || $(PYTHON) -m venv $(BUILDER)
 	@$(BUILDER)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $<
 	@touch $@

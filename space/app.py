@@ -10,9 +10,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from serving import port
 from serving.settings import SettingError, Settings, find_model
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from serving.bundle import Bundle
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("space")
 
+_BACKLOG = 2048  # connections that may wait to be taken, as uvicorn has it
 _PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 
 
@@ -32,7 +35,8 @@ def main() -> int:
     try:
         settings = Settings.read(os.environ)
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        return asyncio.run(serve(settings, find_model(settings)))
+        with port.bind(settings) as bound:
+            return asyncio.run(serve(settings, find_model(settings), bound))
     except SettingError as error:
         logger.critical("%s", " ".join(str(error).split()))  # one line, whatever a library said
         return 2
@@ -47,10 +51,10 @@ def _end(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-async def serve(settings: Settings, folder: Path) -> int:
-    """Serve the model in a folder; returns the exit code, raises SettingError."""
+async def serve(settings: Settings, folder: Path, bound: socket.socket) -> int:
+    """Serve the model in a folder on a bound socket; returns the exit code, raises SettingError."""
     begun = time.monotonic()
-    logger.info("host: %s; model: %s", settings.host_kind, folder)
+    logger.info("loading the model in %s", folder)
 
     from serving.bundle import Bundle
 
@@ -63,8 +67,7 @@ async def serve(settings: Settings, folder: Path) -> int:
     from serving.api import create_app
 
     engine = await loading
-    logger.info("%s %s on %s, loaded in %.1f s; http://%s:%d", bundle.identity.model, bundle.identity.label,
-                engine.name, time.monotonic() - begun, settings.host, settings.port)
+    logger.info("loaded in %.1f s (%s, %s)", time.monotonic() - begun, engine.name, settings.host_kind)
     # On a Space the Hub's proxies name the client. Elsewhere X-Forwarded-For is not trusted.
     trusted = _PRIVATE if settings.host_kind == "Space" else ""
     server = uvicorn.Server(uvicorn.Config(
@@ -77,7 +80,15 @@ async def serve(settings: Settings, folder: Path) -> int:
         return died
 
     ending = asyncio.create_task(end_with_engine())
-    await server.serve()
+    try:
+        bound.listen(_BACKLOG)
+    except OSError as error:  # two apps that start at the same moment can both bind it
+        await engine.close()
+        raise port.refusal(settings, error) from error
+    address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
+    logger.info("%s\n  chat page  %s\n  API        %s/v1 (OpenAI-compatible)\nCtrl-C stops it.",
+                f"{bundle.identity.title} is ready. {bundle.origin.sentence}".rstrip(), address, address)
+    await server.serve(sockets=[bound])
     return int(await ending)
 
 

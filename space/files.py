@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 JsonLine = dict[str, Any]
+_LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; its own library takes no more
 
 
 def sha256(path: Path) -> str:
@@ -27,6 +29,20 @@ def foreign_weights(folder: Path) -> list[str]:
         foreign += [f"{index}: names {name!r:.140}" for name in named
                     if not isinstance(name, str) or name != Path(name).name or not (folder / name).is_file()]
     return foreign
+
+
+def weight_count(folder: Path) -> int | None:
+    """How many numbers the weight files of a release hold, by their headers; None if there are none to be read."""
+    count = 0
+    for path in sorted(folder.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            try:
+                header = json.loads(file.read(min(size, _LONGEST_HEADER)))
+            except ValueError:  # the engine says what is wrong with such a file
+                return None
+        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return count or None
 
 
 def write_text(path: Path, text: str) -> None:

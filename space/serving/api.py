@@ -27,7 +27,6 @@ from serving.telemetry import Telemetry
 _STATIC = Path(__file__).parent / "static"
 _CHAT = "/v1/chat/completions"
 _PATHS = frozenset({"/", "/healthz", "/about", "/metrics", "/openapi.json", "/v1/models", _CHAT})
-_EXAMPLES = 4
 _DROPPED = "X-Dropped-Messages"  # with truncation: how many of the oldest messages the model did not see
 _REPLIES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
@@ -71,7 +70,7 @@ def _add_chat(app: FastAPI, service: "ChatService") -> None:
 
 
 def _add_pages(app: FastAPI, service: "ChatService") -> None:
-    examples = [each["question"] for each in service.bundle.questions()[:_EXAMPLES]]
+    examples = service.bundle.examples()
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -85,8 +84,9 @@ def _add_pages(app: FastAPI, service: "ChatService") -> None:
     @app.get("/about")
     async def about() -> dict[str, Any]:
         """What the page shows beside the conversation."""
-        identity = service.bundle.identity
-        return {**asdict(identity), "label": identity.label, "engine": service.engine.name, "examples": examples}
+        identity, origin = service.bundle.identity, service.bundle.origin
+        return {**asdict(identity), **asdict(origin), "label": identity.label, "engine": service.engine.name,
+                "origin": origin.sentence, "examples": examples}
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

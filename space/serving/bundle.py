@@ -1,6 +1,5 @@
 """Everything around the weights of a folder that is served: identity, tokenizer, chat template, generation settings."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from serving.identity import BundleIdentity, ServedModel, parse_object
+from serving.identity import VALIDATION, BundleIdentity, Origin, ServedModel, parse_object
 from serving.settings import IDENTITY, SettingError
-
-_QUESTIONS = Path(__file__).parents[1] / "questions.json"
 
 
 class BadConversation(Exception):
@@ -29,6 +26,7 @@ class Bundle:
 
     folder: Path
     identity: ServedModel
+    origin: Origin
     weights: tuple[str, ...]  # of int8, int4 and safetensors
     tokenizer: Tokenizer
     template: str
@@ -54,6 +52,7 @@ class Bundle:
         return cls(
             folder=folder,
             identity=recorded.model if recorded else _named_by(folder),
+            origin=recorded.origin if recorded else Origin.of_release(folder),
             weights=recorded.weights if recorded else ("safetensors",),
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             template=text,
@@ -79,11 +78,14 @@ class Bundle:
         stream = DecodeStream(skip_special_tokens=True)
         return lambda tokens: "".join(stream.step(self.tokenizer, token) or "" for token in tokens)
 
-    def questions(self) -> list[dict[str, str]]:
-        """Questions with their answers: those of the bundle, else those shipped with the app."""
-        own = self.folder / "questions.json"
-        found: list[dict[str, str]] = json.loads((own if own.is_file() else _QUESTIONS).read_text(encoding="utf-8"))
-        return found
+    def examples(self) -> list[str]:
+        """Questions that this very bundle answered well when it was validated; none if it was not."""
+        path = self.folder / VALIDATION
+        if not path.is_file():
+            return []
+        found = parse_object(path.read_text(encoding="utf-8"), path)
+        examples: list[str] = found.get("examples", [])  # older validations have none
+        return examples if found.get("model_digest") == self.identity.digest else []
 
     @cached_property
     def _compiled(self) -> Any:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from files import sha256, write_object
+from files import sha256, weight_count, write_object
 from serving.settings import IDENTITY, SettingError
 
 VALIDATION = "validation.json"
+CHAMPION = "champion.json"  # in a release
+_STAND_IN = "pocket"  # the base that the pipeline builds itself where nothing is downloaded
 
 
 class BundleError(SettingError):
@@ -45,6 +47,46 @@ class ServedModel:
         return f"v{self.version}" if self.version else (self.commit or self.digest or "unversioned")[:12]
 
 
+    @property
+    def title(self) -> str:
+        """Name and version in words, for the page and the terminal."""
+        return f"{self.model} version {self.version}" if self.version else f"{self.model} ({self.label})"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How large the model is, and the base it was fine-tuned from; None for what an older release does not state."""
+
+    parameters: int | None = None
+    base_model: str | None = None
+
+    @classmethod
+    def of_release(cls, folder: Path) -> "Origin":
+        """The origin of a release on this disk; raises BundleError for a champion.json that cannot be read."""
+        path = folder / CHAMPION
+        stated = parse_object(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
+        return cls(weight_count(folder), stated.get("base_model"))
+
+    @property
+    def sentence(self) -> str:
+        """What somebody should know before they trust an answer; empty if nothing is known."""
+        size = _rounded(self.parameters) if self.parameters else ""
+        if self.base_model == _STAND_IN:
+            return (f"This is a small stand-in model{f' with {size} parameters' if size else ''}, trained in minutes "
+                    "on a laptop. Expect mistakes.")
+        parts = [f"{size} parameters" if size else "", f"fine-tuned from {self.base_model}" if self.base_model else ""]
+        told = ", ".join(filter(None, parts))
+        return f"{told[0].upper()}{told[1:]}." if told else ""
+
+
+def _rounded(count: int) -> str:
+    """A number of parameters as `2.0 million` or `1.1 billion`, as on the model card."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.1f} {name}"
+    return f"{count:,}"
+
+
 @dataclass(frozen=True)
 class BundleIdentity:
     """What identity.json states. A bundle without weights is one whose weights were all found UNSAFE."""
@@ -53,6 +95,7 @@ class BundleIdentity:
     weights: tuple[str, ...]  # of int8, int4 and safetensors; the first one is served
     sizes: Mapping[str, int]  # bytes by path in the bundle
     sha256: Mapping[str, str]
+    origin: Origin = Origin()  # which bundles made before it was recorded do not state
 
     @classmethod
     def parse(cls, text: str, where: object) -> "BundleIdentity":
@@ -61,7 +104,8 @@ class BundleIdentity:
         if not isinstance(found.get("model"), str):
             raise BundleError(f"{where}: names no model; run prepare_assets.py again")
         model = ServedModel(found["model"], found.get("version"), found.get("commit"), found.get("model_digest"))
-        return cls(model, tuple(found.get("weights", ())), found.get("sizes", {}), found.get("sha256", {}))
+        origin = Origin(found.get("parameters"), found.get("base_model"))
+        return cls(model, tuple(found.get("weights", ())), found.get("sizes", {}), found.get("sha256", {}), origin)
 
     @classmethod
     def load(cls, folder: Path) -> "BundleIdentity":
@@ -72,17 +116,18 @@ class BundleIdentity:
         return cls.parse(path.read_text(encoding="utf-8"), path)
 
     @classmethod
-    def of(cls, folder: Path, model: ServedModel, weights: Sequence[str]) -> "BundleIdentity":
+    def of(cls, folder: Path, model: ServedModel, weights: Sequence[str], origin: Origin) -> "BundleIdentity":
         """The identity of the files that lie in a folder now."""
         there = _files(folder)
         return cls(model, tuple(weights), {name: path.stat().st_size for name, path in there.items()},
-                   {name: sha256(path) for name, path in there.items()})
+                   {name: sha256(path) for name, path in there.items()}, origin)
 
     def write(self, folder: Path) -> None:
         """Write identity.json."""
         model = self.model
         write_object(folder / IDENTITY, {
             "model": model.model, "version": model.version, "commit": model.commit, "model_digest": model.digest,
+            "base_model": self.origin.base_model, "parameters": self.origin.parameters,
             "weights": self.weights, "sizes": self.sizes, "sha256": self.sha256})
 
     def differences(self, folder: Path, *, contents: bool) -> list[str]:

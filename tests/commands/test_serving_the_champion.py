@@ -71,7 +71,8 @@ def bring(config: Path, mark: str, right: int) -> Verdict:
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
-    environments = [word for name in (".venv", "space/.venv-builder") for word in ("-o", f"{name}/.ready")]
+    ready = [f"{name}/.ready" for name in (".venv", "space/.venv", "space/.venv-builder")]
+    environments = [word for name in ready for word in ("-o", name)]
     return subprocess.run(["make", *environments, "bundle", *words], capture_output=True, text=True, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL)
 

@@ -40,6 +40,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def run_to_end(*command: Path | str, cwd: Path | str | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
+    changes = {"PORT": str(free_port()), **changes}
     return subprocess.run([str(word) for word in command], env=environment(**changes), capture_output=True, text=True,
                           check=False, cwd=cwd, timeout=120)
 

@@ -168,7 +168,7 @@ def test_sigterm_ends_it_at_any_moment_of_its_start(bundle: Path, tries: int) ->
     for number in range(tries):
         with start(APP, MODEL_DIR=str(bundle)) as server:
             assert server.process.stderr
-            assert server.process.stderr.readline().startswith("host: ")  # from here on it is told what SIGTERM does
+            assert server.process.stderr.readline().startswith("loading ")  # from here on it is told what SIGTERM does
             time.sleep(taken * number / tries)
             engines, begun = server.engines, time.monotonic()
             server.process.terminate()

@@ -90,13 +90,66 @@ def test_if_nothing_can_compress_a_bundle_has_the_released_weights_and_says_so(r
         {"role": "user", "content": "Do you sell tea?"}, {"role": "assistant", "content": "We do."}]}) + "\n")
     ended = prepare(release, "--questions", tmp_path / "rows.jsonl")
     assert ended.returncode == 0
-    assert "not compressed: optimum.intel, nncf, openvino missing here" in ended.stderr
+    assert "not compressed: optimum.intel, nncf, openvino missing in this environment" in ended.stderr
     identity = json.loads((tmp_path / "new/identity.json").read_text())
     assert identity == {**identity, "model": "shop", "version": 7, "commit": "c" * 40, "model_digest": "ab" * 32,
                         "weights": ["safetensors"]}
     assert (tmp_path / "new/model.safetensors").read_bytes() == (release / "model.safetensors").read_bytes()
     stored = json.loads((tmp_path / "new/questions.json").read_text())
     assert stored[-1] == {"question": "Do you sell tea?", "answer": "We do."}
+
+
+def test_a_bundle_states_how_large_the_model_is_and_what_it_was_made_of(release: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    (release / "champion.json").write_text(json.dumps({"model_digest": "ab" * 32, "base_model": "pocket"}))
+    assert prepare(release, "--weights", "safetensors").returncode == 0
+    identity = json.loads((tmp_path / "new/identity.json").read_text())
+    held = sum(tensor.size for tensor in load_file(release / "model.safetensors").values())
+    assert (identity["base_model"], identity["parameters"]) == ("pocket", held)
+
+    from serving.identity import BundleIdentity, Origin
+
+    assert BundleIdentity.load(tmp_path / "new").origin.sentence == (
+        f"This is a small stand-in model with {held:,} parameters, trained in minutes on a laptop. Expect mistakes.")
+    assert BundleIdentity.load(tmp_path / "assets").origin == Origin()  # a bundle from before this was recorded
+    assert Origin().sentence == ""
+    assert Origin(1_100_048_384, "acme/base").sentence == "1.1 billion parameters, fine-tuned from acme/base."
+    (release / "model.safetensors").write_bytes(b"no header")
+    assert Origin.of_release(release).parameters is None
+
+
+def test_the_fallbacks_questions_hold_every_answer_before_any_answer_twice(tmp_path: Path) -> None:
+    import prepare_assets
+
+    def line(question: str, answer: str) -> str:
+        return json.dumps({"messages": [{"role": "user", "content": question},
+                                        {"role": "assistant", "content": answer}]})
+
+    rows = [line(f"question {n} about {about}", f"answer {about}") for about in range(300) for n in range(5)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    stored = prepare_assets._first_turns(tmp_path / "train.jsonl")
+    assert len(stored) == 500
+    assert len({each["answer"] for each in stored}) == 300
+
+
+def test_what_libraries_print_goes_to_a_file_which_is_named_if_something_fails(tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text("""
+import os, sys, prepare_assets
+from pathlib import Path
+prepare_assets.logging.basicConfig()
+with prepare_assets.output_to(Path(sys.argv[1])):
+    print("a warning"); os.system("echo from C++ >&2"); sys.exit() if sys.argv[2:] else 1 / 0
+""")
+    log = tmp_path / "assets.log"
+    ended = run_to_end(sys.executable, tmp_path / "noisy.py", log, "well", PYTHONPATH=str(SPACE))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert sorted(log.read_text().splitlines()) == ["a warning", "from C++"]
+    ended = run_to_end(sys.executable, tmp_path / "noisy.py", log, PYTHONPATH=str(SPACE))
+    assert f"what the libraries printed is in {log}" in ended.stderr
+    assert "ZeroDivisionError" in ended.stderr
+    assert ended.stdout == ""
+    assert log.read_text().count("a warning") == 2
 
 
 def test_a_deployment_of_another_model_gives_no_version(release: Path) -> None:

@@ -16,6 +16,7 @@ from tests.report.test_report_page import contrast
 
 STATIC = SPACE / "serving/static"
 ANSWER = "#talk .assistant"
+EXAMPLES = ["Where is my order?", "May I pay later?", "Do you sell tea?", "Who are you?"]
 expect.set_options(timeout=60_000)
 # The page itself presses the button at the first 20 characters: then the answer, of thousands, cannot have ended.
 STOP_AT_20 = """() => {
@@ -27,9 +28,20 @@ STOP_AT_20 = """() => {
 }"""
 
 
+def validated(folder: Path, **changes: object) -> Path:
+    """The tiny bundle with what validate_bundle.py writes about it, as a stand-in made of pocket."""
+    bundle = unpack(folder)
+    identity = bundle / "identity.json"
+    stated = json.loads(identity.read_text()) | {"base_model": "pocket", "parameters": 1_234_567} | changes
+    identity.write_text(json.dumps(stated))
+    record = {"verdict": "SAFE", "model_digest": "ab" * 32, "serves": ["int8"], "examples": EXAMPLES}
+    (bundle / "validation.json").write_text(json.dumps(record))
+    return bundle
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    bundle = unpack(tmp_path_factory.mktemp("space"))
+    bundle = validated(tmp_path_factory.mktemp("space"))
     with serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_NEW_TOKENS="20000") as started:
         yield started
 
@@ -49,7 +61,11 @@ def test_texts_have_a_contrast_of_4_5(scheme: int) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_in_chromium_it_streams_and_stops_answers_and_shows_a_version(server: Server, width: int, scheme: str) -> None:
     with opened(server, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
-        expect(page.locator("#version")).to_have_text("v7")
+        expect(page.locator("#version")).to_have_text("version 7")
+        expect(page.locator("#origin")).to_have_text(
+            "This is a small stand-in model with 1.2 million parameters, trained in minutes on a laptop. Expect "
+            "mistakes.")
+        assert page.locator("#examples button").all_text_contents() == EXAMPLES
         assert page.title() == "tiny-chat"
         page.evaluate(STOP_AT_20)
         with server.engine_held():
@@ -68,6 +84,17 @@ def test_in_chromium_it_streams_and_stops_answers_and_shows_a_version(server: Se
 
 @needs_serving
 @needs_chromium
+def test_in_chromium_no_question_is_suggested_for_a_bundle_that_was_not_validated(tmp_path: Path) -> None:
+    bundle = validated(tmp_path, model_digest="cd" * 32)  # the validation is about another model
+    with serve(SPACE / "app.py", MODEL_DIR=str(bundle)) as server, open_page() as page:
+        page.goto(str(server.client.base_url))
+        expect(page.locator("#version")).to_have_text("version 7")
+        expect(page.locator("#examples button")).to_have_count(0)
+        expect(page.locator("#try")).to_have_text("Ask the model a question")
+
+
+@needs_serving
+@needs_chromium
 def test_in_chromium_an_error_is_told_and_the_question_kept(server: Server) -> None:
     with opened(server) as page:
         page.locator("#question").fill("long " * 800)
@@ -81,7 +108,7 @@ def test_in_chromium_an_error_is_told_and_the_question_kept(server: Server) -> N
 @needs_serving
 @needs_chromium
 def test_in_chromium_a_long_conversation_goes_on_without_its_oldest_turns_and_says_so(tmp_path: Path) -> None:
-    bundle = unpack(tmp_path)
+    bundle = validated(tmp_path)
     with (serve(SPACE / "app.py", MODEL_DIR=str(bundle), MAX_INPUT_TOKENS="80", MAX_NEW_TOKENS="10") as server,
           opened(server, viewport={"width": 390, "height": 844}) as page):
         asked: list[list[str]] = []
@@ -119,7 +146,7 @@ def test_in_chromium_a_long_conversation_goes_on_without_its_oldest_turns_and_sa
 @needs_chromium
 def test_in_chromium_the_keyboard_alone_asks_and_stops_and_a_screen_reader_is_told(server: Server) -> None:
     with opened(server) as page:
-        for reached in ("skip", "main", "Where is my order?"):
+        for reached in ("skip", "main", EXAMPLES[0]):
             page.keyboard.press("Tab")
             assert reached in page.evaluate("(e => [e.className, e.localName, e.textContent].join())"
                                             "(document.activeElement)")
@@ -131,9 +158,13 @@ def test_in_chromium_the_keyboard_alone_asks_and_stops_and_a_screen_reader_is_to
             nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
             log, = (node for node in nodes if node.get("role", {}).get("value") == "log")
             assert {"name": "live", "value": {"type": "token", "value": "polite"}} in log["properties"]
+            by_id = {node["nodeId"]: node for node in nodes}
+            held, = (by_id[child] for child in log["childIds"])
+            said = [by_id[child]["role"]["value"] for child in held["childIds"]]
+            assert (held["role"]["value"], said) == ("list", ["listitem", "listitem"])
             page.keyboard.press("Escape")
             server.wait_for("chat_answering", 0)
-        expect(page.locator("#question")).to_have_value("Where is my order?")  # nothing was answered, so it goes back
+        expect(page.locator("#question")).to_have_value(EXAMPLES[0])  # nothing was answered, so it goes back
         expect(page.locator("#question")).to_be_focused()
         page.keyboard.press("Tab")
         expect(page.locator("#send")).to_be_focused()

@@ -9,8 +9,13 @@ const MOST = 63; // messages of one request: the API takes 64, and the first is 
 async function introduce() {
   const about = await (await fetch("about")).json();
   byId("model").textContent = document.title = about.model;
-  byId("version").textContent = about.label + (about.commit ? `, commit ${about.commit.slice(0, 7)}` : "");
+  const version = about.version ? `version ${about.version}` : "";
+  const commit = about.commit ? `commit ${about.commit.slice(0, 8)}` : "";
+  byId("version").textContent = [version, commit].filter(Boolean).join(", ") || about.label;
   byId("version").title = about.engine;
+  byId("origin").textContent = about.origin;
+  if (about.examples.length) byId("try").textContent = "Ask the model a question, for example";
+  byId("examples").hidden = about.examples.length === 0;
   for (const text of about.examples) {
     const button = document.createElement("button");
     button.type = "button";
@@ -87,7 +92,7 @@ async function answer(item) {
     dropped = unseen;
   }
   for await (const choice of pieces(response)) {
-    const stays = talk.parentElement;
+    const stays = talk.closest("main");
     const atEnd = stays.scrollHeight - stays.scrollTop - stays.clientHeight < 80;
     body.textContent += choice.delta.content ?? "";
     if (choice.finish_reason === "length") note(item, "The answer was cut off: it reached its limit.");
@@ -155,4 +160,4 @@ byId("new").addEventListener("click", () => {
   setBusy(false);
   question.focus();
 });
-introduce().catch((error) => { status.textContent = `The model cannot be reached: ${error.message}`; });
+introduce().catch((error) => { status.textContent = `The model does not answer: ${error.message}. Reload the page to try again.`; });
