@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.space_process import PYTHON, ROOT, SPACE, needs_serving, run_to_end, serve, unpack
 
-FROM_MAKE = ["make", "--no-print-directory", "-C", ROOT, f"PYTHON={sys.executable}"]
+FROM_MAKE = ["make", "--no-print-directory", "-C", str(ROOT), f"PYTHON={sys.executable}"]
 
 
 @pytest.fixture
