@@ -79,7 +79,10 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def bundled() -> tuple[str, int | None, str]:
     """Name, version and mark of the weights that `make serve` would serve now."""
+    assert "validate_bundle.py --if-changed --evaluation-rows results/data/evaluation.jsonl" in make("--dry-run").stdout
+    rows = Path("results/data/evaluation.jsonl").rename("rows.jsonl")  # the tiny model would answer them for minutes
     made = make()
+    rows.rename("results/data/evaluation.jsonl")
     assert made.returncode == 0, made.stderr
     assets = Path("space/assets")
     identity: dict[str, Any] = json.loads((assets / "identity.json").read_text())
