@@ -26,7 +26,8 @@ def main() -> int:
     process.set_up()
 
     from scripts.commands import evaluate
-    from src.evaluation.predictions import numbers, score_contract, summary
+    from src.evaluation.neighbour import nearest_neighbour
+    from src.evaluation.predictions import score_contract, summary
     from src.models import placement
     from utils import mlflow_utils
     from utils.tracking import runs
@@ -48,10 +49,13 @@ def main() -> int:
         tags = runs.evaluation_tags(params.deployment, candidate.identity, contract)
         with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
             scored = evaluate.score(candidate, rows, params, contract)
-            report = scored.report(run_id=run_id, tracking_uri=client.tracking_uri, contract=contract, split=split,
-                                   counts=evaluate.count_rows(rows, params.evaluation.tokenizer))
+            trained, tokenizer = evaluate.read_train(), params.evaluation.tokenizer
+            report = scored.report(
+                run_id=run_id, tracking_uri=client.tracking_uri, contract=contract, split=split,
+                counts=evaluate.count_rows(rows, trained, tokenizer),
+                nearest_neighbour=nearest_neighbour(trained, rows, weights=scored.weights, tokenizer=tokenizer))
             files = evaluate.write(output, report, scored.predictions)
-            runs.log_evaluation(client, run_id, numbers(report), files)
+            runs.log_evaluation(client, run_id, report.logged_metrics(), files)
     scored.partial.remove()
     process.say(summary(report))
     return 0

@@ -109,7 +109,7 @@ def check_logged(client: MlflowClient, report: EvaluationReport, given: list[Pre
         return
     where = f"MLflow run {report.run_id}"
     tags = {tag.MODEL_DIGEST: report.model_digest, tag.CONTRACT: report.contract_digest}
-    for what, claimed, expected in (("tag ", run.data.tags, tags), ("", run.data.metrics, numbers(report))):
+    for what, claimed, expected in (("tag ", run.data.tags, tags), ("", run.data.metrics, report.logged_metrics())):
         for key, logged, computed in disagreements(claimed, expected):
             raise InvalidInput(f"{where}: {what}{key} is {logged!r:.70}, the answers in results/evaluations give "
                                f"{computed!r:.70}; {AGAIN}")

@@ -13,7 +13,16 @@ from mlflow import MlflowClient
 from src.core import records
 from src.core.errors import IntegrityError, Undecided
 from src.core.params import EvaluationParams, ModelParams, Params
-from src.core.records import DATASETS, DatasetRef, Datasets, EvaluationReport, ModelIdentity, ScoreContract, read_lines
+from src.core.records import (
+    DATASETS,
+    Baseline,
+    DatasetRef,
+    Datasets,
+    EvaluationReport,
+    ModelIdentity,
+    ScoreContract,
+    read_lines,
+)
 from src.data.rows import EvaluationRow, parse_rows
 from src.evaluation import generation
 from src.evaluation.metrics import row_statistics
@@ -60,12 +69,12 @@ class Scored:
     partial: PartialAnswers
 
     def report(self, *, run_id: str, tracking_uri: str, contract: ScoreContract, split: DatasetRef,
-               counts: Mapping[str, int]) -> EvaluationReport:
+               counts: Mapping[str, int], nearest_neighbour: Baseline) -> EvaluationReport:
         """The score as a record; counts are those of `split_counts`."""
         return make_report(
             self.identity, self.predictions, metrics=self.metrics, weighted_score=self.weighted_score,
             weights=self.weights, run_id=run_id, tracking_uri=tracking_uri, contract=contract, split=split,
-            counts=counts)
+            counts=counts, nearest_neighbour=nearest_neighbour)
 
 
 def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow]]:
@@ -75,10 +84,15 @@ def read_split(params: EvaluationParams) -> tuple[DatasetRef, list[EvaluationRow
     return split, parse_rows(read_lines(path), where=path, max_rows=params.max_rows)
 
 
-def count_rows(rows: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
-    """The `split_counts` of the evaluation rows, which the log shows."""
+def read_train() -> list[EvaluationRow]:
+    """All rows of the training split."""
     path = Path(Datasets.load(DATASETS).train.path)
-    counts = split_counts(rows, parse_rows(read_lines(path), where=path, max_rows=0), tokenizer)
+    return parse_rows(read_lines(path), where=path, max_rows=0)
+
+
+def count_rows(rows: Sequence[EvaluationRow], trained: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
+    """The `split_counts` of the evaluation rows, which the log shows."""
+    counts = split_counts(rows, trained, tokenizer)
     logger.info("of %d evaluation rows, %d questions and %d reference answers stand in the training split too",
                 len(rows), counts["overlap_rows"], counts["answer_overlap_rows"])
     return counts

@@ -239,6 +239,17 @@ class ModelIdentity(Record):
         return digest_of([self.digest(), contract])
 
 
+class Baseline(Record):
+    """The score of copied training answers (src/evaluation/neighbour.py), by the metrics and weights of the model's."""
+
+    weighted_score: Unit
+    metrics: Metrics
+
+    def scores(self) -> dict[str, float]:
+        """The five metrics and weighted_score."""
+        return {**self.metrics.as_dict(), "weighted_score": self.weighted_score}
+
+
 class EvaluationReport(Record):
     """results/evaluations/report.json: the score, what it was taken of and how."""
 
@@ -258,10 +269,35 @@ class EvaluationReport(Record):
     evaluation: DatasetRef
     answer_overlap_rows: int | None = None  # reference answers that stand in the training split too; None: not counted
     unsplit_rows: int | None = None  # references that 13a hardly splits; None: not counted, or another tokenizer
+    nearest_neighbour: Baseline | None = None  # on the same rows; None: written before it was computed
 
     def weights_digest(self) -> str:
         """The weights that the stored weighted score was taken under, as one sha256 (hex)."""
         return digest_of(self.weights)
+
+    def scores(self) -> dict[str, float]:
+        """The five metrics and weighted_score."""
+        return {**self.metrics.as_dict(), "weighted_score": self.weighted_score}
+
+    def logged_metrics(self) -> dict[str, float]:
+        """The metrics of the MLflow run: those of metrics.json, and the baseline's as `nearest_neighbour/<metric>`."""
+        copied = self.nearest_neighbour.scores() if self.nearest_neighbour else {}
+        return {**self.scores(), "rows": self.rows,
+                **{f"nearest_neighbour/{name}": value for name, value in copied.items()}}
+
+    def is_below_neighbour(self) -> bool:
+        """True if copied training answers score more than the model's own."""
+        return self.nearest_neighbour is not None and self.weighted_score < self.nearest_neighbour.weighted_score
+
+    def beside_neighbour(self) -> str | None:
+        """The model's score beside the nearest-neighbour baseline, in one line; None if there is no baseline."""
+        if self.nearest_neighbour is None:
+            return None
+        copied = f"{self.nearest_neighbour.weighted_score:.3f}"
+        if self.is_below_neighbour():
+            return (f"score {self.weighted_score:.3f}: the model answers worse than copying the nearest training "
+                    f"answer ({copied}); it is not worth serving yet")
+        return f"score {self.weighted_score:.3f}; copying the nearest training answer scores {copied}"
 
     def tokenizer_warning(self) -> str | None:
         """The warning that 13a does not fit the language, if it hardly splits more than a tenth of the references."""

@@ -11,6 +11,7 @@ from src.core.errors import InvalidInput
 from src.core.records import EvaluationReport, Metrics, weighted_score
 from src.data.rows import EvaluationRow
 from src.evaluation.metrics import RowStatistics, corpus_scores, tokenizer_of
+from src.evaluation.neighbour import nearest_neighbour
 from src.evaluation.predictions import (
     Prediction,
     make_report,
@@ -90,10 +91,13 @@ def true_report(report: EvaluationReport, given: Sequence[Prediction], rows: Seq
     scores = corpus_scores(RowStatistics.from_rows([row.stats for row in given]))
     counts = {key: count for key, count in split_counts(rows, trained, tokenizer).items()
               if getattr(report, key) is not None}
+    copied = (nearest_neighbour(trained, rows, weights=report.weights, tokenizer=tokenizer)
+              if report.nearest_neighbour else None)
     return make_report(
         report.model, given, metrics=Metrics(**scores), weights=report.weights,
         weighted_score=float(weighted_score(scores, report.weights)), run_id=report.run_id,
-        tracking_uri=report.tracking_uri, contract=contract, split=report.evaluation, counts=counts)
+        tracking_uri=report.tracking_uri, contract=contract, split=report.evaluation, counts=counts,
+        nearest_neighbour=copied)
 
 
 def disagreements(claimed: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = ""

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from src.core.records import (
+    Baseline,
     DatasetRef,
     EvaluationReport,
     GenerationSettings,
@@ -139,19 +140,20 @@ def _question(row: EvaluationRow) -> str:
 
 def make_report(identity: ModelIdentity, given: Sequence[Prediction], *, metrics: Metrics, weighted_score: float,
                 weights: Mapping[str, float], run_id: str, tracking_uri: str, contract: ScoreContract,
-                split: DatasetRef, counts: Mapping[str, int]) -> EvaluationReport:
+                split: DatasetRef, counts: Mapping[str, int], nearest_neighbour: Baseline | None) -> EvaluationReport:
     """The record of an evaluation; counts are those of `split_counts`."""
     return EvaluationReport(
         run_id=run_id, tracking_uri=tracking_uri, model=identity, model_digest=identity.digest(),
         contract=contract, contract_digest=contract.digest(), metrics=metrics,
         weighted_score=weighted_score, weights=dict(weights), rows=len(given),
         truncated_rows=sum(row.truncated for row in given),
-        empty_rows=sum(not row.prediction for row in given), evaluation=split, **counts)
+        empty_rows=sum(not row.prediction for row in given), evaluation=split, nearest_neighbour=nearest_neighbour,
+        **counts)
 
 
 def numbers(report: EvaluationReport) -> dict[str, float]:
     """The content of metrics.json: the five metrics and weighted_score in [0, 1], and rows."""
-    return {**report.metrics.as_dict(), "weighted_score": report.weighted_score, "rows": report.rows}
+    return {**report.scores(), "rows": report.rows}
 
 
 def contributions_table(report: EvaluationReport) -> str:
@@ -163,7 +165,8 @@ def contributions_table(report: EvaluationReport) -> str:
 
 
 def summary(report: EvaluationReport) -> str:
-    """The score in one line."""
+    """The score in one line, and beside it the nearest-neighbour baseline in another one."""
     parts = ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.as_dict().items())
-    return (f"evaluation: weighted score {report.weighted_score:.4f} on {report.rows} rows ({parts}); "
+    line = (f"evaluation: weighted score {report.weighted_score:.4f} on {report.rows} rows ({parts}); "
             f"{report.truncated_rows} truncated, {report.empty_rows} empty; MLflow run {report.run_id}")
+    return "\n".join(filter(None, [line, report.beside_neighbour()]))

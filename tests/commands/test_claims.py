@@ -95,8 +95,15 @@ def rewrite(path: Path, number: int, **values: Any) -> None:
     json_utils.write_lines(path, lines)
 
 
-def log_metric(params: Params) -> None:
-    mlflow_utils.connect(params.mlflow).log_metric(run_id(), "bleu4", 0.9)
+def log_metric(params: Params, name: str = "bleu4") -> None:
+    mlflow_utils.connect(params.mlflow).log_metric(run_id(), name, 0.9)
+
+
+def claim_neighbour(score: float | None, **metrics: float) -> None:
+    """Another nearest-neighbour baseline in the report."""
+    copied = json.loads(REPORT.read_text())["nearest_neighbour"]
+    change(REPORT, nearest_neighbour={"weighted_score": copied["weighted_score"] if score is None else score,
+                                      "metrics": copied["metrics"] | metrics})
 
 
 def log_tag(params: Params) -> None:
@@ -152,6 +159,10 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("cut answers", lambda _: change(REPORT, truncated_rows=1), "report.json: truncated_rows is 1, the answers give 0"),
     ("empty answers", lambda _: change(REPORT, empty_rows=1), "report.json: empty_rows is 1, the answers give 0"),
     ("overlap", change_train, "report.json: overlap_rows is 0, the answers give 1"),
+    ("score of the baseline", lambda _: claim_neighbour(0.001),
+     "report.json: nearest_neighbour.weighted_score is 0.001, the answers give "),
+    ("metric of the baseline", lambda _: claim_neighbour(None, bleu2=0.9),
+     "report.json: nearest_neighbour.metrics.bleu2 is 0.9, the answers give "),
     ("statistics", lambda _: rewrite(ANSWERS, 12, stats=answers(20)[12].stats), "predictions.jsonl:13: row "),
     ("text", lambda _: rewrite(ANSWERS, 12, prediction="x"), "prediction is 'x', its tokens say 'Your order 12"),
     ("other split", lambda _: change(REPORT, evaluation={"path": "x.jsonl", "sha256": "d" * 64, "rows": 40}),
@@ -169,6 +180,8 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("broken tokenizer", break_tokenizer, "holds no tokenizer that can be read (EOF while parsing"),
     ("no tokenizer", remove_tokenizer, "run `dvc repro base_model` to write it afresh"),
     ("metric in MLflow", log_metric, "bleu4 is 0.9, the answers in results/evaluations give"),
+    ("baseline in MLflow", lambda params: log_metric(params, "nearest_neighbour/weighted_score"),
+     "nearest_neighbour/weighted_score is 0.9, the answers in results/evaluations give"),
     ("contract in MLflow", log_tag, "tag champion.contract is"),
     ("answers in MLflow", log_answers, "its predictions.jsonl is not the one in results/evaluations, first at row "),
     ("fewer answers in MLflow", log_fewer_answers, "first at row 40 of one side alone"),
@@ -233,6 +246,14 @@ def test_an_evaluation_in_another_way_than_the_parameters_ask_for_is_refused(
     assert (f"report.json: was scored with {key} {found}, the parameters ask for {value}; run `dvc repro "
             "evaluation`, or set the parameter back") in said(capsys)
     assert outside() == before
+
+
+def test_a_report_of_an_earlier_version_that_has_no_baseline_is_deployed(params: Params) -> None:
+    challenger(params, "first", answers(20))
+    report = json.loads(REPORT.read_text())
+    del report["nearest_neighbour"]
+    json_utils.write_object(REPORT, report)
+    assert call() == 0
 
 
 def test_a_model_whose_release_is_not_what_was_scored_does_not_stand_in_the_way_of_others(

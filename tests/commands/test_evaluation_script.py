@@ -70,14 +70,20 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
     client = MlflowClient(report.tracking_uri)
     logged = client.get_run(report.run_id)
     assert logged.info.status == "FINISHED"
-    assert logged.data.metrics == numbers
+    assert report.nearest_neighbour is not None
+    assert logged.data.metrics == numbers | {
+        f"nearest_neighbour/{name}": value for name, value in report.nearest_neighbour.scores().items()}
     assert {name: value for name, value in logged.data.tags.items() if not name.startswith("mlflow.")} == {
         "kind": "evaluation", "champion.model_name": "ecommerce-chatbot", "champion.model_digest": report.model_digest,
         "champion.contract": report.contract.digest(), "champion.weights": report.weights_digest(),
         "champion.contract_json": json.dumps(report.contract.model_dump(), sort_keys=True, separators=(",", ":")),
         "champion.adapter_sha256": report.model.adapter_sha256}
     assert {item.path for item in client.list_artifacts(report.run_id)} == {path.name for path in folder.iterdir()}
-    assert f"weighted score {report.weighted_score:.4f} on 6 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"weighted score {report.weighted_score:.4f} on 6 rows" in said
+    assert report.nearest_neighbour.weighted_score == 1.0  # every question stands in the training split
+    assert (f"\nscore {report.weighted_score:.3f}: the model answers worse than copying the nearest training answer "
+            "(1.000); it is not worth serving yet\n") in said
 
 
 def write_splits(root: Path, rows: dict[str, list[prepare.Row]]) -> None:
@@ -99,7 +105,7 @@ def test_the_shipped_references_that_stand_among_the_training_answers_are_counte
     write_splits(tmp_path, parts)
     _, rows = commands.read_split(EvaluationParams())
     with caplog.at_level(logging.INFO):
-        counts = commands.count_rows(rows, "13a")
+        counts = commands.count_rows(rows, commands.read_train(), "13a")
     learnt = {row.messages[-1][1] for row in parts["train"]}
     copied = sum(row.messages[-1][1] in learnt for row in parts["evaluation"])
     assert 0 < copied < len(parts["evaluation"])
@@ -116,7 +122,7 @@ def test_an_answer_counts_in_other_case_and_punctuation_and_in_any_turn_of_a_tra
     asked = [prepare.Row(None, (("user", name), ("assistant", text))) for name, text in
              (("c", "on its way"), ("d", "YES"), ("B!", "no"), ("e", "no"))]
     write_splits(tmp_path, {"train": [trained], "validation": [trained], "evaluation": asked})
-    counts = commands.count_rows(commands.read_split(EvaluationParams())[1], "zh")
+    counts = commands.count_rows(commands.read_split(EvaluationParams())[1], commands.read_train(), "zh")
     assert counts == {"overlap_rows": 1, "answer_overlap_rows": 2}
 
 

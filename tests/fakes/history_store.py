@@ -33,6 +33,7 @@ from src.core.records import (
 )
 from src.data.rows import EvaluationRow, Turn
 from src.evaluation.metrics import corpus_scores, row_statistics
+from src.evaluation.neighbour import nearest_neighbour
 from src.evaluation.predictions import Prediction, make_report, numbers, score_contract, split_counts, statistics_of
 from src.model_selection import Decision
 from src.promotion.protocol import Progress, promote
@@ -138,6 +139,7 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], f
     split = write_split(given)
     rows = [EvaluationRow(id=row.id, intent=None, messages=[*row.messages, Turn(role="assistant",
             content=row.reference)]) for row in given]
+    trained = [EvaluationRow.parse({"id": digest_of(TRAINED)[:16], "intent": None, "messages": TRAINED}, where="")]
     tokenizer = params.evaluation.tokenizer
     contract = score_contract(rows, max_new_tokens=params.evaluation.max_new_tokens, tokenizer=tokenizer)
     metrics = Metrics(**corpus_scores(statistics_of(given, tokenizer)))
@@ -146,13 +148,14 @@ def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], f
     with mlflow_utils.stage_run(params.mlflow, kind="evaluation", name="evaluation", tags=tags) as run_id:
         report = make_report(
             identity, given, metrics=metrics, weights=weights, run_id=run_id, contract=contract, split=split,
-            tracking_uri=params.mlflow.tracking_uri, counts=split_counts(rows, [], tokenizer),
+            tracking_uri=params.mlflow.tracking_uri, counts=split_counts(rows, trained, tokenizer),
+            nearest_neighbour=nearest_neighbour(trained, rows, weights=weights, tokenizer=tokenizer),
             weighted_score=float(weighted_score(metrics.as_dict(), weights)))
         json_utils.write_lines(folder / "predictions.jsonl", [row.model_dump() for row in given])
         json_utils.write_object(folder / "report.json", report.model_dump(mode="json"))
         json_utils.write_object(folder / "metrics.json", numbers(report))
         client = mlflow_utils.connect(params.mlflow)
-        runs.log_evaluation(client, run_id, numbers(report), sorted(folder.iterdir()))
+        runs.log_evaluation(client, run_id, report.logged_metrics(), sorted(folder.iterdir()))
     return report
 
 

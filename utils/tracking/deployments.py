@@ -152,8 +152,8 @@ def _restore(client: MlflowClient, report: EvaluationReport, experiment_id: str,
         tags = {tag.KIND: "evaluation", tag.MODEL_NAME: model_name, tag.MODEL_DIGEST: report.model_digest,
                 tag.CONTRACT: report.contract_digest, tag.WEIGHTS: report.weights_digest(), tag.RESTORED: report.run_id}
         run = client.create_run(experiment_id, run_name="evaluation", tags=tags)
-        values = {**report.metrics.as_dict(), "weighted_score": report.weighted_score, "rows": report.rows}
-        client.log_batch(run.info.run_id, metrics=[Metric(n, float(v), 0, 0) for n, v in values.items()])
+        metrics = [Metric(name, float(value), 0, 0) for name, value in report.logged_metrics().items()]
+        client.log_batch(run.info.run_id, metrics=metrics)
         client.log_artifacts(run.info.run_id, str(folder))
         client.set_terminated(run.info.run_id)
     return str(run.info.run_id)
