@@ -1,6 +1,6 @@
-"""The ledger beside its copies in git and on the Hub: what a lost or altered store is told by, and restored from. Pure.
+"""Compare the ledger with its copies in git and on the Hub, to notice and restore a lost or altered one. Pure.
 
-A ledger is a list of slot texts here, oldest first, because an altered one cannot be read as slots.
+Here a ledger is a list of slot texts, oldest first, because altered text cannot be parsed as slots.
 """
 
 import json
@@ -23,16 +23,16 @@ _WAYS = {
 OLD_STORE = "if the store was put back to an older state, "
 _ALTERED_COPY = (f"if it was not, somebody added to the copy (`git log -p -- {COPY}`): {_WAYS[COPY]}")
 _BEFORE = "previous_sha256"
-_FIELDS = 3  # of a slot that are spelled out
+_FIELDS = 3  # so many differing fields of a slot are shown
 _CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A slot that the places do not hold alike.
+    """A slot whose text differs between places.
 
-    alone: the place that disagrees with two others, None if it is not known. follows: True if only the hash of the slot
-    before differs, so that the cause is another slot.
+    alone: the place that disagrees with two others that agree, None if there is no such place.
+    follows: True if only the hash of the previous slot differs, so that an earlier slot is the cause.
     """
 
     text: str
@@ -50,9 +50,9 @@ def is_whole(texts: Sequence[str]) -> bool:
 
 
 def differing(ledgers: Mapping[str, Sequence[str]]) -> list[Difference]:
-    """The slots that two places hold differently, by number.
+    """The slots that differ between places, by number.
 
-    Slots that differ in nothing but the hash of the one before are left out: they follow from an altered slot.
+    Slots in which only the previous hash differs are left out: an earlier, altered slot is the cause.
     """
     found = [slot for number in range(max(map(len, ledgers.values()), default=0))
              if (slot := _difference(number, {place: texts[number] for place, texts in ledgers.items()
@@ -61,7 +61,7 @@ def differing(ledgers: Mapping[str, Sequence[str]]) -> list[Difference]:
 
 
 def remedy(ledgers: Mapping[str, Sequence[str]], first: Difference) -> str:
-    """What to do about places that differ: the one that is broken, or that stands alone, is written anew."""
+    """The advice for places that differ: write anew the broken one, or the one that disagrees with two others."""
     broken = next((place for place, texts in ledgers.items() if not is_whole(texts)), None)
     if odd := broken or first.alone:
         return _WAYS[odd]
@@ -71,7 +71,7 @@ def remedy(ledgers: Mapping[str, Sequence[str]], first: Difference) -> str:
 
 
 def words(text: str) -> str:
-    """A slot in words, for a person to judge whether it is to be taken over."""
+    """A slot in words, so that a person can decide whether to accept it."""
     slot = _loaded(text)
     if not {"number", "kind", "version"} <= slot.keys():
         return "a slot that cannot be read"
@@ -81,7 +81,7 @@ def words(text: str) -> str:
 
 
 def is_copy_alone(ledgers: Mapping[str, Sequence[str]]) -> bool:
-    """True if the copy in git goes on beyond MLflow's ledger and the mirror, which end at the same slot."""
+    """True if only the copy in git has more slots: MLflow's ledger and the mirror end at the same slot."""
     ends = {place: len(texts) for place, texts in ledgers.items() if texts}
     return len(ends) == 3 and ends[STORE] == ends[MIRROR] < ends[COPY]
 
@@ -89,7 +89,7 @@ def is_copy_alone(ledgers: Mapping[str, Sequence[str]]) -> bool:
 def refuse_added(ledgers: Mapping[str, Sequence[str]]) -> None:
     """Raise IntegrityError if MLflow's ledger and the mirror agree that the copy in git has too many slots.
 
-    Whoever gets a pull request merged can add to the copy: only a person may take such slots over.
+    A merged pull request can add slots to the copy, so only a person may accept them.
     """
     if is_copy_alone(ledgers):
         added = ledgers[COPY][len(ledgers[STORE]):]
@@ -98,7 +98,7 @@ def refuse_added(ledgers: Mapping[str, Sequence[str]]) -> None:
 
 
 def added_remedy() -> str:
-    """What to do about slots that only the copy in git has, although the mirror was written since."""
+    """The advice for slots that only the copy in git has, and that the mirror, written later, lacks."""
     return (f"if somebody added them (`git log -p -- {COPY}`), {_WAYS[COPY]}; {OLD_STORE}`python "
             "scripts/status_script.py --adopt` takes them over")
 
@@ -115,7 +115,7 @@ def refuse_altered(ledgers: Mapping[str, Sequence[str]]) -> None:
 
 
 def refuse_lost(name: str, store: Sequence[str], copy: Sequence[str] | None, recorded: int | None) -> None:
-    """Refuse a store that does not hold what the copy says, or nothing although a version is recorded as champion.
+    """Refuse a store that contradicts the copy, or that is empty although the records name a champion.
 
     copy: None if there is none. recorded: the champion of deployment_info.json, None if it names none. Raises
     IntegrityError for a slot that differs, and Undecided for a store that lacks slots: an empty one is never a first
@@ -136,7 +136,7 @@ def refuse_lost(name: str, store: Sequence[str], copy: Sequence[str] | None, rec
 
 
 def choose(store: Sequence[str], copies: Mapping[str, Sequence[str]]) -> list[str]:
-    """The slots of a new ledger for an altered store: the longest intact copy, and what of the store continues it.
+    """The slots of a new ledger for an altered store: the longest intact copy, then the store's slots that continue it.
 
     Raises IntegrityError if no copy is intact, if the store is not the one that was altered, and if two intact copies
     differ.

@@ -1,4 +1,4 @@
-"""The services of a promotion as Protocols: ledger, registry, weights and Hub. utils implements them."""
+"""Protocols for the services of a promotion: ledger, registry, weights and Hub. utils implements them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class Hub(Protocol):
         """True if main holds a release of Champion, known to this ledger or not."""
 
     def mirrored(self, view: LedgerView) -> int:
-        """How many slots the mirror has, 0 without one; it may have more than the ledger, and then continues it.
+        """The number of slots in the mirror, 0 if there is none. A longer mirror begins with the ledger's slots.
 
         Raises IntegrityError if the repository holds the releases of another ledger.
         """
@@ -106,7 +106,7 @@ class Hub(Protocol):
         """Make main show the slot's tree and its tag the slot's commit, and delete the release branch."""
 
     def shows(self, slot: Slot) -> bool:
-        """True if main and tag agree with a slot, and nothing is left of its publication."""
+        """True if main and tag show this slot, and its release branch is deleted."""
 
     def mirror(self, view: LedgerView) -> None:
         """Copy the ledger to the Hub, so that it can be restored if the tracking server is lost."""

@@ -29,9 +29,9 @@ class HubRef(Record):
 
 
 class Slot(Record):
-    """One ledger entry; version is the number in the model registry.
+    """One ledger entry: a promotion, rollback, block or adoption, or the head again with its new Hub commit.
 
-    It is a promotion, rollback, block or adoption, or repeats the head with the commit of its new release on the Hub.
+    version: the number in the model registry.
     """
 
     number: Annotated[int, Field(ge=1)]
@@ -39,7 +39,7 @@ class Slot(Record):
     key: Digest
     model_digest: Digest
     version: Annotated[int, Field(ge=1)]
-    score: str | None  # decimal text under the weights of the day; the components are the truth
+    score: str | None  # decimal text, under the weights of that day; `metrics` has what it was computed from
     metrics: Metrics | None
     contract: str | None
     evaluation_run: str | None
