@@ -87,7 +87,7 @@ class ScoredRun:
 class Policy:
     """Score weights (their sum is 1), the smallest gain that promotes, and whether its interval must exclude 0.
 
-    confidence: that of the first challenger's interval; None in decisions of versions that did not record it.
+    confidence: of the first challenger's interval; None if an earlier version of Champion recorded the decision.
     """
 
     weights: Mapping[str, float]
@@ -143,7 +143,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided, and from what. overrode is the reason that force set aside; gain is None for a first model."""
+    """The result of the gate. overrode: the reason that force overruled, else None. gain: None for a first model."""
 
     verdict: Verdict
     reason: Reason
@@ -164,7 +164,7 @@ def failed_guard(guards: GuardParams, report: EvaluationReport, baseline: Metric
 
 
 def comparable(history: Iterable[ScoredRun], challenger: ScoredRun, blocked: frozenset[str]) -> list[ScoredRun]:
-    """The latest evaluation of each other model under the challenger's contract, without blocked models."""
+    """The latest evaluation of each unblocked model, except the challenger, under the challenger's contract."""
     skipped = blocked | {challenger.model_digest}
     others = (run for run in history if run.run_id != challenger.run_id and run.model_digest not in skipped
               and run.contract == challenger.contract)
@@ -207,7 +207,7 @@ def decide(question: Question) -> Decision:
 
 
 def needs_champion_evaluated(question: Question) -> bool:
-    """True if only the champion's score under today's contract is missing for a decision."""
+    """True if the decision needs only one more thing: the champion's score under today's contract."""
     reason = _unforced(question, scores_to_beat(question), question.policy.score(question.challenger), None)[1]
     return question.ledger.head is not None and reason is Reason.INCOMPARABLE
 
@@ -215,9 +215,9 @@ def needs_champion_evaluated(question: Question) -> bool:
 def counted_since(ledger: LedgerView, first_evaluated: int | None) -> int:
     """The time from which challengers are counted, in milliseconds since the epoch: when the champion was promoted.
 
-    Only slots of the kinds in PROMOTIONS move it. After a rollback it is again the promotion of the model that is
-    champion again. A challenger that was first evaluated (first_evaluated) before that time is counted from the
-    promotion before its evaluation: all models evaluated since then could have been brought before the gate instead.
+    Only slots of the kinds in PROMOTIONS count as promotions. After a rollback, the time is the earlier promotion of
+    the model that is champion again. If the challenger was first evaluated (first_evaluated) before that time, the
+    count starts at the promotion before its evaluation, because it was chosen from all models evaluated since then.
     """
     head = ledger.head
     promoted = [(_milliseconds(slot.time), slot.model_digest) for slot in ledger.slots if slot.kind in PROMOTIONS]

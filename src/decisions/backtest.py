@@ -23,7 +23,7 @@ GetEvidence = Callable[[ScoredRun, ScoredRun, Policy, int], GainEvidence | None]
 
 @dataclass(frozen=True)
 class BacktestStep:
-    """The decision of a policy about one evaluation; gain is over the model that was best promoted at that time."""
+    """The decision of a policy about one evaluation. gain: over the best promoted model at that time."""
 
     run_id: str
     finished: str
@@ -73,7 +73,7 @@ def backtest(runs: Iterable[ScoredRun], policy: Policy, get_evidence: GetEvidenc
 
 
 class _Replay:
-    """Ledger and history as they grow. Only runs that can be a score to beat are compared, so a step is cheap."""
+    """A replayed ledger and history. Each step compares only the runs that can be a score to beat, which keeps it fast."""
 
     def __init__(self, policy: Policy, get_evidence: GetEvidence) -> None:
         self._policy = policy

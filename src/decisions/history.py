@@ -23,7 +23,7 @@ HEADINGS = ("contract", "rank", "score", "delta", "decision", "version", "alias"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation in the store, with the reason why it was excluded and the guard that refused it, None if not."""
+    """One evaluation in the store. excluded, failed_guard: why it was excluded, or which guard it failed; else None."""
 
     run: ScoredRun
     excluded: str | None
@@ -184,9 +184,9 @@ def _group(members: Sequence[Evaluation], ledger: LedgerView, policy: Policy, de
 
 
 def _to_beat(members: Sequence[Evaluation], ledger: LedgerView) -> dict[str, ScoredRun]:
-    """The evaluations of one contract that can be a score to beat, by model: the latest that is not excluded.
+    """The evaluations of one contract that can be a score to beat: the latest of each model, without excluded ones.
 
-    Blocked models are left out, and models whose latest evaluation failed a guard, unless they were promoted.
+    Blocked models are left out. So are models whose latest evaluation failed a guard, unless they were promoted.
     """
     blocked, promoted = ledger.blocked_digests, ledger.promoted_digests
     counted = {member.run.run_id: member for member in members if member.excluded is None}

@@ -40,7 +40,7 @@ class Request:
 
 
 def decision_id(decision: Decision, request: Request, view: LedgerView, code: int) -> str:
-    """An id that two decisions share if evidence and result are equal, so that the second need not be recorded."""
+    """Hash evidence and result. Two decisions with the same id are recorded only once."""
     to_beat = [run.run_id if run else None for run in (decision.to_beat.best_evaluated, decision.to_beat.best_promoted)]
     said = [decision.verdict, decision.reason, decision.overrode, decision.failed_guard, str(decision.score), code]
     policy = [str(request.policy.threshold), dict(request.policy.weights), request.policy.require_significance]
@@ -74,7 +74,7 @@ def comparison(decision: Decision, request: Request) -> dict[str, Any]:
 
 def info(decision: Decision, request: Request, view: LedgerView, *, code: int, run_id: str,
          dry_run: bool) -> dict[str, Any]:
-    """The content of deployment_info.json: what was decided, and which model is in production now. It holds no time."""
+    """The content of deployment_info.json: what was decided, and which model is in production. It contains no time."""
     head, previous = view.head, view.previous
     would = dry_run and decision.verdict is Verdict.PROMOTE
     promoted = decision.verdict in (Verdict.PROMOTE, Verdict.ALREADY) and not would

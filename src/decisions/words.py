@@ -1,4 +1,4 @@
-"""The one module that words a decision: for the records, the terminal, --explain, the report and the summary. Pure."""
+"""Put decisions into words, for the records, the terminal, --explain, the report and the summary. Pure."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -87,14 +87,14 @@ def version_description(decision: Decision, policy: Policy, report: EvaluationRe
 
 
 def blocker(decision: Decision, policy: Policy) -> ScoredRun | None:
-    """The best evaluated run, if it was never promoted and is all that keeps the challenger out; else None."""
+    """The best evaluated run, if it was never promoted and alone keeps the challenger from winning; else None."""
     gain = decision.gain
     is_alone = decision.reason is Reason.NOT_BEST and gain is not None and gain > 0 and gain >= policy.threshold
     return decision.to_beat.best_evaluated if is_alone else None
 
 
 def percent(confidence: float) -> str:
-    """A confidence in percent, with two digits of what it leaves out: `95 %`, `99.976 %`; never rounded to 100."""
+    """A confidence in percent, never rounded to 100: its distance to 100 keeps two digits, as in `99.976 %`."""
     left_out = max(100 * (1 - confidence), 1e-10)
     digits = max(0, 1 - math.floor(math.log10(left_out)))
     return f"{100 * confidence:.{digits}f}".rstrip("0").rstrip(".") + " %"
@@ -123,7 +123,7 @@ def policy_words(policy: Policy) -> str:
 
 
 def explain_lines(question: Question, decision: Decision) -> list[str]:
-    """Everything that a decision rests on, one line each: what history_script.py --explain prints."""
+    """Everything that a decision depends on, one line each, as history_script.py --explain prints it."""
     policy, to_beat, evidence = question.policy, decision.to_beat, question.evidence
     head, gain = question.ledger.head, decision.gain
     champion = f"champion is version {head.version}" if head else "nothing was promoted before"
@@ -146,7 +146,7 @@ def explain_lines(question: Question, decision: Decision) -> list[str]:
 
 
 def untrue(truth: Mapping[str, float], claims: Mapping[str, Mapping[str, float]], source: str) -> list[str]:
-    """Who states other metrics than the answers give, one line each; empty if all agree to 1e-9.
+    """Name everyone whose metrics differ from those of the answers, one line each; empty if all agree to 1e-9.
 
     claims: the metrics by who states them. source: whose answers they are. If all claims agree with each other and
     none with the answers, it is the answers that were changed.
