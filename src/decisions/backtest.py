@@ -73,7 +73,7 @@ def backtest(runs: Iterable[ScoredRun], policy: Policy, get_evidence: GetEvidenc
 
 
 class _Replay:
-    """A replayed ledger and history. Each step compares only the runs that can be a score to beat, which keeps it fast."""
+    """A replayed ledger and history. A step compares only runs that can be a score to beat, which keeps it fast."""
 
     def __init__(self, policy: Policy, get_evidence: GetEvidence) -> None:
         self._policy = policy

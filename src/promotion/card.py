@@ -1,7 +1,7 @@
 """The facts on a model card, as metadata and as text.
 
-No time, run id or version enters, so that the same decision about the same model always gives the same bytes; the
-ledger names them.
+A card contains no time, run id or version, so that the same decision about the same model gives the same bytes. The
+ledger has them.
 """
 
 import json
@@ -24,7 +24,7 @@ _NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLE
 _WEIGHTED = "weighted_score"
 _POCKET = "pocket"
 _TYPES = {"rougeL_precision": "rouge", _WEIGHTED: _WEIGHTED}  # the Hub's words; every other metric is "bleu"
-# What their own cards state. The licence of any other base is for the publisher to state.
+# As their own model cards state. For any other base, whoever publishes has to state the licence.
 _LICENCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "apache-2.0"}
 # data/customer_support.csv, about which data/README.md states these:
 _SHIPPED_DATA, _SHIPPED_LICENCE, _SHIPPED_LANGUAGE = (
@@ -43,11 +43,13 @@ class Intervals:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card states.
+    """Everything that a card states.
 
-    parameters: how many the merged model has. context: the longest conversation in tokens, None if its configuration
-    does not say. raw_sha256: of the data before it was split. languages and licence: as params.yaml states them, empty
-    if it does not. versions: the packages that merged and verified the release, name to version.
+    parameters: the number of weights of the merged model.
+    context: the longest conversation in tokens, None if the model's configuration does not say.
+    raw_sha256: the sha256 of the data before it was split.
+    languages, licence: as in params.yaml, empty if not set there.
+    versions: the packages that merged and verified the release, name to version.
     """
 
     repo_id: str
@@ -145,7 +147,7 @@ def body(facts: CardFacts) -> str:
 
 
 def standing_body(repo_id: str, slot: Slot, base_name: str, model_name: str) -> str:
-    """The Markdown of a champion whose release was made again from the registry, from what the ledger says of it."""
+    """The Markdown of a short card, from the ledger alone, for a release that was made again from the registry."""
     metrics = slot.metrics.as_dict() if slot.metrics else {}
     scores = [f"| {_NAMES[name]} | {value:.4f} |" for name, value in metrics.items()]
     facts = {"model digest": slot.model_digest, "promotion key": slot.key, "score contract": slot.contract or "none",

@@ -54,9 +54,9 @@ Journal = Callable[[Step], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The services that are kept in agreement; hub is None if nothing is pushed.
+    """The services that must agree; hub is None if nothing is pushed.
 
-    republication: makes the ledger entry of a head that was published again; None if this run may not do that.
+    republication: makes the ledger entry for a head that was published again; None if this run may not publish it.
     """
 
     ledger: Ledger
@@ -104,7 +104,7 @@ class Progress:
 
     @property
     def promoted(self) -> bool:
-        """True if this run's slot is in the ledger, so that only projections can be missing."""
+        """True if this run's slot is in the ledger; at most its copies in registry, Hub and records are missing."""
         deciding = self.decision is not None and self.decision.verdict is Verdict.PROMOTE
         return deciding and self.step in _AFTER_THE_CLAIM
 
@@ -121,8 +121,8 @@ def advance(now: Progress, ports: Ports) -> Progress:
 def promote(ports: Ports, journal: Journal, start: Progress) -> Progress:
     """Run the protocol to its end; `journal` is called with each step before it is taken.
 
-    Raises RunAgain after ten lost claims, if the projections do not come to agree with the head, and if a service fails
-    at the claim or after it; else whatever the ports raise.
+    Raises RunAgain after ten lost claims, if registry or Hub still differ from the head after ten attempts, and if a
+    service fails at the claim or after it. Otherwise it raises whatever the ports raise.
     """
     now = start
     while now.step is not Step.DONE:
@@ -138,7 +138,7 @@ def promote(ports: Ports, journal: Journal, start: Progress) -> Progress:
 
 
 def _pending(now: Progress) -> str | None:
-    """What may be half done if the next step fails; None if nothing was claimed."""
+    """What is possibly incomplete if the next step fails; None if no slot was sent to the ledger."""
     if now.step is Step.CLAIM:
         return f"version {now.version} may be the champion: its slot was sent, and then"
     if now.promoted:
@@ -154,10 +154,10 @@ def append(services: Services, journal: Journal, slot_of: Callable[[LedgerView],
            ) -> tuple[LedgerView, Slot | None]:
     """Append a rollback, block or adoption to the ledger, then run the same projection steps as a promotion.
 
-    slot_of makes the slot from the ledger, and is called again after a lost claim; if it returns None, everything is
-    made to show the current head. Nothing is reconciled before the claim: that would show a champion which is about to
-    be replaced. Returns the ledger afterwards and the slot. Raises RunAgain after ten lost claims, and if a service
-    fails after the claim; else whatever slot_of and the services raise.
+    slot_of makes the slot from the ledger. It is called again after a lost claim. If it returns None, registry and Hub
+    are only made to show the current head. Nothing is reconciled before the claim, because that would show a champion
+    which is about to be replaced. Returns the ledger afterwards, and the slot. Raises RunAgain after ten lost claims,
+    and if a service fails after the claim. Otherwise it raises whatever slot_of and the services raise.
     """
     for _ in range(MAX_ATTEMPTS):
         view = services.ledger.view()
@@ -332,7 +332,7 @@ def _record(now: Progress, ports: Ports) -> Progress:
 
 
 def _held(view: LedgerView, key: str, ports: Services) -> HubRef | None:
-    """The release that this key has on the Hub. Its tag never moves, so a second commit could not be shown."""
+    """The release that this key already has on the Hub. It must be used again, because its tag never moves."""
     known = dict.fromkeys(slot.hub for slot in reversed(view.slots) if slot.key == key and _hub_of(slot, ports))
     return next((release for release in known if release and _made(ports.hub).holds(release)), None)
 

@@ -40,21 +40,22 @@ _ALLOWED = re.compile(
 LOGITS_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 _BATCH = 8192  # tokens that are answered at once: with TinyLlama's cache of 22 KB a token, 180 MB
 _COMPARED = 512  # tokens whose logits are compared, over all rows: 33 MB with a vocabulary of 32,000
-# Below float32 the other rows of a batch move near-ties: how far below the first choice, in standard deviations of
-# the logits, a token that was scored may lie.
+# In lower precision than float32, the other rows of a batch change near-ties. So far below the first choice a scored
+# token may lie, in standard deviations of the logits.
 TIE_TOLERANCE = {"float32": 0.0, "float16": 2e-2, "bfloat16": 2e-1}
-# The same for answers that are read and not generated again. In float32, to read an answer at once sums in another
-# order than to generate it token by token in a padded batch: on 4 to 22 layers that moved logits by at most 1.1e-5
-# standard deviations, a gap by twice that.
+# The same for answers that are read and not generated again. Reading an answer sums in another order than generating
+# it token by token in a padded batch. In float32, on 4 to 22 layers, that changed logits by at most 1.1e-5 standard
+# deviations, and so a gap between two of them by at most twice that.
 READ_TOLERANCE = {**TIE_TOLERANCE, "float32": 1e-4}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared.
+    """Counts of a verified release.
 
-    answers were read and every token of theirs is the model's own choice, for near_ties of their tokens up to a
-    near-tie; rows of them were generated again, equal of these came out token for token.
+    rows: answers that were generated again. equal: those of them that are equal token for token.
+    answers: answers that were read. near_ties: their tokens that are not the first choice, but nearly.
+    logits_difference: the relative difference to base and adapter unmerged.
     """
 
     rows: int
@@ -87,7 +88,7 @@ def assemble_release(model: Model, tokenizer: Tokenizer, destination: Path, *, m
         files = complete(folder, texts)
         _put_in_place(folder, destination)
     except (OSError, SafetensorError) as error:
-        _require_space(parent, model.get_memory_footprint())  # somebody else may have filled the disk meanwhile
+        _require_space(parent, model.get_memory_footprint())  # another process may have filled the disk meanwhile
         raise IntegrityError(f"{parent}: the release could not be written: {error}; look at the disk and its quota, "
                              "and run it again") from error
     finally:
@@ -104,7 +105,7 @@ def temporary(parent: Path) -> Path:
 
 
 def complete(folder: Path, texts: Mapping[str, str]) -> dict[str, str]:
-    """Make a folder with a model a release: write these files and the manifest; returns path to sha256.
+    """Turn a folder with a model into a release: write these files and the manifest; returns path to sha256.
 
     Raises IntegrityError if the folder holds a file that is no part of a release.
     """
@@ -134,11 +135,13 @@ def check_release(folder: Path) -> dict[str, str]:
 
 def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predictions: Sequence[Prediction],
                    again: Sequence[int]) -> Verification:
-    """Check by the scored predictions that a release is the model that was scored.
+    """Check that a release is the model that gave the scored answers. Raises IntegrityError if it is not.
 
-    Its files match its manifest, its logits are those of base and adapter unmerged, and loaded plainly from disk it
-    generates the answers at the places `again` again: in float32 token for token, below that up to near-ties. Every
-    answer's tokens are what it would choose one after the other, up to near-ties. Raises IntegrityError.
+    1. Its files match its manifest.
+    2. Loaded from disk, it generates the answers at the places `again`: in float32 token for token, in lower
+       precision up to near-ties.
+    3. Each token of every answer is its own choice after the tokens before it, up to near-ties.
+    4. Its logits are those of base and adapter unmerged, within rounding.
     """
     from src.evaluation.generation import answer, prompt_tokens
     from src.models.merging import load, load_with_adapter, logits, logits_difference
@@ -168,7 +171,7 @@ def verify_release(folder: Path, *, base: Path, adapter: Path, dtype: str, predi
 
 
 def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: GeneratedAnswer, tolerance: float) -> bool:
-    """True for an equal answer, False for one that differs from a near-tie on; raises IntegrityError otherwise."""
+    """True for an equal answer, False if the first difference is a near-tie; otherwise raises IntegrityError."""
     from src.models.merging import preference_gaps
 
     if found.tokens == scored.tokens and found.text == scored.prediction:
@@ -183,10 +186,10 @@ def _same_answer(model: Model, prompt: list[int], scored: Prediction, found: Gen
 
 
 def _read(model: Model, prompt: list[int], scored: Prediction, tolerance: float) -> int:
-    """How many tokens of an answer are near-ties and not the model's first choice; raises IntegrityError otherwise.
+    """The number of near-ties: tokens of an answer that are not the model's first choice, but nearly.
 
-    Under the settings of `set_greedy`, which `answer` insists on, the first choice is the largest logit, and an answer
-    ends with the first stop token or after max_new_tokens.
+    Under the settings of `set_greedy`, which `answer` requires, the first choice is the largest logit, and an answer
+    ends with the first stop token or after max_new_tokens. Raises IntegrityError for any other token or end.
     """
     from src.models.merging import preference_gaps
 
@@ -220,7 +223,7 @@ def _require_space(folder: Path, weights: int) -> None:
 
 
 def _put_in_place(folder: Path, destination: Path) -> None:
-    """Flush and rename. One folder cannot replace another in one step: for a moment there is none, but never half."""
+    """Flush to disk and rename. For a moment there may be no release folder, but never an incomplete one."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
     aside = folder.with_name(f"{folder.name}.old")

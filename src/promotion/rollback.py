@@ -1,4 +1,4 @@
-"""Ledger entries that no challenger brings, and which versions keep their weights for a later rollback."""
+"""Ledger entries for rollbacks, blocks and adoptions, and which versions keep their weights for a later rollback."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,11 +45,11 @@ def default_target(view: LedgerView) -> Slot:
 
 
 def rollback(view: LedgerView, origin: Origin, *, to: int | None, block: int | None) -> Slot | None:
-    """The slot that makes version `to` the champion again and blocks what was promoted after it, and also `block`.
+    """The slot that makes version `to` the champion again and blocks every later promotion, and also `block`.
 
-    Without `to`, the head is blocked and the default target takes its place; if `block` is another version than the
-    head, the slot repeats the head. None if the ledger says all of this already. Raises Refused if there is no model
-    to go back to, InvalidParams for a version that the ledger does not know.
+    Without `to`, the head is blocked and the default target replaces it. If only another version is to be blocked, the
+    head stays. Returns None if the ledger says all of this already. Raises Refused if there is no model to go back to,
+    InvalidParams for a version that the ledger does not know.
     """
     head = _head(view)
     blocked = slot_of_version(view, block) if block is not None else head
@@ -91,7 +91,7 @@ def adoption(view: LedgerView, found: UnrecordedChampion, origin: Origin) -> Slo
 
 
 def republication(view: LedgerView, release: HubRef, origin: Origin) -> Slot:
-    """The slot that repeats the head with its new release on the Hub; the origin's reason gives way to its own."""
+    """The slot that repeats the head with its new release on the Hub. Its reason replaces the origin's."""
     head = _head(view)
     reason = f"published to {release.repo}; before, it was {_unpublished(head, release)}"
     return head.model_copy(update={
@@ -142,7 +142,7 @@ def kept(view: LedgerView, keep: int) -> frozenset[int]:
 
 
 def prunable(view: LedgerView, keep: int) -> frozenset[int]:
-    """Versions whose weights may be deleted; none if `keep` is 0. Adopted models were not made here, so they stay."""
+    """Versions whose weights may be deleted; none if `keep` is 0. Adopted models are always kept."""
     made = frozenset(slot.version for slot in view.slots if slot.metrics is not None)
     return made - kept(view, keep) if keep else frozenset()
 

@@ -21,7 +21,7 @@ _BACKUP = "restore MLflow's database from a backup"
 _UNENDED = "an adoption was interrupted, and `--adopt` again ends it"
 BEFORE_THE_COMMIT_POINT = (Step.ASSEMBLE, Step.REGISTER, Step.PUBLISH, Step.CLAIM)
 RELEASE = "release/"
-ALTERED = "ledger"  # the place of a finding about a slot that ledger, copy and mirror do not hold alike
+ALTERED = "ledger"  # the place of a finding about a slot that differs between ledger, copy and mirror
 _SECONDS = 19  # characters of an ISO 8601 time up to the second
 
 
@@ -82,12 +82,12 @@ def drift(seen: ObservedState) -> list[Finding]:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """Of a status with these findings: 5 if a slot was altered, 1 for any other drift, else 0."""
+    """The exit code for these findings: 5 if a slot was altered, 1 for any other drift, else 0."""
     return 5 if any(finding.place == ALTERED for finding in findings) else 1 if findings else 0
 
 
 def lost_releases(seen: ObservedState) -> list[int]:
-    """Older versions that the Hub had and has no longer: no drift, because a rollback publishes them again."""
+    """Older versions that are no longer on the Hub. This is no drift, because a rollback publishes them again."""
     head = seen.view.head
     return sorted(seen.hub.lost - {head.version}) if seen.hub and head else []
 
@@ -162,7 +162,7 @@ def releases(view: LedgerView, repo: str) -> dict[int, HubRef]:
 
 
 def _slots(seen: ObservedState) -> Iterator[Finding]:
-    """Slots that ledger, copy and mirror do not hold alike, and how many of them each one lacks."""
+    """Slots that differ between ledger, copy and mirror, and how many slots each of them lacks."""
     ours, hub = [slot.text() for slot in seen.view.slots], seen.hub
     ledgers = {STORE: ours, COPY: seen.copy or [], MIRROR: (hub.mirror if hub else None) or []}
     present = {place: texts for place, texts in ledgers.items() if texts}
@@ -242,7 +242,7 @@ class EndedDeployment:
 
 
 def unfinished(begun: Sequence[StartedPromotion], seen: ObservedState) -> dict[str, list[str]]:
-    """The traces that no later ledger entry explains, by key, and the release branches left on the Hub."""
+    """Traces of started promotions without a later ledger entry, and release branches left on the Hub, by key."""
     found: dict[str, list[str]] = {}
     for trace in begun:
         if not any(_accounts_for(slot, trace) for slot in seen.view.slots):

@@ -33,10 +33,9 @@ def render_plain(repo_id: str, licence: str | None, base_model: str | None, body
 
 
 def render_results(metadata: CardMetadata) -> str:
-    """The text of a file in .eval_results/, a task for each metric; without a date, which the commit gives.
+    """The text of a file in .eval_results/, with one task for each metric. The commit has the date.
 
-    The Hub wants the id of a data set. The evaluation split has none, so it stands under the model's own id: there
-    it can be published.
+    The Hub requires the id of a data set. The evaluation split has none, so the model's own id is given.
     Source: https://huggingface.co/docs/hub/eval-results
     """
     entries = [

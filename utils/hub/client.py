@@ -29,7 +29,7 @@ _REMEDIES = {
 
 
 class HubBusy(HubError):
-    """An error that may pass: try again after `retry_after` seconds (None: the server did not say)."""
+    """A temporary error: try again after `retry_after` seconds (None if the server did not say)."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -37,19 +37,19 @@ class HubBusy(HubError):
 
 
 def endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT, else huggingface.co. (The client itself reads it only at its import.)"""
+    """The Hub's address: HF_ENDPOINT, else huggingface.co. (The client itself reads it only when it is imported.)"""
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
 
 
 @contextmanager
 def time_limit(seconds: float, request_seconds: float, *, client_waits: float,
                heard: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Bound everything that the client does in this block, and every wait for the network in it.
+    """Limit the time of everything that the client does in this block, and of every single wait for the network.
 
     The client's own timeouts are off, and some of its calls pass `timeout=None`; hooks override both. A request
-    after the limit, and a body that is still arriving after it, raise HubError. The client repeats failed requests and
-    obeys even a Retry-After of an hour. Here a Retry-After of client_waits seconds or more is raised at once; with 0,
-    so is every error that may pass. `heard` is called for every request and response.
+    after the limit, or a body that is still arriving then, raises HubError. The client repeats failed requests and
+    obeys even a Retry-After of an hour. Here a Retry-After of client_waits seconds or more raises at once. With
+    client_waits=0 every temporary error does. `heard` is called for every request and response.
     """
     _install()
     _LIMITS.append(_Limit(time.monotonic() + seconds, seconds, request_seconds, client_waits, heard))
@@ -61,7 +61,7 @@ def time_limit(seconds: float, request_seconds: float, *, client_waits: float,
 
 @contextmanager
 def hub_errors(subject: str) -> Iterator[None]:
-    """Turn what the client raises in this block into HubError, or HubBusy if it may pass; one line, no token."""
+    """Turn what the client raises in this block into HubError, or HubBusy if it is temporary; one line, no token."""
     try:
         yield
     except (errors.HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
@@ -118,7 +118,7 @@ def _explained_status(error: errors.HfHubHTTPError, subject: str, where: str) ->
     line = f"{where}: {status} {one_line(error.server_message or error.response.reason_phrase).rstrip('.')}"
     if _is_transient(status):
         return HubBusy(line, _named_pause(error.response))
-    if isinstance(error, errors.RevisionNotFoundError):  # another deployer is done with the branch, and took it away
+    if isinstance(error, errors.RevisionNotFoundError):  # another deployer has finished with the branch and deleted it
         return HubBusy(line)
     remedy = _REMEDIES.get(status, "correct it and run it again")
     if isinstance(error, errors.RepositoryNotFoundError):  # 401 stands for "no such repository" too
@@ -143,7 +143,7 @@ class _Limit:
         return left
 
 
-_LIMITS: list[_Limit] = []  # the last is in force; the client and its worker threads are the whole process's
+_LIMITS: list[_Limit] = []  # the innermost counts; client and worker threads are shared by the whole process
 
 
 @cache

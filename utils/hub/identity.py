@@ -1,4 +1,4 @@
-"""Whose Hub token this is and what it may do; trusted publishing by the GitHub OIDC token."""
+"""Who a Hub token belongs to and what it may do; trusted publishing with the GitHub OIDC token."""
 
 import logging
 import os
@@ -56,7 +56,7 @@ class TokenOwner:
 
 
 def who(api: HfApi) -> TokenOwner:
-    """Ask the Hub whose token this is; raises what the client raises.
+    """Ask the Hub who the token belongs to; raises what the client raises.
 
     A trusted publisher's token belongs to no user: it may write to the one repository that it was exchanged for.
     """
@@ -79,7 +79,7 @@ def exchange() -> str:
     resource = os.environ[RESOURCE] = os.environ[RESOURCE].strip()
     try:
         with time_limit(60, 20, client_waits=0), hub_errors(resource):
-            os.environ["HF_TOKEN"] = str(get_token())  # it exchanges, because HF_OIDC_RESOURCE is set
+            os.environ["HF_TOKEN"] = str(get_token())  # exchanges the OIDC token, because HF_OIDC_RESOURCE is set
     except OIDCError as error:
         raise InvalidParams(f"{RESOURCE}: {resource}: {' '.join(str(error).split())}") from error
     except HubError as error:

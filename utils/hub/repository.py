@@ -30,9 +30,9 @@ from utils.hub.upload import Job, XetFailed, commit_files
 
 logger = logging.getLogger(__name__)
 MAIN = "main"
-ATTRIBUTES = ".gitattributes"  # the Hub keeps it for itself
+ATTRIBUTES = ".gitattributes"  # the Hub manages this file itself
 T = TypeVar("T")
-_NO_SUCH_ROUTE = {404, 405, 501}  # of a Hub without that address; a repository that is absent says RepoNotFound
+_NO_SUCH_ROUTE = {404, 405, 501}  # from a Hub without that route; for an absent repository it is RepoNotFound
 MARK = "Champion: "  # our commits' titles begin with it
 
 
@@ -72,7 +72,7 @@ class HubRepository:
         self._api = HfApi(endpoint=endpoint(), token=token or False)
         self._sha256_of_blob: dict[str, str] = {}  # by git id
         self._end = 0.0
-        self._xet = True  # until it has failed
+        self._xet = True  # until Xet has failed once
 
     def check(self) -> None:
         """Check that the token may publish here. Raises InvalidParams for a token that is missing, wrong or may not.
@@ -89,7 +89,7 @@ class HubRepository:
         return commit.files if commit else None
 
     def holds_release(self) -> bool:
-        """Whether main shows a Champion release, or there is any tag v<number>."""
+        """True if main shows a Champion release, or there is any tag v<number>."""
         return MANIFEST in (self.tree(MAIN) or {}) or any(re.fullmatch(r"v\d+", tag) for tag in self.state().tags)
 
     def state(self) -> HubState:
@@ -97,7 +97,7 @@ class HubRepository:
         return self._ask(self._state)
 
     def holds(self, release: HubRef) -> bool:
-        """Whether a release's commit is there, with its files."""
+        """True if a release's commit is there, with its files."""
         files = self.tree(release.commit)
         return files is not None and tree_digest(files) == release.tree
 
@@ -114,7 +114,7 @@ class HubRepository:
         return HubRef(repo=self.repo_id, commit=commit, tree=tree_digest(files)) if commit and files else None
 
     def restore_tags(self, releases: Mapping[str, HubRef]) -> list[str]:
-        """Set the missing ones of these tags at their releases' commits; returns those that it set."""
+        """Create those of these tags that are missing, at their releases' commits; returns the created ones."""
         tags = self.state().tags
         missing = [tag for tag, release in releases.items() if tag not in tags and self.holds(release)]
         for tag in missing:
@@ -122,7 +122,7 @@ class HubRepository:
         return missing
 
     def project(self, release: HubRef, tag: str, branch: str) -> None:
-        """Make main equal to the release's tree and tag its commit; then delete the branch if it holds just that.
+        """Make main equal to the release's tree and tag its commit; then delete its branch, if nothing else is there.
 
         Needs no local file. An existing tag at another commit raises IntegrityError: tags never move.
         """
@@ -137,14 +137,14 @@ class HubRepository:
         return self._ask(lambda: self._lines(self._read(LEDGER_BRANCH)))
 
     def _ask(self, action: Callable[[], T]) -> T:
-        """An operation that only looks."""
+        """Run an operation that only reads."""
         return self._persist(action, min(60.0, self._patience.deadline))
 
     def _act(self, action: Callable[[], T]) -> T:
         return self._persist(action, self._patience.deadline)
 
     def _persist(self, action: Callable[[], T], seconds: float) -> T:
-        """Repeat an operation until it is done, refused, or out of time."""
+        """Repeat an operation until it succeeds, is refused, or the time is over."""
         patience, pause = self._patience, self._patience.backoff
         self._end = time.monotonic() + seconds
         for attempt in range(1, patience.attempts + 1):
@@ -203,7 +203,7 @@ class HubRepository:
                             if sibling.rfilename != ATTRIBUTES})
 
     def _sha256(self, oid: str, sibling: Any) -> str:
-        """The Hub gives the sha256 of LFS files only; the others are small enough to be read."""
+        """The sha256 of a file. The Hub states it for LFS files only; the others are small, so they are downloaded."""
         if sibling.lfs:
             return str(sibling.lfs.sha256)
         if sibling.blob_id not in self._sha256_of_blob:
@@ -335,7 +335,7 @@ class HubRepository:
     def _mirror(self, lines: list[str]) -> None:
         head = self._read(LEDGER_BRANCH) or self._new_branch(LEDGER_BRANCH)
         held = self._lines(head) or []
-        if held[: len(lines)] == lines:  # somebody with more slots was here
+        if held[: len(lines)] == lines:  # complete, perhaps with somebody's later slots
             return
         if lines[: len(held)] != held:
             raise IntegrityError(f"{self.repo_id}: {LEDGER_FILE} on branch {LEDGER_BRANCH} does not continue in this "
@@ -354,7 +354,7 @@ class HubRepository:
 
 
 def _differing(files: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Paths that only one of them has, or that differ in content."""
+    """The paths that only one tree has, or that differ in content."""
     return [path for path in sorted(files.keys() | wanted.keys()) if files.get(path) != wanted.get(path)]
 
 
@@ -364,8 +364,9 @@ Standing = Callable[[Slot], AbstractContextManager[tuple[Path, str] | None]]
 class HubPort:
     """The Hub as the promotion protocol sees it, over one repository.
 
-    folder holds the release that the run assembled. standing yields a folder with the release of the champion that
-    a slot names, and its tree digest; or None, with a warning, if it cannot be made again.
+    folder: the release that this run assembled.
+    standing: yields a folder with the release of a slot's champion and its tree digest, or None, with a warning, if
+    the release cannot be made again.
     """
 
     def __init__(self, repository: HubRepository, folder: Path, standing: Standing) -> None:
@@ -381,7 +382,7 @@ class HubPort:
         self._repository.check()
 
     def holds_release(self) -> bool:
-        """Whether main holds a release of Champion, known to this ledger or not."""
+        """True if main holds a release of Champion, known to this ledger or not."""
         return self._repository.holds_release()
 
     def publish(self, key: str) -> HubRef:
@@ -389,7 +390,7 @@ class HubPort:
         return self._repository.publish(self._folder, _branch(key), f"release {key[:12]}")
 
     def holds(self, release: HubRef) -> bool:
-        """Whether the repository still has this release's commit."""
+        """True if the repository still has this release's commit."""
         return self._repository.holds(release)
 
     def republish(self, view: LedgerView) -> HubRef | None:
@@ -414,14 +415,14 @@ class HubPort:
         return release
 
     def mirrored(self, view: LedgerView) -> int:
-        """How many slots the mirror has; raises IntegrityError if the repository holds another ledger's releases."""
+        """The number of slots in the mirror; raises IntegrityError if the repository has another ledger's releases."""
         mirror, lines = self._repository.mirrored(), [slot.text() for slot in view.slots]
         if not lines:
-            foreign = False  # what a first promotion may do is for the gate to say
+            foreign = False  # the gate decides what a first promotion may do
         elif mirror is None:
             known = any(slot.hub and slot.hub.repo == self.repo for slot in view.slots)
             foreign = not known and self.holds_release()
-        else:  # a longer one: somebody else appended meanwhile, or the store lost slots
+        else:  # a longer mirror: somebody appended meanwhile, or the store lost slots
             foreign = any(theirs != ours for theirs, ours in zip(mirror, lines, strict=False))
         if foreign:
             raise IntegrityError(f"{self.repo}: holds the releases of another ledger, and nothing is published over "
@@ -434,9 +435,9 @@ class HubPort:
         self._repository.project(_release(slot), _tag(slot), _branch(slot.key))
 
     def shows(self, slot: Slot) -> bool:
-        """Whether main and tag agree with a slot, and its release branch is gone."""
+        """True if main and tag show this slot, and its release branch is deleted."""
         state, release = self._repository.state(), _release(slot)
-        left = state.branches.get(_branch(slot.key)) == release.commit  # by a run that ended before it deleted it
+        left = state.branches.get(_branch(slot.key)) == release.commit  # by a run that ended too early
         return (state.tree, state.tags.get(_tag(slot))) == (release.tree, release.commit) and not left
 
     def mirror(self, view: LedgerView) -> None:

@@ -1,7 +1,7 @@
-"""One Hub commit of local files, in a child process: hf_xet can hang in a way that only a kill ends.
+"""Commit local files to the Hub in a child process, because hf_xet can hang so that only a kill ends it.
 
-`commit_files` is the parent's side. The child (`python -m utils.hub.upload`) reads the job from stdin, writes the
-outcome to stdout, and ends itself when nothing moves any more or its parent is gone.
+The parent calls `commit_files`. The child (`python -m utils.hub.upload`) reads the job from stdin, writes the result
+to stdout, and ends itself if no byte moves for too long or the parent is gone.
 """
 
 import json
@@ -24,7 +24,7 @@ STALLED = 3
 
 @dataclass(frozen=True)
 class Job:
-    """A commit on `branch`, on top of `parent` and of nothing else: files to add (path to local path) and to delete."""
+    """A commit on `branch`, which must be at `parent`: files to add (path to local path) and to delete."""
 
     repo_id: str
     branch: str
@@ -35,13 +35,13 @@ class Job:
 
 
 class XetFailed(HubBusy):
-    """The Xet transfer failed, hung, or is not offered by this Hub: plain LFS may do."""
+    """The Xet transfer failed, hung, or is not offered by this Hub; plain LFS may work."""
 
 
 def commit_files(job: Job, *, token: str, seconds: float, stall_seconds: float, xet: bool) -> str:
     """Make the commit; returns its id, or the head's if the files were there already.
 
-    seconds limits the whole upload, stall_seconds a time in which no byte moves. Raises HubBusy if another attempt
+    seconds limits the whole upload, stall_seconds the time without a moving byte. Raises HubBusy if another attempt
     may help (XetFailed: without Xet), HubError otherwise.
     """
     xet = xet and os.environ.get("HF_HUB_DISABLE_XET", "").strip().upper() not in {"1", "ON", "YES", "TRUE"}
@@ -84,7 +84,7 @@ def _outcome(job: Job, done: "subprocess.CompletedProcess[str]", *, xet: bool) -
 
 
 def main() -> None:
-    """The child."""
+    """Run the child process."""
     sys.excepthook = show_exception
     order = json.load(sys.stdin)
     pulse = _Pulse(order["stall_seconds"], order["parent_pid"])
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 class _Pulse:
-    """Ends this process when it has stalled or is an orphan; works while another thread hangs in native code."""
+    """End this process if it stalls or its parent is gone; works even while another thread hangs in native code."""
 
     def __init__(self, stall_seconds: float, parent: int) -> None:
         self.stall_seconds, self._parent = stall_seconds, parent
@@ -122,7 +122,7 @@ def _commit(job: Job, token: str, pulse: _Pulse) -> dict[str, Any]:
                 [*(CommitOperationAdd(path, local) for path, local in job.add.items()),
                  *(CommitOperationDelete(path) for path in job.delete)],
                 commit_message=job.message, revision=job.branch, parent_commit=job.parent,
-                num_threads=2,  # files at once by plain LFS: what a kill leaves whole is not sent again
+                num_threads=2,  # files at once by plain LFS; after a kill, complete files are not sent again
             )
     except HubError as error:
         return {"error": str(error), "busy": isinstance(error, HubBusy),

@@ -27,7 +27,7 @@ FOLDER = Path(".promotion")
 
 
 class DeploymentRun:
-    """A run of kind deployment, created only when it is needed: a deployment that changes nothing leaves none."""
+    """The MLflow run of a deployment, created when first needed: a deployment that changes nothing has none."""
 
     def __init__(self, client: MlflowClient, experiment: str, model_name: str, key: str) -> None:
         self._client, self._experiment = client, experiment
@@ -44,7 +44,7 @@ class DeploymentRun:
         return self._id
 
     def ended(self, run_id: str) -> bool:
-        """Whether an earlier run was recorded completely in MLflow; the local files are written before that."""
+        """True if an earlier run was recorded completely in MLflow, which happens after the local files are written."""
         run = mlflow_utils.find_run(self._client, run_id)
         return run is not None and run.info.status == RunStatus.to_string(RunStatus.FINISHED)
 
@@ -113,7 +113,7 @@ def latest(client: MlflowClient, experiment: str, model_name: str, *, count: int
 
 
 def with_known_run(client: MlflowClient, inputs: Inputs, params: Params) -> Inputs:
-    """The inputs with an evaluation run that this server has; one that it lacks is logged anew from its files.
+    """The inputs with an evaluation run on this server. If the server lacks the run, it is logged anew from the files.
 
     Raises InvalidInput when the run was deleted or belongs to another experiment or model, Undecided if there is a
     ledger and the history beside it is gone.
@@ -187,7 +187,7 @@ class Trace:
 
 
 def traces() -> Iterator[Trace]:
-    """The last line of every journal on this machine; one that a crash cut short is passed over."""
+    """The last line of every journal on this machine. A line that a crash cut short is ignored."""
     for path in sorted(FOLDER.glob("*/journal.jsonl")):
         for text in reversed(path.read_text(encoding="ascii", errors="replace").splitlines()):
             try:

@@ -1,9 +1,9 @@
-"""The score history on MLflow: what a decision needs of it, at a cost that hardly grows with it.
+"""Read from MLflow what a decision needs of the score history, at a cost that hardly grows with its length.
 
 Ordering by a metric on the server is quadratic on sqlite and silently wrong with NaN, infinity, a typo or a re-logged
 step. Asking for the runs above a score is exact and fast, so a long history is searched that way. Each run is tagged
-with the hash of the weights it was scored under: the server compares the scores of runs under today's weights, and all
-others are read page by page.
+with the hash of the weights it was scored under. The server compares the scores of runs under today's weights. All
+other runs are read page by page.
 """
 
 import logging
@@ -28,13 +28,13 @@ from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
 PAGE = 1000
-SHORT = 300  # a history of so many runs is read whole
+SHORT = 300  # a history of at most so many runs is read completely
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ScoreHistory:
-    """Comparable evaluations. complete is False if there are more than `SHORT`; then these are the ones that decide."""
+    """Comparable evaluations. complete: False if there are more than `SHORT`, and these are only those that decide."""
 
     runs: tuple[ScoredRun, ...]
     complete: bool
@@ -42,7 +42,7 @@ class ScoreHistory:
 
 @dataclass(frozen=True)
 class _Found:
-    """A comparable run. is_refused: a guard kept its model out, and the model was not promoted in spite of it."""
+    """A comparable run. is_refused: True if its model failed a guard and was never promoted by force."""
 
     run: ScoredRun
     is_refused: bool
@@ -55,9 +55,9 @@ class HistoryReader:
     """Reads the evaluations of one registered model in one experiment, under one score contract."""
 
     def __init__(self, client: MlflowClient, *, experiment: str, model_name: str, contract: str | None) -> None:
-        """Without a contract, `evaluations` lists those under any."""
+        """contract: None to list the evaluations under every contract."""
         self._client, self._experiment = client, experiment
-        # sqlite joins in the order of the clauses, so what leaves fewest runs comes first.
+        # sqlite joins in the order of the clauses, so the one that fewest runs match comes first.
         self._wanted = {**({tag.CONTRACT: contract} if contract else {}), tag.MODEL_NAME: model_name,
                         tag.KIND: "evaluation"}
 
@@ -86,8 +86,8 @@ class HistoryReader:
     def challengers(self, challenger: ScoredRun, ledger: LedgerView) -> int:
         """The number of a challenger since the last promotion, from 1: see `counted_since` for the time.
 
-        Each other model that was evaluated since and never promoted counts, once for each contract, because each is a
-        try: also one that was excluded, blocked, refused by a guard, or whose run was deleted. Raises as `read`.
+        Each other model that was evaluated since and never promoted counts once for each contract, because each is a
+        try. Excluded, blocked and refused models and deleted runs count too. Raises as `read`.
         """
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
@@ -140,14 +140,14 @@ class _Search:
     """Finds the runs of a long history that can change the decision, in few and narrow queries."""
 
     def __init__(self, ask: _Ask, policy: Policy, ledger: LedgerView, ignored: Collection[str]) -> None:
-        """`ask` gives the runs of one page that a clause leaves, and where the next page begins."""
+        """ask: returns one page of the runs that match a clause, and the token of the next page."""
         self._search, self._policy, self._ledger, self._ignored = ask, policy, ledger, ignored
         self._weights = digest_of(dict(policy.weights))
         self._promoted = ledger.promoted_digests
         self._latest: dict[str, ScoredRun | None] = {}
 
     def found(self) -> list[ScoredRun]:
-        """The latest evaluation of each model that is, or may be, champion, best promoted or best evaluated."""
+        """The latest evaluation of each model that may be the champion, best promoted or best evaluated."""
         head, claims = self._ledger.head, self._of_ledger()
         if head and (champions := self._latest_of(head.model_digest)):
             claims.append(champions)
@@ -174,7 +174,7 @@ class _Search:
                 score, token = highest, None
 
     def _highest(self, claims: Iterable[ScoredRun]) -> Decimal:
-        """The highest score of the models in these runs, which counts only if it is a model's latest."""
+        """The highest score among the models of these runs; of each model only the latest evaluation counts."""
         highest = Decimal(-1)
         eligible = (run for run in claims if run.model_digest not in self._ignored)
         for run in sorted(eligible, key=lambda run: (-self._policy.score(run), run.finished_at)):
@@ -222,14 +222,14 @@ def _query(clause: str, wanted: Mapping[str, str]) -> str:
 
 def _page(client: MlflowClient, home: str, query: str, most: int, token: str | None, *,
           view: int = ViewType.ACTIVE_ONLY) -> tuple[list[Run], str | None]:
-    """One page of an experiment's runs, of the active ones unless another view is named, and where the next begins."""
+    """One page of an experiment's runs (active ones, unless `view` says otherwise), and the token of the next page."""
     with mlflow_errors():
         page = client.search_runs([home], query, view, most, page_token=token)
     return list(page), page.token or None
 
 
 def _all_pages(ask: Callable[[str | None], tuple[list[T], str | None]]) -> Iterator[T]:
-    """What all pages hold; `ask` gives one page, and where the next one begins (None: nowhere)."""
+    """The items of all pages. ask: returns one page and the token of the next, None after the last."""
     page, token = ask(None)
     yield from page
     while token is not None:
@@ -238,7 +238,7 @@ def _all_pages(ask: Callable[[str | None], tuple[list[T], str | None]]) -> Itera
 
 
 def _tried(run: Run, wanted: Mapping[str, str]) -> tuple[str, str]:
-    """Model and contract of an evaluation."""
+    """The model and the contract of an evaluation; each pair counts as one try."""
     _check_asked(run, wanted)
     return run.data.tags.get(tag.MODEL_DIGEST, ""), run.data.tags.get(tag.CONTRACT, "")
 
@@ -291,12 +291,12 @@ class HistoryRuns:
         return max(found, key=lambda run: int(run.info.end_time or 0), default=None)
 
     def evidence(self, deployment: Run) -> dict[str, Any]:
-        """The evidence.json of a deployment; raises InvalidInput if it keeps none."""
+        """The evidence.json of a deployment; raises InvalidInput if it has none."""
         with tempfile.TemporaryDirectory() as folder:
             return read_object(self.download(deployment.info.run_id, EVIDENCE, Path(folder)))
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
-        """An artifact of a run, below a folder; raises InvalidInput if the run keeps none of this name."""
+        """Download an artifact of a run into a folder; raises InvalidInput if the run has none of this name."""
         try:
             return fetch_files(self._client, run_id, artifact, folder)
         except LocalArtifacts:
@@ -314,7 +314,7 @@ class HistoryRuns:
         return self.search(f"{clause}tags.{tag.KIND} = 'deployment' and attributes.status = 'FINISHED'")
 
     def search(self, clause: str) -> Iterator[Run]:
-        """The active runs of this model that a clause leaves."""
+        """The active runs of this model that match a clause."""
         experiment = find_experiment(self._client, self._experiment)
         if experiment is None:
             return iter(())

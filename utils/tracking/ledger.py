@@ -1,7 +1,7 @@
 """The ledger on MLflow: one run whose params are the slots.
 
 MLflow has no compare-and-swap, but a run param is write-once on every SQL store, and so is an experiment's name.
-The run is pinned by a tag of the experiment `<model>.ledger`, set in the call that creates it.
+A tag of the experiment `<model>.ledger` names (pins) the run. It is set in the call that creates the experiment.
 """
 
 import logging
@@ -31,12 +31,12 @@ class MlflowLedger:
     """The ledger that the promotion protocol writes to."""
 
     def __init__(self, client: MlflowClient, model_name: str, home: str) -> None:
-        """`home` names the experiment in which the ledger's run is made."""
+        """home: the experiment in which the ledger's run is created."""
         self._client, self._model_name, self._home = client, model_name, home
         self._experiment = f"{model_name}.ledger"
 
     def view(self) -> LedgerView:
-        """The slots as they are now; no ledger yet counts as an empty one.
+        """The slots as they are now; empty if there is no ledger yet.
 
         Raises Undecided when the server does not answer, IntegrityError for holes, a broken chain or a deleted run.
         """
@@ -65,9 +65,9 @@ class MlflowLedger:
         return [slots.get(slot_name(number), "") for number in range(1, last + 1)]
 
     def probe(self) -> None:
-        """Check on this server that a param as long as a slot is kept whole and cannot be overwritten.
+        """Check that this server keeps a param as long as a slot complete, and refuses to overwrite it.
 
-        Raises Undecided if it can be, or is cut short.
+        Raises Undecided if it does not.
         """
         run_id = self._ensure()
         stored = self._stored(run_id, _PROBE)
@@ -82,7 +82,7 @@ class MlflowLedger:
             raise Undecided(_UNFIT)
 
     def claim(self, slot: Slot) -> bool:
-        """Write a slot; False when another record holds its number. Writing the same record again is True."""
+        """Write a slot. Returns False if another record has its number, True if this very record is there already."""
         text = slot.text()
         return self._written(self._ensure(), slot_name(slot.number), text) == text
 
@@ -107,7 +107,7 @@ class MlflowLedger:
     def supersede(self, texts: Sequence[str], by: str) -> None:
         """Pin a new run with these slots as the ledger; the old one stays, tagged with the time, `by` and the new id.
 
-        For an altered ledger. Run this by hand, while no deployment runs: a slot that is claimed meanwhile is lost.
+        For an altered ledger. Run this by hand, while no deployment runs: a slot that is written meanwhile is lost.
         """
         old, new = self._find(), self._new_run()
         for number, text in enumerate(texts, start=1):

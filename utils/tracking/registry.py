@@ -40,8 +40,8 @@ LOST, RESTORING = "lost", "restoring"  # without weights; the second one while `
 class MlflowRegistry:
     """The registry that the promotion protocol works on.
 
-    save writes the model in MLflow's transformers flavour to a folder; run_id returns the deployment run that keeps
-    it, tags and description what a new version shows, spent the versions whose weights may be pruned at any time.
+    save: writes the model in MLflow's transformers flavour to a folder. run_id: returns the deployment run whose
+    artifact it becomes. tags, description: what a new version shows. spent: the versions whose weights may be pruned.
     """
 
     def __init__(self, client: MlflowClient, name: str, *, save: Callable[[Path], None],
@@ -52,9 +52,9 @@ class MlflowRegistry:
         self._has_stages = True
 
     def register(self, key: str) -> int:
-        """The lowest version that carries this key and keeps its weights; uploaded and created if there is none.
+        """The lowest version with this key and its weights; uploaded and created if there is none.
 
-        Of two made at once, or by a server that was slower than its time limit, the higher is tagged as a duplicate.
+        If two were created at once, or after a time-out, the higher one is tagged as a duplicate.
         Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
         """
         self._ensure_model()
@@ -65,17 +65,17 @@ class MlflowRegistry:
         return first
 
     def holders(self) -> Holders:
-        """Aliases and stages as they are now; none for a name that was never registered."""
+        """The aliases and stages as they are now; all empty for a name that was never registered."""
         aliases = self._aliases()
         production = (int(v.version) for v in self._versions("") if v.current_stage == "Production")
         return Holders(aliases.get("champion"), aliases.get("previous"), frozenset(production))
 
     def keys(self) -> dict[int, str | None]:
-        """Every version and the promotion key that it carries, None for one that was not made here."""
+        """The promotion key of every version, None for a version that Champion did not create."""
         return {int(v.version): v.tags.get(tag.KEY) for v in self._versions("")}
 
     def identities(self) -> dict[str, ModelIdentity]:
-        """What each version was made from, by promotion key; of versions that say so."""
+        """What each version was made from (adapter, base, precision), by promotion key, if the version has that tag."""
         return {v.tags[tag.KEY]: ModelIdentity.model_validate_json(v.tags[tag.IDENTITY]) for v in self._versions("")
                 if {tag.KEY, tag.IDENTITY} <= v.tags.keys()}
 
@@ -101,28 +101,28 @@ class MlflowRegistry:
         return frozenset(int(v.version) for v in self._versions("") if v.tags.get(tag.FILES) in (LOST, RESTORING))
 
     def restoring(self) -> frozenset[int]:
-        """Versions of a `restore` that was interrupted: it has to be repeated before a new version is made."""
+        """Versions whose `restore` was interrupted; it must be repeated before a new version is created."""
         return frozenset(int(v.version) for v in self._versions("") if v.tags.get(tag.FILES) == RESTORING)
 
     def mark_pruned(self, version: int, *, done: bool) -> None:
-        """Tag a version before its weights are deleted, and after; aliases, other tags and source stay."""
+        """Tag a version, once before its weights are deleted (done=False) and once after."""
         self.tag(version, {tag.FILES: "pruned" if done else "pruning"})
 
     def delete_weights(self, version: int) -> None:
-        """Delete the model that a version's run keeps; raises Undecided when the store fails or keeps it."""
+        """Delete the model files in a version's run; raises Undecided if the store fails or does not delete them."""
         with mlflow_errors():
             run_id = self._client.get_model_version(self._name, str(version)).run_id
         run = find_run(self._client, run_id)
         if run is None:  # removed for good, with its files
             return
-        with mlflow_errors(), contextlib.suppress(NotImplementedError):  # a store that deletes nothing: seen below
+        with mlflow_errors(), contextlib.suppress(NotImplementedError):  # see the check below
             artifacts_at(self._client, run.info.artifact_uri).delete_artifacts(ARTIFACT)
         if list_files(self._client, run_id, ARTIFACT):
             raise Undecided(f"MLflow run {run_id}: its artifact store deletes nothing; "
                             "set deployment.keep_versions: 0")
 
     def use_up(self, number: int) -> None:
-        """Skip version numbers up to this one, because a registry that was lost had used them already."""
+        """Skip the version numbers up to this one, because the lost registry had used them."""
         self._ensure_model()
         with mlflow_errors():
             source = self._client.get_run(self._run_id()).info.artifact_uri
@@ -133,9 +133,9 @@ class MlflowRegistry:
                 self._client.delete_model_version(self._name, str(made))
 
     def restore(self, version: int, tags: Mapping[str, str], used: int) -> bool:
-        """Make this version number again in a new registry, without weights yet, and skip the others up to `used`.
+        """Create this version number again in a new registry, still without weights, and skip the others up to `used`.
 
-        False if the registry has used the number already. It can be repeated after a crash.
+        Returns False if the registry has used the number already. It can be repeated after a crash.
         """
         self._ensure_model()
         for other in self.restoring() - {version}:  # left by a crash
@@ -151,12 +151,12 @@ class MlflowRegistry:
                 if made != version:
                     self._client.delete_model_version(self._name, str(made))
         is_made = version in self.restoring()
-        if is_made:  # only now, or a crash would leave numbers to new models that others had
+        if is_made:  # last, so that after a crash no new model gets a number that was used
             self.tag(version, {tag.FILES: LOST})
         return is_made
 
     def put_weights(self, version: int, save: Callable[[Path], None]) -> None:
-        """Keep the weights of a version that was restored without them."""
+        """Upload the weights of a version that was restored without them."""
         with mlflow_errors():
             run_id = self._client.get_model_version(self._name, str(version)).run_id
         keep_model(self._client, run_id, save)
@@ -164,14 +164,14 @@ class MlflowRegistry:
             self._client.delete_model_version_tag(self._name, str(version), tag.FILES)
 
     def expected(self, head: Slot, previous: Slot | None) -> Holders:
-        """What holders() must return for this head: no stage if the server has none, no previous that was deleted."""
+        """What holders() must return for this head, without stages if the server has none, or a deleted `previous`."""
         production = frozenset({head.version}) if self._has_stages else frozenset()
         return Holders(head.version, self._if_kept(previous.version) if previous else None, production)
 
     def set_alias(self, alias: str, version: int | None) -> None:
-        """Point an alias to a version, or remove it; nothing is written if it is right already.
+        """Point an alias to a version, or remove it; writes nothing if it is right already.
 
-        A previous version that was deleted counts as none; a champion that was is Undecided.
+        If the previous version was deleted, its alias is removed. Raises Undecided if the champion was deleted.
         """
         if alias == "previous" and version is not None:
             version = self._if_kept(version)
@@ -187,10 +187,10 @@ class MlflowRegistry:
                 self._client.set_registered_model_alias(self._name, alias, str(version))
 
     def set_production(self, version: int) -> None:
-        """Move a version to stage Production, then archive each other one; without stages there is nothing to do.
+        """Move a version to stage Production, then archive the others one by one. Without stages, do nothing.
 
-        One by one: with archive_existing_versions, MLflow 3.17 fails on PostgreSQL under psycopg 3 (it compares the
-        version's number with the text that came over HTTP).
+        Not in one request: with archive_existing_versions, MLflow 3.17 fails on PostgreSQL under psycopg 3 (it compares
+        the version's number with the text that came over HTTP).
         """
         there = self.holders().production
         if version not in there:
@@ -202,7 +202,7 @@ class MlflowRegistry:
         if not self._has_stages:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # deprecated, and still what many dashboards read
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated, but many dashboards still read it
             try:
                 self._client.transition_model_version_stage(self._name, str(version), stage)
             except MlflowException as error:
@@ -271,7 +271,7 @@ class MlflowRegistry:
 
 @contextmanager
 def _registry_errors() -> Iterator[None]:
-    """As mlflow_errors(), with a remedy for a server that has no registry."""
+    """Like mlflow_errors(), with advice for a server that has no registry."""
     try:
         with mlflow_errors():
             yield
@@ -316,7 +316,7 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
 
 
 def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) -> None:
-    """Have `save` write a model into a folder, and keep it with a run as artifact `model`.
+    """Let `save` write a model into a folder, and upload it as artifact `model` of a run.
 
     Raises Undecided when the server fails, IntegrityError when it kept other files than were sent.
     """
@@ -334,7 +334,7 @@ def keep_model(client: MlflowClient, run_id: str, save: Callable[[Path], None]) 
 
 
 def plain(flavour: Path) -> Path:
-    """A downloaded model in MLflow's transformers flavour as one plain transformers folder; returns that folder."""
+    """Turn a download in MLflow's transformers flavour into one plain transformers folder; returns that folder."""
     model = flavour / "model"
     for file in (flavour / "components" / "tokenizer").iterdir():
         shutil.copy2(file, model / file.name)

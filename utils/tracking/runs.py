@@ -63,7 +63,7 @@ def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[t
         client.log_batch(run_id, metrics=metrics, params=[Param(name, str(value)) for name, value in flat])
         client.set_tag(run_id, tag.ADAPTER, adapter_sha256)
         client.log_artifacts(run_id, str(adapter), "adapter")
-        client.log_artifact(run_id, str(location))  # with these two, history_script.py --promote brings it back
+        client.log_artifact(run_id, str(location))  # history_script.py --promote restores the model from these two
         for file in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja")):
             client.log_artifact(run_id, str(file), "tokenizer")
         packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}

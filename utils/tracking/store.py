@@ -48,7 +48,7 @@ def tracking_uri(configured: str) -> str:
 
 
 def check_lasting(configured: str) -> None:
-    """Raise InvalidParams for an sqlite file: on a CI machine it is thrown away, and each model would be the first."""
+    """Raise InvalidParams for an sqlite file: a CI machine is thrown away, so every model would be the first one."""
     uri = tracking_uri(configured)
     if uri.startswith("sqlite"):
         raise InvalidParams(f"mlflow.tracking_uri: {uri} is a file of this CI machine, which keeps no history; "
@@ -56,7 +56,7 @@ def check_lasting(configured: str) -> None:
 
 
 def is_absent(uri: str) -> bool:
-    """Whether an address names an sqlite file that is still to be made."""
+    """True if an address names an sqlite file that does not exist yet."""
     path = _path(uri)
     return uri.startswith(SQLITE) and path.parent.is_dir() and not (path.exists() and path.stat().st_size)
 
@@ -68,7 +68,7 @@ def _path(uri: str) -> Path:
 def prepare(uri: str, *, create: bool = True) -> None:
     """Make sure that an sqlite store exists with MLflow's current tables; other stores are left alone.
 
-    MLflow alone creates the tables in place: started eight times at once it leaves the file unusable. Here one
+    MLflow creates the tables in place; started eight times at once, it leaves the file unusable. Here one
     process migrates a temporary file under a lock and renames it into place. With create=False no file is made. Raises
     Undecided for a file that is read-only or not a database, RunAgain for one that another process keeps locked,
     IntegrityError for a full disk.
@@ -149,7 +149,7 @@ def dagshub_login() -> tuple[str, str] | None:
     """User name and token for DagsHub, None if no token is set.
 
     The token is DAGSHUB_TOKEN, else DAGSHUB_USER_TOKEN; the user name is DAGSHUB_USERNAME, else the one that DagsHub
-    knows the token by. Raises Undecided when DagsHub does not know the token or does not answer.
+    knows for the token. Raises Undecided if DagsHub does not know the token or does not answer.
     """
     found = ((name, os.environ.get(name, "").strip()) for name in _TOKENS)
     variable, token = next((each for each in found if each[1]), ("", ""))
@@ -170,7 +170,7 @@ def is_dagshub(url: str) -> bool:
 
 def _user(token: str, variable: str) -> str:
     # The request of dagshub.init, which would also create repositories and open a browser window.
-    import dacite  # these take time to import, and are needed for DagsHub alone
+    import dacite  # slow imports that only DagsHub needs
     import httpx
     from dagshub.common import config
     from dagshub.common.api import UserAPI
