@@ -1,4 +1,4 @@
-"""Every relative link of a page, and every page that the code names, leads somewhere."""
+"""Every relative link of a page, and every page that the code names, leads somewhere; and the pages stay short."""
 
 import re
 from collections import Counter
@@ -74,3 +74,16 @@ def test_every_page_that_the_code_names_exists() -> None:
     named = [(path, found) for path in CODE if path != Path(__file__) for found in _NAMED.findall(path.read_text())]
     assert len(named) > 20
     assert [(str(path.relative_to(ROOT)), name) for path, name in named if broken(ROOT / "page", name)] == []
+
+
+def test_the_pages_stay_short_but_for_the_tables_of_the_appendix() -> None:
+    """As `wc -w docs/*.md` counts; the decisions and the appendix are looked up, not read."""
+    words = {page.name: len(page.read_text().split()) for page in (ROOT / "docs").glob("*.md")}
+    assert words.pop("appendix-reliability.md") > 5000
+    assert sum(words.values()) <= 12_000, sorted(words.items(), key=lambda item: -item[1])
+
+
+def test_no_page_recommends_a_command_that_rewrites_params_fails_before_a_commit_or_needs_a_network() -> None:
+    unwanted = ("dvc exp run", "dvc metrics diff", "dvc plots show")
+    assert [(page.name, command) for page in (ROOT / "docs").glob("*.md") for command in unwanted
+            if command in page.read_text()] == []
