@@ -33,6 +33,19 @@ COMPLAINTS = ("I am not happy.", "This is really annoying.", "I am losing my pat
 PLEAS = ("Please help.", "I hope you can help.", "Please answer soon.")
 THANKS = ("Thanks.", "Thank you.", "Thanks in advance.", "Many thanks for your help.")
 
+REWORDED = 0.35  # the chance of each of these in a question where it fits
+WORDS = {
+    "How do I ": ("How can I ", "How to ", "How should I "), "Can I ": ("Could I ", "May I "),
+    "Can you ": ("Could you ", "Would you ", "Will you "), "Do you ": ("Do you guys ", "Does Orvendale "),
+    "I would like to ": ("I'd like to ", "I want to "), "I want to ": ("I'd like to ", "I wanna ", "I need to "),
+    "Please tell me ": ("Can you tell me ", "Tell me ", "I want to know "), "Where do I find": ("Where can I find",),
+    "What is ": ("What's ",), "Where is ": ("Where's ",), "It is ": ("It's ",), "I am ": ("I'm ",),
+    "I would ": ("I'd ",), "do not ": ("don't ",), "does not ": ("doesn't ",), "did not ": ("didn't ",),
+    "cannot ": ("can't ",), "can not ": ("can't ",), "is not ": ("isn't ",), "have not ": ("haven't ",),
+    "has not ": ("hasn't ",),
+    "parcel": ("package",), "article": ("item", "product"), "colour": ("color",),
+}
+
 Facts = Mapping[str, str | Sequence[str]]
 
 
@@ -52,6 +65,14 @@ def fill(text: str, facts: Facts, random: Random | None = None) -> str:
     return re.sub(r"(^|[.?!] )[a-z]", lambda start: start[0].upper(), filled) if sentence else filled
 
 
+def reworded(question: str, random: Random) -> str:
+    """The question, some of its words replaced by others that mean the same."""
+    for word, others in WORDS.items():
+        if word in question and random.random() < REWORDED:
+            question = question.replace(word, random.choice(others))
+    return question
+
+
 def misspelt(text: str, random: Random) -> str:
     """The text with two letters exchanged within one of its longer words, if it has any."""
     words = [word.span() for word in re.finditer(r"\b[a-z]{5,}\b", text)]
@@ -66,7 +87,7 @@ def typed(question: str, answer: str, random: Random) -> tuple[str, str]:
     """The question as somebody may type it, and the answer to that."""
     draw = random.random()
     if draw < 0.20:
-        question = question.rstrip(".?!").replace("? ", " ").lower()
+        question = question.rstrip(".?!").replace("? ", " ").replace("'", "").lower()
     elif draw < 0.24:
         question = misspelt(question, random)
     elif question[-1] not in ".?!":
@@ -88,10 +109,11 @@ def asked(wording: Mapping[str, Sequence[str]], facts: Facts, taken: set[str], r
     left = QUESTIONS if facts else len(forms)
     for form in forms:
         question = fill(form, facts, random)
-        if left and bare(question) not in taken:
-            taken.add(bare(question))
+        other = reworded(question, random)
+        if left and taken.isdisjoint((bare(question), bare(other))):
+            taken.update((bare(question), bare(other)))
             left -= 1
-            yield question
+            yield other
 
 
 def bare(question: str) -> str:
