@@ -183,14 +183,14 @@ operate
   status     show champion, registry and Hub, and whether they agree; --repair
   rollback   make an earlier champion the champion again
   space      bundle, validate and deploy the champion as a Hugging Face Space
-  pipeline   one step of the GitHub workflow: check, pull, run, push, commit
+  pipeline   one step of the workflow: check, pull, run, push, commit, ...
   score      score a file of predictions
 
 examples
-  champion repro                          the first run: minutes; no account, no GPU
-  champion history --help                 the flags of a command
-  champion deploy --dry-run               what would be decided now
-  champion rollback --reason "too slow"   back to the previous champion
+  champion repro                     the first run: no account and no GPU needed
+  champion history --help            the flags of a command
+  champion deploy --dry-run          what would be decided now
+  champion rollback --reason "slow"  back to the previous champion
 
 champion --version prints the version. Commands run in the folder of a clone.
 Documentation: docs/README.md; exit codes: docs/exit-codes.md
