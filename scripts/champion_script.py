@@ -6,7 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core import records
 from src.core.errors import IntegrityError, InvalidInput
 from src.core.records import OUTPUT_DIR, RELEASE_DIR

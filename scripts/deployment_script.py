@@ -5,7 +5,11 @@ import gc
 import logging
 from pathlib import Path
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core.params import check_place
 from src.core.records import CONFIG, EVALUATION_RESULTS, MODEL_LOCATION, OUTPUT_DIR
 from utils import process, results

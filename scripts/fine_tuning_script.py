@@ -4,7 +4,11 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core import records
 from src.core.params import load_params
 from src.core.records import BASE_MODEL, CONFIG, DATASETS, MODEL_LOCATION

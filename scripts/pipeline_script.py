@@ -4,7 +4,11 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core.errors import InvalidParams
 from src.core.params import check_place
 from src.core.records import CONFIG, OUTPUT_DIR, read_object

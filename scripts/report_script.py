@@ -6,7 +6,11 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core import records
 from src.core.errors import PipelineError
 from src.core.params import Params, load_params

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core.errors import Refused
 from src.core.records import CONFIG
 from src.ledger.slots import LedgerView, Slot

@@ -7,7 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core import records
 from src.core.errors import IntegrityError, InvalidParams
 from src.core.params import SpaceParams, load_params

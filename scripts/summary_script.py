@@ -3,7 +3,11 @@
 import logging
 from pathlib import Path
 
-import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+try:
+    import utils.interrupts  # noqa: F401 - from here on, Ctrl-C is one line
+except ModuleNotFoundError:
+    import activation  # noqa: F401 - says how to activate the environment, and exits
+
 from src.core.records import CONFIG, OUTPUT_DIR
 from src.report import summary
 from utils import github_utils, process
