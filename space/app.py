@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import packages  # noqa: F401 - a missing package is one line
 from serving import port
 from serving.settings import SettingError, Settings, find_model
 

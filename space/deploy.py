@@ -18,6 +18,7 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed a
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import packages  # noqa: F401 - a missing package is one line
 from deploying.hub import BadUsage, DeployError, check_name, clean
 from deploying.steps import DeploymentResult, Plan, SpaceDeployment, verify
 from serving.identity import BundleError

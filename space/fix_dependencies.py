@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import packages  # noqa: F401 - a missing package is one line
 from dependencies import checks, strategies
 from dependencies.environment import ScratchError, build
 from dependencies.strategies import Diagnosis, diagnose

@@ -11,6 +11,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import packages  # noqa: F401 - a missing package is one line
 from files import write_text
 
 HERE = Path(__file__).parent

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import packages  # noqa: F401 - a missing package is one line
 from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, find, lacking
 from files import read_lines
 from serving.identity import BundleError, BundleIdentity, Origin, ServedModel

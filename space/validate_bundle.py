@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import packages  # noqa: F401 - a missing package is one line
 from bundling import comparison, examples
 from bundling.comparison import STREAMS, Answerer
 from bundling.source import SourceError, find, model_digest

@@ -3,6 +3,7 @@
 utils.process.run takes over once it is reached: from then on there may be temporary files to remove.
 """
 
+import importlib.util
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ def hand_over() -> None:
 
 # Whoever imports a script, as the tests do, keeps its own handler, and so does a job in the background.
 _started = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-_ours = _started.parent.name == "scripts" or _started.name == "champion"
-if _ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_is_script = _started.parent.name == "scripts"
+if _is_script and importlib.util.find_spec("dotenv") is None:
+    raise ModuleNotFoundError("this clone is on the path, and its packages are not")  # the script says what to do
+if (_is_script or _started.name == "champion") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

@@ -28,7 +28,7 @@ def copied(tmp_path: Path) -> Path:
     """What the image's runtime stage copies before pip, and the tool."""
     for name in ("requirements", "dependencies"):
         shutil.copytree(SPACE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.txt", "fix_dependencies.py", "verify_deployment.py", "files.py"):
+    for name in ("requirements.txt", "fix_dependencies.py", "verify_deployment.py", "files.py", "packages.py"):
         shutil.copy(SPACE / name, tmp_path)
     return tmp_path
 
@@ -123,7 +123,7 @@ def test_applying_can_be_undone_and_applying_twice_keeps_what_was_before(copied:
     assert target.read_text() == "written by hand\n"
     assert run(tool, "--undo").returncode == 2
     assert sorted(path.name for path in copied.iterdir() if path.is_file()) == [
-        "files.py", "fix_dependencies.py", "requirements.txt", "verify_deployment.py"]
+        "files.py", "fix_dependencies.py", "packages.py", "requirements.txt", "verify_deployment.py"]
 
 
 def test_the_list_has_every_strategy_and_the_space_takes_one_of_them() -> None:

@@ -30,7 +30,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy: beside the app itself there may be a bundle, which goes before what is on the Hub."""
     folder = tmp_path_factory.mktemp("app")
     shutil.copytree(SPACE / "serving", folder / "serving")
-    for name in ("app.py", "files.py", "questions.json"):
+    for name in ("app.py", "files.py", "packages.py", "questions.json"):
         shutil.copy(SPACE / name, folder)
     return folder / "app.py"
 

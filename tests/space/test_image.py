@@ -166,7 +166,7 @@ def test_its_run_steps_make_an_environment_in_which_it_starts(built: Path, tmp_p
 
 
 def test_the_build_key_changes_and_is_committed_alone(tmp_path: Path) -> None:
-    for name in ("force_cache_bust.py", "files.py", "Dockerfile"):
+    for name in ("force_cache_bust.py", "files.py", "packages.py", "Dockerfile"):
         shutil.copy(SPACE / name, tmp_path)
     (tmp_path / "other").write_text("1")
 

@@ -370,7 +370,8 @@ def test_a_servers_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*_script.py")), ids=lambda path: path.stem)
 def test_a_script_watches_for_ctrl_c_before_it_imports_anything_else_of_ours(script: Path) -> None:
-    imports = [line for line in script.read_text().splitlines() if line.startswith(("import ", "from "))]
+    lines = map(str.strip, script.read_text().splitlines())
+    imports = [line for line in lines if line.startswith(("import ", "from "))]
     ours = [line for line in imports if line.split()[1].split(".")[0] in ("src", "utils", "scripts", "space")]
     assert ours[0].startswith("import utils.interrupts ")
 
