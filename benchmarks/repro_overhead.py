@@ -17,7 +17,7 @@ from benchmarks import measure, scratch
 
 ROWS = 60
 CHANGES = {
-    "model": {"pocket": {"vocabulary": 400, "hidden_size": 32, "layers": 1, "heads": 2, "epochs": 1}},
+    "model": {"pocket": {"hidden_size": 32, "layers": 1, "epochs": 1}},
     "fine_tuning": {"epochs": 1, "lora": {"r": 2, "alpha": 4}},
     "evaluation": {"max_new_tokens": 16},
     "deployment": {"verified_rows": 2, "resamples": 100},

@@ -32,15 +32,18 @@ def main() -> int:
     name, revision = params.base_model, base_model.NO_REVISION
     if name == base_model.POCKET:
         rows = parse_rows(read_lines(TRAIN), where=TRAIN, max_rows=0)
-        base_model.build_pocket([row.conversation() for row in rows], params.pocket, FOLDER)
+        size = base_model.build_pocket([row.conversation() for row in rows], params.pocket, FOLDER)
+        told = f'built the stand-in model "pocket" ({size / 1e6:.1f} M parameters)'
     elif Path(name).is_dir():
         base_model.take_over(Path(name), FOLDER)
+        told = f"copied from {name}"
     else:
         revision = huggingface_utils.fetch_snapshot(name, params.revision, FOLDER)
         base_model.check(FOLDER)
+        told = f"fetched {name}, revision {revision[:8]}"
     reference = base_model.reference(FOLDER, name=name, revision=revision)
     json_utils.write_object(BASE_MODEL, reference.model_dump(mode="json"))
-    process.say(f"base_model: {name} at revision {revision}, sha256 {reference.sha256[:12]}")
+    process.say(f"base_model: {told}")
     return 0
 
 

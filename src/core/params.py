@@ -53,22 +53,17 @@ class DataParams(Section):
     messages_column: Text = "messages"
     system_prompt: str = ""
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
-    validation_fraction: Fraction = 0.1
-    evaluation_fraction: Fraction = 0.15
+    validation_fraction: Fraction = 0.05
+    evaluation_fraction: Fraction = 0.1
     seed: int = 20
 
 
 class PocketParams(Section):
-    """Shape and training of the stand-in base model."""
+    """Size and training of the stand-in base model; what is fixed stands in src.models.base_model."""
 
-    vocabulary: Annotated[int, Field(ge=256)] = 2048
-    hidden_size: Count = 192
+    hidden_size: Count = 128
     layers: Count = 2
-    heads: Count = 4
-    context: Count = 512
-    epochs: Count = 5
-    batch_size: Count = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    epochs: Count = 8
     seed: int = 7
 
 

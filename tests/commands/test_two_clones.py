@@ -17,7 +17,7 @@ from tests.fakes.postgres import MlflowServer
 ROOT = Path(__file__).parents[2]
 TRAINED = ("data_preprocessing", "base_model", "fine_tuning", "evaluation")
 SMALL = {
-    "model": {"pocket": {"vocabulary": 512, "hidden_size": 32, "layers": 1, "heads": 2, "epochs": 1}},
+    "model": {"pocket": {"hidden_size": 32, "layers": 1, "epochs": 1}},
     "fine_tuning": {"epochs": 1}, "evaluation": {"max_rows": 16, "max_new_tokens": 16},
     "deployment": {"resamples": 100, "verified_rows": 2},
 }

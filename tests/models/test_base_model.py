@@ -14,8 +14,7 @@ from src.core.records import manifest, tree_digest
 from src.models import base_model, merging
 from tests.fakes.tiny_model import conversations, edit_json
 
-TINY = PocketParams(vocabulary=320, hidden_size=32, layers=2, heads=2, context=64, epochs=2, batch_size=4,
-                    learning_rate=0.01, seed=3)
+TINY = PocketParams(hidden_size=32, layers=2, epochs=2, seed=3)
 CONVERSATIONS = conversations()
 FILES = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
          "tokenizer_config.json"]
@@ -50,20 +49,25 @@ def test_the_seed_decides_every_byte_of_pocket(pocket: Path, tmp_path: Path) -> 
     assert manifest(tmp_path / "other") != manifest(pocket)
 
 
-def test_pocket_learns(tmp_path: Path) -> None:
-    losses = []
-    for epochs in (1, 8):
+def test_pocket_learns_the_answers_and_not_the_questions(tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {"question": [], "answer": []}
+    for epochs in (1, 60):
         base_model.build_pocket(CONVERSATIONS, TINY.model_copy(update={"epochs": epochs}), tmp_path / str(epochs))
         model, tokenizer = merging.load(tmp_path / str(epochs), "float32")
-        tokens = tokenizer.apply_chat_template(CONVERSATIONS[0], return_tensors="pt", return_dict=True)["input_ids"]
-        with torch.inference_mode():
-            losses.append(model(input_ids=tokens, labels=tokens).loss.item())
-    assert losses[1] < losses[0] - 1
+        tokens = tokenizer.apply_chat_template(CONVERSATIONS[0], return_dict=True)["input_ids"]
+        asked = len(tokenizer.apply_chat_template(CONVERSATIONS[0][:-1], return_dict=True)["input_ids"])
+        for part, places in (("question", slice(1, asked)), ("answer", slice(asked + 1, None))):
+            labels = torch.full((1, len(tokens)), -100)
+            labels[0, places] = torch.tensor(tokens[places])
+            with torch.inference_mode():
+                losses[part].append(model(input_ids=torch.tensor([tokens]), labels=labels).loss.item())
+    assert losses["answer"][1] < losses["answer"][0] - 1
+    assert losses["question"][1] > losses["question"][0] - 1
 
 
 def test_a_shape_that_no_llama_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidParams, match="hidden_size 32 is no multiple of twice the 3 heads"):
-        base_model.build_pocket(CONVERSATIONS, TINY.model_copy(update={"heads": 3}), tmp_path)
+    with pytest.raises(InvalidParams, match=r"pocket\.hidden_size: 48 is not a multiple of 32; choose one that is"):
+        base_model.build_pocket(CONVERSATIONS, TINY.model_copy(update={"hidden_size": 48}), tmp_path)
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)

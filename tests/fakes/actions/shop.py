@@ -27,8 +27,7 @@ PIPELINE = ROOT / ".github/workflows/pipeline.yml"
 REPO, NAME = "acme/shop", "ecommerce-chatbot"  # on GitHub and on the Hub alike
 USER, PASSWORD = "deployer", "s3cret-of-mlflow"
 _TINY: Mapping[str, Mapping[str, Any]] = {
-    "model": {"pocket": {"vocabulary": 600, "hidden_size": 64, "layers": 1, "heads": 2, "context": 128, "epochs": 1,
-                         "batch_size": 16, "learning_rate": 0.003, "seed": 7}},
+    "model": {"pocket": {"hidden_size": 64, "layers": 1, "epochs": 1, "seed": 7}},
     "fine_tuning": {"epochs": 1, "max_length": 64},
     "evaluation": {"max_new_tokens": 12, "max_rows": 16},
     "deployment": {"resamples": 100, "verified_rows": 2, "huggingface": {
