@@ -35,15 +35,17 @@ THANKS = ("Thanks.", "Thank you.", "Thanks in advance.", "Many thanks for your h
 
 REWORDED = 0.35  # the chance of each of these in a question where it fits
 WORDS = {
-    "How do I ": ("How can I ", "How to ", "How should I "), "Can I ": ("Could I ", "May I "),
-    "Can you ": ("Could you ", "Would you ", "Will you "), "Do you ": ("Do you guys ", "Does Orvendale "),
-    "I would like to ": ("I'd like to ", "I want to "), "I want to ": ("I'd like to ", "I wanna ", "I need to "),
-    "Please tell me ": ("Can you tell me ", "Tell me ", "I want to know "), "Where do I find": ("Where can I find",),
-    "What is ": ("What's ",), "Where is ": ("Where's ",), "It is ": ("It's ",), "I am ": ("I'm ",),
-    "I would ": ("I'd ",), "do not ": ("don't ",), "does not ": ("doesn't ",), "did not ": ("didn't ",),
-    "cannot ": ("can't ",), "can not ": ("can't ",), "is not ": ("isn't ",), "have not ": ("haven't ",),
-    "has not ": ("hasn't ",),
-    "parcel": ("package",), "article": ("item", "product"), "colour": ("color",),
+    r"^How do I (.*)\?$": (r"I need help to \1.", r"I do not know how to \1.", r"Can you help me to \1?"),
+    r"How do I ": ("How can I ", "How to ", "How should I "),
+    r"^Can I ": ("Is it possible to ", "Could I ", "May I "), r"Can I ": ("Could I ",),
+    r"Can you ": ("Could you ", "Would you ", "Will you "), r"Do you ": ("Do you guys ", "Does Orvendale "),
+    r"I would like to ": ("I'd like to ", "I want to "), r"I want to ": ("I'd like to ", "I wanna ", "I need to "),
+    r"Where do I find": ("Where can I find",), r"Please tell me ": ("Can you tell me ", "Tell me ", "I want to know "),
+    r"my order\b(?! list)": ("my order", "my order", "my purchase"), r"What is ": ("What's ",),
+    r"Where is ": ("Where's ",), r"It is ": ("It's ",), r"I am ": ("I'm ",), r"I would ": ("I'd ",),
+    r"do not ": ("don't ",), r"does not ": ("doesn't ",), r"did not ": ("didn't ",), r"cannot |can not ": ("can't ",),
+    r"is not ": ("isn't ",), r"have not ": ("haven't ",), r"has not ": ("hasn't ",),
+    r"parcel": ("package",), r"article": ("item", "product"), r"colour": ("color",),
 }
 
 Facts = Mapping[str, str | Sequence[str]]
@@ -67,9 +69,9 @@ def fill(text: str, facts: Facts, random: Random | None = None) -> str:
 
 def reworded(question: str, random: Random) -> str:
     """The question, some of its words replaced by others that mean the same."""
-    for word, others in WORDS.items():
-        if word in question and random.random() < REWORDED:
-            question = question.replace(word, random.choice(others))
+    for words, others in WORDS.items():
+        if random.random() < REWORDED:
+            question = re.sub(words, random.choice(others), question)
     return question
 
 
