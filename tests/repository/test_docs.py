@@ -1,19 +1,23 @@
 """Every relative link of a page, and every page that the code names, leads somewhere; and the pages stay short."""
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from scripts import cli
 
 ROOT = Path(__file__).parents[2]
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _NAMED = re.compile(r"(?<![\w/])docs/[\w/-]+\.md(?:#[\w-]+)?")
+_COMMAND = re.compile(r"(?:^|`)champion ([a-z]+)([^`#\n]*)", re.MULTILINE)
 FOLDERS = ("docs", "src", "utils", "scripts", "space", "tests", "benchmarks", "data", "examples", ".github")
 
 
@@ -87,3 +91,21 @@ def test_no_page_recommends_a_command_that_rewrites_params_fails_before_a_commit
     unwanted = ("dvc exp run", "dvc metrics diff", "dvc plots show")
     assert [(page.name, command) for page in (ROOT / "docs").glob("*.md") for command in unwanted
             if command in page.read_text()] == []
+
+
+def test_every_command_on_a_page_exists_with_its_flags() -> None:
+    found = [(page.name, *command) for page in PAGES for command in _COMMAND.findall(page.read_text())]
+    assert len(found) > 50
+    assert [(page, name) for page, name, _ in found if name not in cli.COMMANDS] == []
+    assert [(page, name, flag) for page, name, words in found for flag in re.findall(r"--[\w-]+", words)
+            if flag not in flags_of(name)] == []
+
+
+def flags_of(name: str) -> set[str]:
+    """The flags of a command that is one of the scripts; of the others, all that their sources name."""
+    start = cli.COMMANDS[name]
+    if isinstance(start, partial):
+        parser = importlib.import_module(f"scripts.{start.args[0]}").PARSER
+        return {flag for action in parser._actions for flag in action.option_strings}
+    sources = [ROOT / "scripts/cli.py", *(ROOT / "space").glob("*.py")]
+    return {flag for source in sources for flag in re.findall(r'"(--[\w-]+)"', source.read_text())}
