@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import packages  # noqa: F401 - a missing package is one line
+from files import shown
 from serving import port
 from serving.settings import SettingError, Settings, find_model
 
@@ -55,7 +56,7 @@ def _end(number: int, _: object) -> None:
 async def serve(settings: Settings, folder: Path, bound: socket.socket) -> int:
     """Serve the model in a folder on a bound socket; returns the exit code, raises SettingError."""
     begun = time.monotonic()
-    logger.info("loading the model in %s", folder)
+    logger.info("loading the model in %s", shown(folder))
 
     from serving.bundle import Bundle
 
@@ -86,7 +87,8 @@ async def serve(settings: Settings, folder: Path, bound: socket.socket) -> int:
     except OSError as error:  # two apps that start at the same moment can both bind it
         await engine.close()
         raise port.refusal(settings, error) from error
-    address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - which mean every address
+    address = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     logger.info("%s\n  chat page  %s\n  API        %s/v1 (OpenAI-compatible)\nCtrl-C stops it.",
                 f"{bundle.identity.title} is ready. {bundle.origin.sentence}".rstrip(), address, address)
     await server.serve(sockets=[bound])

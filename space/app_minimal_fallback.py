@@ -24,8 +24,8 @@ from urllib.parse import parse_qs, urlsplit
 logger = logging.getLogger("space")
 
 HERE = Path(__file__).parent
-NOTICE = "This is the fallback: the model is not running, and the answer is the nearest one that is stored."
-_NOTHING = "Nothing that is stored answers that. Please try again when the model is back."
+NOTICE = "This is the fallback: the model is not running. The answer was stored for a similar question."
+_NOTHING = "No stored answer fits this question. Please try again when the model is back."
 _BODY = 512 * 1024  # bytes
 _ENOUGH = 0.2  # of 1; what is less like the question is not given as an answer
 _PAGE = """<!doctype html>

@@ -1,8 +1,8 @@
-"""Deploy the bundle as a Space and see it answer: `python space/deploy.py --auto --push --space acme/chat`.
+"""Push the bundle to a Space and check that it answers: `python space/deploy.py --auto --push --space acme/chat`.
 
-Exit codes: 0 done, 2 flag or setting, 3 folder unfit, 5 bundle or answering version unsound, 6 the Hub failed or the
-Space did not come up (the result says what serves now), 7 somebody else's files are on the Space, 75 run it again,
-130 stopped.
+Exit codes: 0 done, 2 a flag or setting is wrong, 3 the folder cannot be deployed as it is, 5 the bundle or the version
+that answers is not the validated one, 6 the Hub failed or the Space did not come up (the result says what serves now),
+7 the Space holds somebody else's files, 75 run it again, 130 stopped.
 """
 
 import argparse
@@ -26,26 +26,31 @@ from serving.identity import BundleError
 HERE = Path(__file__).parent
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 PARSER.add_argument("--space", metavar="OWNER/NAME")
-PARSER.add_argument("--bundle", type=Path, default=HERE / "assets", help="a validated one; it becomes assets/")
-PARSER.add_argument("--push", action="store_true", help="without it nothing outside changes")
-PARSER.add_argument("--auto", action="store_true", help="do not ask before each effect")
+PARSER.add_argument("--bundle", type=Path, default=HERE / "assets", help="a validated bundle; default: space/assets")
+PARSER.add_argument("--push", action="store_true", help="without it, only say what would be pushed")
+PARSER.add_argument("--auto", action="store_true", help="do not ask before each step")
 PARSER.add_argument("--verify-only", action="store_true", help="check the live Space, change nothing")
 PARSER.add_argument("--on-failure", choices=("rollback", "fallback"), default="rollback",
-                    help="back to the last commit that was seen answering, or the fallback")
-PARSER.add_argument("--strategy", metavar="NAME", help="requirements to take over; fix_dependencies.py --list")
-PARSER.add_argument("--champion", metavar="NAME", help="model repository whose main the bundle has to be of")
+                    help="what to do if it does not answer: put back the last commit that did (default), or "
+                         "serve stored answers")
+PARSER.add_argument("--strategy", metavar="NAME",
+                    help="install other requirements (fix_dependencies.py --list); minimal: stored answers, no model")
+PARSER.add_argument("--champion", metavar="NAME",
+                    help="refuse a bundle of another model than this model repository has on main")
 PARSER.add_argument("--delete-others", action="store_true",
                     help="delete files of the Space that somebody else pushed; without it they stop the deployment")
-PARSER.add_argument("--private", action="store_true", help="of a Space that is created")
-PARSER.add_argument("--url", help="address of the live Space, if it is not the one that the Hub states")
-PARSER.add_argument("--record", type=Path, help="write the result there as JSON")
-PARSER.add_argument("--wait", type=float, default=1800, metavar="SECONDS", help="for the build and the start")
-PARSER.add_argument("--settle", type=float, default=60, metavar="SECONDS", help="for a running Space to be right")
+PARSER.add_argument("--private", action="store_true", help="if the Space is created, make it private")
+PARSER.add_argument("--url", help="address of the live Space, if it is not the one that the Hub gives")
+PARSER.add_argument("--record", type=Path, help="write the result to this file as JSON")
+PARSER.add_argument("--wait", type=float, default=1800, metavar="SECONDS",
+                    help="how long the build and the start may take (1800)")
+PARSER.add_argument("--settle", type=float, default=60, metavar="SECONDS",
+                    help="how long a running Space may take to answer correctly (60)")
 logger = logging.getLogger("space")
 
 
 def main() -> int:
-    """Exit with the code of how it ended; logs on stderr, the result on stdout."""
+    """Deploy, or check; logs go to stderr, the result to stdout."""
     arguments = PARSER.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -55,7 +60,7 @@ def main() -> int:
         record = DeploymentResult("failed", error.code, clean(str(error)), arguments.space)
         logger.critical("%s", record.reason)
     except KeyboardInterrupt:
-        record = DeploymentResult("failed", 130, "interrupted; run it again", arguments.space)
+        record = DeploymentResult("failed", 130, "stopped; run it again", arguments.space)
         logger.critical("%s", record.reason)
     if arguments.record:
         record.write(arguments.record)
@@ -78,7 +83,7 @@ def _asking(arguments: argparse.Namespace) -> Callable[[str], None]:
     if arguments.auto:
         return lambda doing: logger.info("%s", doing)
     if (arguments.push or arguments.strategy) and not sys.stdin.isatty():
-        raise BadUsage("this is no terminal to ask on before each step; --auto does without asking")
+        raise BadUsage("deploy.py asks before each step, and this is no terminal; add --auto")
     return _ask
 
 

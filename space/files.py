@@ -13,6 +13,11 @@ JsonLine = dict[str, Any]
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; its own library takes no more
 
 
+def shown(path: Path) -> Path:
+    """A path as a person reads it: from the working directory on, if it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def sha256(path: Path) -> str:
     """The digest of a file's bytes, in hex."""
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""List the strategies (sets of requirements), recommend one for an error, test one, apply one, undo that."""
+"""Choose what the Space installs: list the strategies, find one for an error, test it, apply it, undo that."""
 
 import argparse
 import logging
@@ -20,11 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="the strategies and what works with each")
-    what.add_argument("--recommend", action="store_true", help="from a log, or else from this environment")
+    what.add_argument("--recommend", action="store_true", help="find the strategy for an error in --log, or here")
     what.add_argument("--strategy", choices=known, metavar="NAME", help=f"one of {', '.join(known)}")
-    what.add_argument("--undo", action="store_true", help="go back to the requirements.txt before the last --apply")
+    what.add_argument("--undo", action="store_true", help="put back the requirements.txt from before the last --apply")
     parser.add_argument("--log", metavar="FILE", help="the log of a build or a start; - for stdin")
-    parser.add_argument("--test", action="store_true", help="install it in a scratch environment and import it")
+    parser.add_argument("--test", action="store_true", help="install it in a temporary environment and import it")
     parser.add_argument("--apply", action="store_true", help="write requirements.txt, which the Dockerfile installs")
     arguments = parser.parse_args()
     if bool(arguments.strategy) != (arguments.test or arguments.apply) or (arguments.log and not arguments.recommend):
@@ -35,7 +35,7 @@ def main() -> int:
             return _take(known[arguments.strategy], test=arguments.test, apply=arguments.apply)
         if arguments.undo:
             strategies.undo()
-            logger.info("%s: as it was before", strategies.APPLIED)
+            logger.info("%s: put back as it was before the last --apply", strategies.APPLIED)
         elif arguments.list:
             _list(known)
         else:
@@ -55,13 +55,20 @@ def _list(known: dict[str, strategies.Strategy]) -> None:
 
 def _recommend(log: str | None) -> None:
     if log:
-        text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
-        found, otherwise = diagnose(text), "no known error; see docs/dependencies.md"
+        text = sys.stdin.read() if log == "-" else _read(log)
+        found, otherwise = diagnose(text), "this log shows none of the known errors; docs/dependencies.md lists them"
     else:
         said = "\n".join([*checks.requirements(), *checks.imports()])
-        found, otherwise = diagnose(said), said or "nothing is wrong here"
+        found, otherwise = diagnose(said), said or "nothing is wrong in this environment"
     logger.info("%s\nstrategy: %s", _explained(found) if found else otherwise,
                 found.error.strategy if found else "none")
+
+
+def _read(log: str) -> str:
+    try:
+        return Path(log).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise strategies.StrategyError(f"--log {log}: cannot be read: {error.strerror}") from error
 
 
 def _explained(found: Diagnosis) -> str:
@@ -69,7 +76,7 @@ def _explained(found: Diagnosis) -> str:
     versions += [f"wanted {found.wanted}"] if found.wanted else []
     change = f"{found.package} ({', '.join(versions)})" if versions else found.package
     return (f"{found.line}\nchange: {change}\nwhy: {found.error.why}\n"
-            f"do: python fix_dependencies.py --strategy {found.error.strategy} --test --apply")
+            f"do: python space/deploy.py --auto --push --space OWNER/NAME --strategy {found.error.strategy}")
 
 
 def _take(strategy: strategies.Strategy, *, test: bool, apply: bool) -> int:
@@ -84,7 +91,7 @@ def _take(strategy: strategies.Strategy, *, test: bool, apply: bool) -> int:
         logger.info("%s: ok, %d packages, %.0f MB, %.0f s", strategy.name, len(strategy.complete), megabytes, seconds)
     if apply:
         changed = strategies.apply(strategy)
-        logger.info("%s: %s%s", strategies.APPLIED, strategy.name, "" if changed else ", as before")
+        logger.info("%s: strategy %s%s", strategies.APPLIED, strategy.name, "" if changed else " already")
     return 0
 
 

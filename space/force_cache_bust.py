@@ -1,4 +1,4 @@
-"""Change the image's build key, so that the next build repeats every RUN step.
+"""Change the build key in the Dockerfile, so that the next build of the image uses no cached layer.
 
     python space/force_cache_bust.py [--commit] [--push --space OWNER/NAME]
 """
@@ -21,10 +21,10 @@ logger = logging.getLogger("space")
 
 
 def main() -> int:
-    """Print the new key. Exit 0, 2 if there is no key to change or git refuses, 6 if the Hub does."""
+    """Print the new key. Exit 0, or 2 if there is no key to change or git refuses, or 6 if the Hub refuses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", action="store_true", help="commit the Dockerfile, and nothing else, with git")
-    parser.add_argument("--push", action="store_true", help="change it on the Space too, by one commit")
+    parser.add_argument("--push", action="store_true", help="change it on the Space too, which builds it again")
     parser.add_argument("--space", metavar="OWNER/NAME")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -38,9 +38,11 @@ def main() -> int:
         dockerfile = HERE / "Dockerfile"
         write_text(dockerfile, changed(dockerfile.read_text(encoding="utf-8"), key))
         if arguments.commit:
-            _commit(f"Build the Space's image anew: {key}")
+            _commit(f"Build the Space's image without cache: {key}")
         if arguments.push:
             _push(arguments.space, key)
+        else:
+            logger.info("%s: changed here only; --push --space OWNER/NAME changes it on the Space", dockerfile)
     except BuildKeyError as error:
         logger.critical("%s", error)
         return error.code
@@ -83,12 +85,18 @@ def _push(name: str, key: str) -> None:
     from deploying.hub import DeployError, connect
     from deploying.space import BUILD_KEY, Space
 
+    def renewed(text: str) -> str:
+        if not _KEY.search(text):
+            raise BuildKeyError(f"{name}: the Dockerfile there has no line ARG BUILD_KEY=, for example because the "
+                                "Space serves the fallback; `deploy.py --strategy modern` deploys the model again")
+        return changed(text, key)
+
     try:
         space = Space(connect(), name, logger.info)
-        oid = space.amend("Dockerfile", lambda text: changed(text, key), BUILD_KEY + key)
+        oid = space.amend("Dockerfile", renewed, BUILD_KEY + key)
     except DeployError as error:
         raise BuildKeyError(str(error), error.code) from error
-    logger.info("%s: %s", name, oid)
+    logger.info("%s: builds every layer again, at %s", name, oid[:12])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import packages  # noqa: F401 - a missing package is one line
 from bundling.source import COMPRESSED, ExportError, Source, SourceError, compress, find, lacking
-from files import read_lines
+from files import read_lines, shown
 from serving.identity import BundleError, BundleIdentity, Origin, ServedModel
 
 logger = logging.getLogger("space")
@@ -45,7 +45,7 @@ def main() -> int:
         source = find(arguments.model, arguments.version)
         title = _served(source).title
         if arguments.if_changed and is_of(arguments.output, source):
-            logger.info("%s: bundle of %s, up to date", arguments.output, title)
+            logger.info("%s: bundle of %s, up to date", shown(arguments.output), title)
             return 0
         logger.info("making the bundle of %s from %s", title, arguments.model)
         weights = prepare(source, arguments.output, wanted, arguments.questions)
@@ -56,7 +56,8 @@ def main() -> int:
         logger.critical("interrupted; run it again")
         return 130
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
-    logger.info("%s: bundle of %s, weights in %s, %.1f MB", arguments.output, title, " and ".join(weights), size / 1e6)
+    logger.info("%s: bundle of %s, weights in %s, %.1f MB", shown(arguments.output), title,
+                " and ".join(weights), size / 1e6)
     return 0
 
 
@@ -128,7 +129,7 @@ def output_to(log: Path) -> Iterator[None]:
         yield
     except Exception:
         os.dup2(kept[1], 2)
-        logger.error("what the libraries printed is in %s", log)  # noqa: TRY400 - whoever catches it tells the error
+        logger.error("what the libraries printed is in %s", shown(log))  # noqa: TRY400 - whoever catches it tells the error
         raise
     finally:
         sys.stdout.flush()

@@ -17,7 +17,7 @@ import packages  # noqa: F401 - a missing package is one line
 from bundling import comparison, examples
 from bundling.comparison import STREAMS, Answerer
 from bundling.source import SourceError, find, model_digest
-from files import JsonLine, read_lines, sha256, write_object
+from files import JsonLine, read_lines, sha256, shown, write_object
 from serving.identity import VALIDATION, BundleIdentity, parse_object
 from serving.settings import IDENTITY
 
@@ -80,7 +80,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if flags.if_changed and is_safe_already(flags.bundle):
-            logger.info("%s: validated, up to date", flags.bundle)
+            logger.info("%s: validated, up to date", shown(flags.bundle))
             return 0
         with tempfile.TemporaryDirectory(prefix="validate-bundle-") as scratch:
             record = validate(flags, Path(scratch))
@@ -121,7 +121,7 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     logger.info("checking the bundle on %d evaluation questions%s", len(rows), "" if known else "; the release first")
     released, told = task.measure(Answerer(with_torch, release.folder, ""), known)
     largest = told["max_score_drop"] if flags.max_score_drop is None else flags.max_score_drop
-    found, scores = {}, {}
+    found, answered = {}, {}
     for kind in kinds:
         logger.info("answering them with %s", kind)
         side = (Answerer(with_torch, flags.bundle, "") if kind == "safetensors" else
@@ -129,7 +129,7 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         measured, _ = task.measure(side)
         reasons = [*problems, *comparison.judge(released.answers, measured.answers, largest)]
         found[kind] = {"verdict": "UNSAFE" if reasons else "SAFE", "reasons": reasons, **_as_record(measured, released)}
-        scores[kind] = measured.answers.row_scores
+        answered[kind] = [*zip(measured.answers.predictions, measured.answers.row_scores, strict=True)]
     serves = [kind for kind in kinds if found[kind]["verdict"] == "SAFE"]
     return {
         "verdict": "SAFE" if serves else "UNSAFE", "serves": serves, "model": release.model,
@@ -137,7 +137,7 @@ def validate(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "rows": len(rows), "rows_sha256": sha256(flags.evaluation_rows),
         "timed_rows": min(flags.timed_rows, len(rows)), "streams": STREAMS,
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "released": _as_record(released, released),
-        "weights": found, "examples": examples.choose(rows, *(scores[kind] for kind in serves)),
+        "weights": found, "examples": examples.choose(rows, *(answered[kind] for kind in serves)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Check space/ before it is deployed, in the environment that runs this. Exit 0, or 1 with one line for each problem.
+"""Check that space/ can be deployed. Exit 0, or 1 with one line for each problem.
 
 With --build it is a step of the image's build, after pip: it compares the installed packages with requirements.txt. It
 names each package that has another version than the lock, is missing, is not in the lock or does not import, a torch
@@ -20,10 +20,10 @@ logger = logging.getLogger("space")
 def main() -> int:
     """Run every check, whatever the others find."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", action="store_true", help="only what is installed, against the lock")
-    parser.add_argument("--folder", action="store_true", help="all but the packages that are installed here")
+    parser.add_argument("--build", action="store_true", help="only compare the installed packages with the lock")
+    parser.add_argument("--folder", action="store_true", help="everything except the packages that are installed here")
     parser.add_argument("--requirements", type=Path, default=APPLIED, help="with --build: another requirements.txt")
-    parser.add_argument("--verbose", action="store_true", help="also what is right, and every line of an error")
+    parser.add_argument("--verbose", action="store_true", help="also what passed, and every line of an error")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wrong = 0
@@ -36,8 +36,8 @@ def main() -> int:
             logger.error("%s: %s", name, problem if arguments.verbose else one_line(problem))
         if arguments.verbose and not found:
             logger.info("%s: ok", name)
-    right = "ready to be deployed" if not arguments.build else "the packages are the ones that are locked"
-    logger.info("%s", f"{wrong} wrong" if wrong else right)
+    right = "ready to be deployed" if not arguments.build else "the installed packages are the locked ones"
+    logger.info("%s", f"{wrong} problem{'s' if wrong > 1 else ''} found" if wrong else right)
     return 1 if wrong else 0
 
 

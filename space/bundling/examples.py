@@ -7,30 +7,45 @@ from collections.abc import Sequence
 from files import JsonLine
 
 _MOST = 4
-_LEAST = 0.6  # score of an answer worth showing; at 0.5 a third of its words is often wrong
+_LEAST = 0.6  # score of an answer worth showing
 _LONGEST = 90  # characters
+Answer = tuple[str, float]  # with its score, 0..1
 
 
-def choose(rows: Sequence[JsonLine], *scores: Sequence[float]) -> list[str]:
+def choose(rows: Sequence[JsonLine], *sides: Sequence[Answer]) -> list[str]:
     """Up to four questions, the best answered first; each of another intent, with another answer.
 
-    scores: 0..1 for each row, once for each kind of weights that may be served; the lowest one counts, and without any
-    nothing is chosen. A row with a system message or more than one question is left out, since the page asks without
-    them. Among answers that are about as good, a question of common words comes first (a rare word may be mistyped),
-    then a short one.
+    sides: the answers to the rows, once for each kind of weights that may be served; the lowest score counts, and
+    without any nothing is chosen. A row with a system message or more than one question is left out, since the page
+    asks without them. Among answers that are about as good, a question of common words comes first (a rare word may be
+    mistyped), then a short one.
     """
     words = Counter(word for row in rows for word in _words(row["messages"][0]["content"]))
-    lowest = map(min, zip(*scores, strict=True))
-    ranked = sorted((-round(score, 1), sum(words[word] == 1 for word in _words(question)), len(question), row["id"])
-                    for row, score in zip(rows if scores else [], lowest, strict=True)
-                    if score >= _LEAST and (question := _question(row)))
-    by_id = {row["id"]: row for row in rows}
+    ranked = []
+    for row, answers in zip(rows if sides else [], zip(*sides, strict=True), strict=True):
+        question, score = _question(row), min(score for _, score in answers)
+        if question and score >= _LEAST and all(_keeps_the_facts(row, text) for text, _ in answers):
+            rare = sum(words[word] == 1 for word in _words(question))
+            ranked.append((-round(score, 1), rare, len(question), len(ranked), row))
     chosen: list[JsonLine] = []
-    for *_, name in ranked:
-        row = by_id[name]
+    for *_, row in sorted(ranked):
         if len(chosen) < _MOST and not any(_alike(row, other) for other in chosen):
             chosen.append(row)
     return [_question(row) for row in chosen]
+
+
+def _keeps_the_facts(row: JsonLine, answer: str) -> bool:
+    """Whether an answer has the reference's numbers, no others, and the question's words that the reference takes up.
+
+    A score alone does not tell: an answer about red paper to a question about brown paper may differ in one word.
+    """
+    question, reference, said = (_words(text) for text in (
+        row["messages"][0]["content"], row["messages"][-1]["content"], answer))
+    return _numbers(reference) | (question & reference) <= said and _numbers(said) <= _numbers(question | reference)
+
+
+def _numbers(words: set[str]) -> set[str]:
+    return {word for word in words if any(sign.isdecimal() for sign in word)}
 
 
 def _question(row: JsonLine) -> str:

@@ -59,7 +59,7 @@ def front_matter() -> Iterator[str]:
     """What the Hub reads at the head of README.md."""
     found = _front_matter()
     if not found:
-        yield "README.md: has no front matter, which makes it a Space"
+        yield "README.md: has no front matter (lines between ---), which the Hub needs; git checkout space/README.md"
         return
     if found.get("sdk") != "docker":
         yield f"README.md: sdk is {found.get('sdk') or 'missing'}, expected docker"
@@ -82,7 +82,7 @@ def port_numbers() -> Iterator[str]:
     if found := re.search(r"^ENV\b.*\bPORT=(\d+)", dockerfile, re.MULTILINE):
         ports["Dockerfile: ENV PORT"] = found[1]
     if len(set(ports.values())) > 1:
-        yield "; ".join(f"{where} {port}" for where, port in ports.items()) + ": these have to agree"
+        yield "; ".join(f"{where} {port}" for where, port in ports.items()) + ": these have to be one port"
 
 
 CHECKS: dict[str, Callable[[], Iterator[str]]] = {

@@ -99,7 +99,7 @@ def undo() -> None:
     try:
         _BEFORE.replace(APPLIED)
     except FileNotFoundError as error:
-        raise StrategyError(f"{APPLIED}: there is nothing to undo") from error
+        raise StrategyError(f"{APPLIED}: nothing to undo, no strategy was applied here before") from error
 
 
 @dataclass(frozen=True)

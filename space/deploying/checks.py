@@ -35,7 +35,7 @@ def folder(root: Path, bundle: Path) -> None:
     if code:
         for line in found.splitlines():
             logger.error("%s", line)
-        raise BadInput(f"verify_deployment.py finds {root} unfit, see above; {advice(root)}")
+        raise BadInput(f"{root} cannot be deployed as it is, see the lines above; {advice(root)}")
 
 
 def _is_installed(strategy: Strategy) -> bool:
@@ -48,7 +48,10 @@ def advice(root: Path, log: str | None = None) -> str:
     """The strategy that fix_dependencies.py recommends, for a build's log or for this environment."""
     said = run(root, "fix_dependencies.py", "--recommend", *([] if log is None else ["--log", "-"]), said=log,
                seconds=_ADVICE)[1]
-    return f"fix_dependencies.py recommends {(said.splitlines() or ['nothing'])[-1]}"
+    strategy = (said.splitlines() or [""])[-1].removeprefix("strategy: ")
+    if strategy in load():
+        return f"fix_dependencies.py recommends to deploy with --strategy {strategy}"
+    return "fix_dependencies.py knows no other requirements that would help"
 
 
 def resolve(root: Path, strategy: str, ask: Callable[[str], None]) -> bool:
@@ -104,11 +107,11 @@ def run(root: Path, program: str, *flags: str, said: str | None = None, seconds:
 
 def validated(folder: Path, identity: BundleIdentity) -> None:
     """Raise Unsound unless validate_bundle.py found this very bundle SAFE."""
-    path, again = folder / VALIDATION, "run validate_bundle.py"
+    path, again = folder / VALIDATION, "run `python space/validate_bundle.py`"
     if not path.is_file():
-        raise Unsound(f"{path}: the bundle was not validated; {again}")
+        raise Unsound(f"{path}: missing, so the bundle was not validated; {again}")
     found = parse_object(path.read_text(encoding="utf-8"), path)
     if found.get("verdict") != "SAFE":
         raise Unsound(f"{path}: the verdict is {found.get('verdict')}; see its reasons, and deploy another bundle")
     if (found.get("model_digest"), found.get("serves")) != (identity.model.digest, [*identity.weights]):
-        raise Unsound(f"{path}: is about another bundle; {again}")
+        raise Unsound(f"{path}: is about another bundle than the one here; {again}")

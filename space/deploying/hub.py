@@ -23,7 +23,7 @@ _UNPAID = ("Docker Spaces on free hardware need a paid plan (PRO, Team or Enterp
            "organisation that has one; `docker build space` and any host of containers; Procfile and "
            "requirements.txt on a host of apps; `make serve` on a machine of your own")
 _REMEDIES = {
-    401: "HF_TOKEN is wrong, has expired, or may not see it; make a new one",
+    401: "HF_TOKEN is wrong, has expired, or may not see it; create a new one",
     402: _UNPAID,
     403: "HF_TOKEN may not do this; give it write access there",
     404: "correct the name, or give HF_TOKEN access to it",
@@ -44,7 +44,8 @@ def connect() -> HfApi:
     """The client, with the token of HF_TOKEN; raises BadUsage without one."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
-        raise BadUsage("HF_TOKEN: not set; make a token with write access and export it")
+        raise BadUsage("HF_TOKEN: not set; create a token with write access (huggingface.co/settings/tokens), then "
+                       "`export HF_TOKEN=hf_...`")
     set_client_factory(_client)
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None, token=token)
 
@@ -84,7 +85,7 @@ def hub_errors(subject: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _explained(error, subject) from error
     except OfflineModeIsEnabled as error:
-        raise BadUsage("HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
+        raise BadUsage("HF_HUB_OFFLINE is set, so the Hub cannot be reached; unset it") from error
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise BadUsage(f"{subject}: {clean(str(error))}; correct --space or HF_ENDPOINT") from error
     except (httpx2.HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError) as error:

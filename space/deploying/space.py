@@ -29,7 +29,7 @@ _GRACE = 20.0  # seconds after which an error is taken for this commit's own
 _LINES = 500
 _NAMED = 5  # files in one message
 _KIND = "space"
-_OVERTAKEN = "{}: somebody else pushed {} meanwhile; look at it, run it again"
+_OVERTAKEN = "{}: somebody else pushed {} in the meantime; look at that commit, then run this again"
 RUNNING = "RUNNING"
 
 
@@ -117,7 +117,7 @@ class Space:
         def operations(head: Head) -> list[Any]:
             text = fetched(self.api, self.name, path, head.oid, _KIND)
             if text is None:
-                raise HubFailed(f"{self.name}: there is no {path}; deploy it first")
+                raise HubFailed(f"{self.name}: the Space has no {path}; deploy it first")
             return [CommitOperationAdd(path, change(text).encode())]
 
         return self._commit(operations, title)
@@ -127,7 +127,7 @@ class Space:
         def operations(head: Head) -> list[Any]:
             target = self._head(oid)
             if target is None:
-                raise HubFailed(f"{self.name}: commit {oid} is gone; push a tree that works")
+                raise HubFailed(f"{self.name}: commit {oid} is gone, so it cannot be put back; deploy one that works")
             changed = [name for name, content in target.files.items() if head.files.get(name) != content]
             stale = sorted(head.files.keys() - target.files.keys())
             return [*(CommitOperationCopy(name, name, src_revision=oid) for name in changed),
@@ -152,10 +152,10 @@ class Space:
         wanted, stale, there = _variables(text), _variables(before), self.variables()
         for key, value in wanted.items():
             if there.get(key) != value:
-                self.ask(f"set {key}={value} on {self.name}")
+                self.ask(f"set the variable {key}={value} on {self.name}")
                 persist(functools.partial(self.api.add_space_variable, self.name, key, value), self.name)
         for key in sorted(stale.keys() & there.keys() - wanted.keys()):
-            self.ask(f"take {key} from {self.name}")
+            self.ask(f"remove the variable {key} from {self.name}")
             persist(functools.partial(self._take, key), self.name)
 
     def mark_live(self, oid: str) -> None:
@@ -187,7 +187,7 @@ class Space:
 
     def restart(self, *, from_scratch: bool) -> None:
         """Start it again, with from_scratch every layer built anew."""
-        self.ask(f"{'build' if from_scratch else 'start'} {self.name} anew")
+        self.ask(f"{'build' if from_scratch else 'start'} {self.name} again")
         persist(lambda: self.api.restart_space(self.name, factory_reboot=from_scratch), self.name)
 
     def wait(self, oid: str, seconds: float, heard: Callable[[str], None], *, again: bool = False) -> Runtime:
@@ -232,7 +232,7 @@ class Space:
         def attempt() -> str:
             head = self._head("main")
             if head is None:
-                raise HubUnavailable(f"{self.name}: was made and does not show yet")
+                raise HubUnavailable(f"{self.name}: was created, but the Hub does not show it yet")
             changes = operations(head)
             if not changes:
                 return head.oid

@@ -19,6 +19,7 @@ from serving.settings import IDENTITY
 logger = logging.getLogger("space")
 _SHOWN = 10  # lines of a log
 _IDENTITY = tree.ASSETS + IDENTITY
+_BACK = "the model is not running; --strategy modern deploys it again"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ class DeploymentResult:
     @property
     def line(self) -> str:
         """The result for a person."""
-        who = f"{self.health.get('model')} version {self.health.get('version')}" if self.health else ""
+        version = f" version {self.health['version']}" if self.health.get("version") else ""
+        who = f"{self.health['model']}{version}" if self.health.get("model") else ""
+        if self.health.get("fallback"):
+            who = f"the fallback (stored answers) in place of {who}"
+        reason = self.reason.removeprefix(f"{self.space}: ")
         return " ".join(filter(None, [f"{self.result}:", self.space, self.commit and f"at {self.commit[:12]}",
-                                      self.address, who, self.reason and f"({self.reason})"]))
+                                      self.address, who, reason and f"({reason})"]))
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -103,7 +108,9 @@ class SpaceDeployment:
         if not outcome.wrong:
             space.mark_live(head.oid)
             done = self._record("deployed", space, head, outcome)
-            return replace(done, reason="the Space has these files already, nothing was pushed") if self.same else done
+            notes = ["the Space has these files already, nothing was pushed"] if self.same else []
+            notes += [_BACK] if wanted.expected.fallback else []
+            return replace(done, reason="; ".join(notes))
         logger.error("%s: %s", space.name, outcome.wrong)
         return self._record("failed", space, head, outcome) if outcome.stands else self._recovered(space, head, outcome)
 
@@ -135,7 +142,7 @@ class SpaceDeployment:
         try:
             model = verified(plan.bundle).model
         except BundleError as error:
-            logger.info("%s. The fallback goes without it", error)
+            logger.info("no bundle for the fallback, which answers from the shipped questions then: %s", error)
             return Tree(tree.of_fallback(plan.root, None), Expected({}, fallback=True), "fallback")
         return Tree(tree.of_fallback(plan.root, plan.bundle), Expected(asdict(model), fallback=True),
                     f"fallback for {_title(model)}")
@@ -162,7 +169,7 @@ class SpaceDeployment:
             space.set_variables(text, before)
             return commit()
         except DeployError as error:
-            logger.warning("%s; its variables go back to what they were", error)
+            logger.warning("%s; putting its variables back", error)
             space.set_variables(were, text)
             raise
 
@@ -177,7 +184,7 @@ class SpaceDeployment:
         A commit that runs is kept if it was seen answering before, or if this machine cannot reach the Space: then
         nothing says that another version would do better.
         """
-        logger.info("%s at %s: waiting for at most %.0f s", space.name, head.oid[:12], self.plan.wait)
+        logger.info("%s at %s: waiting up to %.0f s until it runs", space.name, head.oid[:12], self.plan.wait)
         runtime = space.wait(head.oid, self.plan.wait, self._heard, again=again)
         if wrong := _not_running(runtime, head):
             self._explain(space, runtime.stage)
@@ -192,7 +199,7 @@ class SpaceDeployment:
         try:
             lines = space.log(build=stage == "BUILD_ERROR") if stage in ("BUILD_ERROR", "RUNTIME_ERROR") else []
         except DeployError as error:
-            logger.warning("no log: %s", error)
+            logger.warning("the Hub gives no log: %s", error)
             return
         for line in lines[-_SHOWN:]:
             logger.error("| %s", clean(line))
@@ -211,8 +218,8 @@ class SpaceDeployment:
         elif self.plan.on_failure == "fallback":
             result, (head, expected) = "fallback", self._fallen_back(space, failed)
         else:
-            logger.error("%s: there is no commit that was seen answering to go back to; --on-failure fallback would "
-                         "serve the fallback", space.name)
+            logger.error("%s: no earlier commit is known to have answered, so there is nothing to roll back to; "
+                         "--strategy minimal serves stored answers meanwhile", space.name)
             return self._record("failed", space, failed, outcome)
         then = self._answering(space, head, expected)
         if then.wrong:
@@ -258,7 +265,7 @@ def verify(plan: Plan) -> DeploymentResult:
         space = Space(connect(), plan.space, logger.info)
         head = space.head()
         if head is None:
-            raise HubFailed(f"{plan.space}: there is no such Space; --push makes it")
+            raise HubFailed(f"{plan.space}: there is no such Space, or HF_TOKEN may not see it; --push creates it")
         address, token = head.address, _token(space, head, plan)
     if not address:
         raise BadUsage("--verify-only needs --space OWNER/NAME or --url ADDRESS")
@@ -266,9 +273,9 @@ def verify(plan: Plan) -> DeploymentResult:
     answers = asdict(verified(plan.bundle).model) if there else {}
     seen = live.check(address, Expected(answers, fallback=None), token=token)
     if seen.wrong:
-        raise (Unsound if seen.reached else HubFailed)(f"{plan.space or ''} {seen.wrong}".strip())
-    return DeploymentResult("live", 0, "" if there else "no bundle here to compare with", plan.space, address,
-                            health=dict(seen.health))
+        raise (Unsound if seen.reached else HubFailed)(f"{plan.space}: {seen.wrong}" if plan.space else seen.wrong)
+    alone = "" if there else "there is no bundle here to compare it with"
+    return DeploymentResult("live", 0, alone, plan.space, address, health=dict(seen.health))
 
 
 def _token(space: Space, head: Head, plan: Plan) -> str | None:

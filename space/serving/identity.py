@@ -72,8 +72,8 @@ class Origin:
         """What somebody should know before they trust an answer; empty if nothing is known."""
         size = _rounded(self.parameters) if self.parameters else ""
         if self.base_model == _STAND_IN:
-            return (f"This is a small stand-in model{f' with {size} parameters' if size else ''}, trained in minutes "
-                    "on a laptop. Expect mistakes.")
+            return (f"A stand-in model{f' with {size} parameters' if size else ''}, made in minutes on a laptop: "
+                    "expect mistakes.")
         parts = [f"{size} parameters" if size else "", f"fine-tuned from {self.base_model}" if self.base_model else ""]
         told = ", ".join(filter(None, parts))
         return f"{told[0].upper()}{told[1:]}." if told else ""

@@ -86,13 +86,14 @@ def find_model(settings: Settings) -> Path:
     """
     if settings.model_dir:
         if not settings.model_dir.is_dir():
-            raise SettingError(f"MODEL_DIR={settings.model_dir}: is no folder; make one with prepare_assets.py")
+            raise SettingError(f"MODEL_DIR={settings.model_dir}: is no folder; `make bundle` makes one in space/assets")
         return settings.model_dir
     for place in (APP / "assets", Path("assets"), Path("space/assets")):
         if (place / IDENTITY).is_file():
             return place
     if not settings.hub_model:
-        raise SettingError("no model: run prepare_assets.py, or set MODEL_DIR, or HF_MODEL_ID to download one")
+        raise SettingError("there is no model to serve: run `make bundle`, or set MODEL_DIR to a bundle, or "
+                           "HF_MODEL_ID to download one")
     if settings.offline:
         raise SettingError(f"no bundle here, and {settings.hub_model} may not be downloaded: HF_HUB_OFFLINE or "
                            "TRANSFORMERS_OFFLINE is set; run prepare_assets.py before, or unset it")

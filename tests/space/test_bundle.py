@@ -111,7 +111,7 @@ def test_a_bundle_states_how_large_the_model_is_and_what_it_was_made_of(release:
     from serving.identity import BundleIdentity, Origin
 
     assert BundleIdentity.load(tmp_path / "new").origin.sentence == (
-        f"This is a small stand-in model with {held:,} parameters, trained in minutes on a laptop. Expect mistakes.")
+        f"A stand-in model with {held:,} parameters, made in minutes on a laptop: expect mistakes.")
     assert BundleIdentity.load(tmp_path / "assets").origin == Origin()  # a bundle from before this was recorded
     assert Origin().sentence == ""
     assert Origin(1_100_048_384, "acme/base").sentence == "1.1 billion parameters, fine-tuned from acme/base."

@@ -195,12 +195,12 @@ def compatibility_table() -> list[str]:
     ("torch", "2.14.1", "build: torch: installed is 2.14.1, and the lock has none")])
 def test_a_planted_wrong_version_fails_the_build(tmp_path: Path, name: str, version: str, said: str) -> None:
     ended = build_check(SPACE, PYTHONPATH=str(plant(tmp_path, name, version)))
-    assert (ended.returncode, ended.stdout.splitlines()) == (1, [said, "1 wrong"])
+    assert (ended.returncode, ended.stdout.splitlines()) == (1, [said, "1 problem found"])
 
 
 @needs_serving
 def test_what_is_installed_as_locked_builds_and_under_another_strategy_it_does_not(copied: Path) -> None:
-    assert build_check(copied).stdout == "the packages are the ones that are locked\n"
+    assert build_check(copied).stdout == "the installed packages are the locked ones\n"
     run(copied / "fix_dependencies.py", "--strategy", "conservative", "--apply")
     ended = build_check(copied)
     assert ended.returncode == 1

@@ -112,7 +112,7 @@ def test_a_build_error_is_rolled_back_by_one_commit_variables_included(standing:
     ended = standing.push()
     assert (ended.code, ended.record["result"]) == (6, "rolled_back"), ended.err
     assert "ends in BUILD_ERROR" in ended.record["reason"]
-    assert "fix_dependencies.py recommends strategy: " in ended.err
+    assert "fix_dependencies.py recommends to deploy with --strategy no-lora" in ended.err
     assert len(standing.commits) == before + 2
     assert (standing.hub.files(NAME, kind="spaces"), health(standing)["version"]) == (files, 7)
     assert variables(standing) == {"RATE_PER_MINUTE": "30"}
@@ -229,7 +229,8 @@ def test_the_build_key_changes_on_the_space_by_one_commit(standing: Shop) -> Non
     assert (ended.code, len(standing.commits)) == (0, commits + 1), ended.err
     assert {path for path in after if after[path] != before[path]} == {"Dockerfile"}
     assert f"ARG BUILD_KEY={ended.out.strip()}\n".encode() in standing.hub.blob(after["Dockerfile"]).read_bytes()
-    assert ended.err == f"commit to {NAME}: build key {ended.out.strip()} (1 files)\n{NAME}: {standing.head}\n"
+    assert ended.err == (f"commit to {NAME}: build key {ended.out.strip()} (1 files)\n"
+                         f"{NAME}: builds every layer again, at {standing.head[:12]}\n")
 
 
 def test_a_file_that_somebody_else_pushed_is_named_and_deleted_only_on_request(shop: Shop) -> None:
@@ -264,10 +265,14 @@ def test_the_fallback_needs_no_bundle_and_the_same_command_again_pushes_nothing(
     ended = shop.push("--strategy", "minimal", PIP_NO_INDEX="1")
     assert (ended.code, ended.record["result"]) == (0, "deployed"), ended.err
     assert health(shop) == {"ok": True, "model": "chat", "version": None, "commit": None, "fallback": True}
+    assert "the fallback (stored answers) in place of chat (the model is not running; " in ended.out
+    pushed = shop.run("--push", "--space", NAME, program="force_cache_bust.py")
+    assert (pushed.code, len(pushed.err.splitlines())) == (2, 1)
+    assert f"{NAME}: the Dockerfile there has no line ARG BUILD_KEY=" in pushed.err
     before, app = shop.head, (shop.folder / "app.py").read_bytes()
     ended = shop.push("--strategy", "minimal")
     assert (ended.code, shop.head) == (0, before), ended.err
     assert "strategy minimal is in place already" in ended.err
-    assert "(the Space has these files already, nothing was pushed)" in ended.out
+    assert "(the Space has these files already, nothing was pushed; the model is not running; " in ended.out
     assert app != (shop.folder / "app_minimal_fallback.py").read_bytes()
     assert shop.push().code == 0

@@ -14,9 +14,12 @@ def row(question: str, *, intent: str | None = None, answer: str = "", before: t
 
 
 def chosen(rows: list[dict[str, Any]], *scores: list[float]) -> list[str]:
+    """With answers in the reference's own words."""
     from bundling.examples import choose
 
-    found: list[str] = choose(rows, *scores)
+    sides = [[(each["messages"][-1]["content"], score) for each, score in zip(rows, side, strict=True)]
+             for side in scores]
+    found: list[str] = choose(rows, *sides)
     return found
 
 
@@ -25,6 +28,16 @@ def test_what_was_answered_badly_or_by_nothing_is_not_suggested() -> None:
     assert chosen(rows) == []
     assert chosen(rows, [0.59, 0.2]) == []
     assert chosen(rows, [0.9, 0.9], [0.9, 0.3]) == ["Where is it?"]  # another kind of weights answers the second badly
+
+
+@pytest.mark.parametrize(("answer", "suggested"), [
+    ("Yes: for 3 euros you get red paper.", False), ("Yes: for 4 euros you get brown paper.", False),
+    ("Yes: for 3 or 5 euros you get brown paper.", False), ("You get brown paper for 3 euros, yes.", True)])
+def test_an_answer_with_another_number_or_about_another_thing_is_not_good(answer: str, suggested: bool) -> None:
+    from bundling.examples import choose
+
+    asked = row("Do you have brown paper?", answer="Yes: for 3 euros you get brown paper.")
+    assert choose([asked], [(answer, 0.8)]) == (["Do you have brown paper?"] if suggested else [])
 
 
 def test_what_the_page_cannot_ask_is_not_suggested() -> None:

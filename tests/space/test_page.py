@@ -63,8 +63,7 @@ def test_in_chromium_it_streams_and_stops_answers_and_shows_a_version(server: Se
     with opened(server, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
         expect(page.locator("#version")).to_have_text("version 7")
         expect(page.locator("#origin")).to_have_text(
-            "This is a small stand-in model with 1.2 million parameters, trained in minutes on a laptop. Expect "
-            "mistakes.")
+            "A stand-in model with 1.2 million parameters, made in minutes on a laptop: expect mistakes.")
         assert page.locator("#examples button").all_text_contents() == EXAMPLES
         assert page.title() == "tiny-chat"
         page.evaluate(STOP_AT_20)

@@ -19,7 +19,7 @@ pytestmark = needs_serving
 
 @pytest.mark.parametrize(("flags", "changes", "said"), [
     (["--push", "--auto"], {}, "--push needs --space"),
-    (["--push", "--space", NAME], {}, "this is no terminal to ask on before each step; --auto does without asking\n"),
+    (["--push", "--space", NAME], {}, "deploy.py asks before each step, and this is no terminal; add --auto\n"),
     (["--push", "--auto", "--space", NAME], {"HF_TOKEN": ""}, "HF_TOKEN: not set"),
     (["--verify-only"], {}, "--verify-only needs --space"),
     (["--auto", "--push", "--space", "nonsense"], {}, "--space nonsense: expected OWNER/NAME, such as acme/chat"),

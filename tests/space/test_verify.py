@@ -72,15 +72,15 @@ EMOJI = "emoji: \U0001f6d2"
 BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
     [(lose("assets/identity.json"), "assets: *identity.json: there is no bundle"),
      (replace("README.md", "sdk: docker", "sdk: gradio"), "front matter: README.md: sdk is gradio, expected docker"),
-     (replace("Dockerfile", "EXPOSE 7860", "EXPOSE 80"), "ports: *Dockerfile: EXPOSE 80; *have to agree")],
+     (replace("Dockerfile", "EXPOSE 7860", "EXPOSE 80"), "ports: *Dockerfile: EXPOSE 80; *have to be one port")],
     [(lose("assets/int8/openvino_model.xml"), "assets: *assets: int8/openvino_model.xml is missing"),
      (append("assets/int8/openvino_model.bin", "x"), "assets: *int8/openvino_model.bin has 13108 bytes, not 13107"),
      (append("assets/adapter_config.json", "{}"), "assets: *assets: is adapter, which strategy modern does not serve"),
      (replace("README.md", EMOJI, "emoji:"), "front matter: README.md: emoji is missing, expected exactly one"),
-     (replace("README.md", "app_port: 7860", "app_port: 8000"), "ports: *README.md: app_port 8000; *have to agree")],
+     (replace("README.md", "app_port: 7860", "app_port: 8000"), "ports: *README.md: app_port 8000; *to be one port")],
     [(weights("safetensors"), "assets: *assets: is safetensors, which strategy modern does not serve"),
      (replace("README.md", EMOJI, EMOJI + "\U0001f6d2"), "front matter: README.md: emoji is *, expected exactly one"),
-     (replace("Dockerfile", "PORT=7860", "PORT=5000"), "ports: *Dockerfile: ENV PORT 5000: *have to agree")],
+     (replace("Dockerfile", "PORT=7860", "PORT=5000"), "ports: *Dockerfile: ENV PORT 5000: *have to be one port")],
     [(weights(), "assets: *assets: none of its weights is SAFE"),
      (replace("README.md", EMOJI, "emoji: x"), "front matter: README.md: emoji is x, expected exactly one"),
      (lose("requirements/modern.txt"), "requirements: *modern.txt: cannot be read")],
@@ -88,7 +88,7 @@ BROKEN: list[list[tuple[Callable[[Path], None], str]]] = [
      (lose("Dockerfile"), "ports: *Dockerfile*"),
      (replace("requirements.txt", "strategy: modern", "strategy: none"), "requirements: *names no strategy")],
     [(replace("requirements.txt", "modern", "minimal"), "assets: app_minimal_fallback.py: is missing"),
-     (lose("app_minimal_fallback.py"), "1 wrong")],
+     (lose("app_minimal_fallback.py"), "1 problem found")],
     [(overwrite("app.py", "app_minimal_fallback.py"),
       "assets: app.py: is the fallback, strategy modern serves the app; git checkout space/app.py")],
 ]
@@ -115,7 +115,7 @@ def test_a_module_that_does_not_import_is_named_with_its_reason(space: Path, tmp
     code, lines = verify(space, PYTHONPATH=str(tmp_path))
     assert code == 1
     said = "imports: uvicorn: does not import: Traceback (most recent call last): ... ImportError: it is broken"
-    assert lines == [said, "1 wrong"]
+    assert lines == [said, "1 problem found"]
 
 
 def test_what_is_whole_is_ready_and_verbose_says_what_was_looked_at(space: Path) -> None:
