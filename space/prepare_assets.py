@@ -148,7 +148,7 @@ def _first_turns(path: Path) -> list[dict[str, str]]:
         messages = [each for each in line["messages"] if each["role"] != "system"]
         found.setdefault(messages[0]["content"], messages[1]["content"])
     seen = Counter[str]()
-    ranked = []
+    ranked: list[tuple[int, dict[str, str]]] = []
     for question, answer in found.items():
         ranked.append((seen[answer], {"question": question, "answer": answer}))
         seen[answer] += 1

@@ -21,7 +21,7 @@ def choose(rows: Sequence[JsonLine], *sides: Sequence[Answer]) -> list[str]:
     mistyped), then a short one.
     """
     words = Counter(word for row in rows for word in _words(row["messages"][0]["content"]))
-    ranked = []
+    ranked: list[tuple[float, int, int, int, JsonLine]] = []
     for row, answers in zip(rows if sides else [], zip(*sides, strict=True), strict=True):
         question, score = _question(row), min(score for _, score in answers)
         if question and score >= _LEAST and all(_keeps_the_facts(row, text) for text, _ in answers):
