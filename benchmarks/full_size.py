@@ -22,7 +22,7 @@ CHANGES = {
     "profile": "tinyllama",
     "fine_tuning": {"epochs": 1},
     "evaluation": {"max_rows": 8},
-    "deployment": {"verified_rows": 4, "resamples": 100},
+    "deployment": {"verified_rows": 4},
     "profiles": {"tinyllama": {"model": {"base_model": "base"}, "fine_tuning": {"epochs": 1},
                                "evaluation": {"max_new_tokens": 48},
                                "deployment": {"huggingface": {"push_to_hub": False}}}},

@@ -20,7 +20,7 @@ CHANGES = {
     "model": {"pocket": {"hidden_size": 32, "layers": 1, "epochs": 1}},
     "fine_tuning": {"epochs": 1, "lora": {"r": 2, "alpha": 4}},
     "evaluation": {"max_new_tokens": 16},
-    "deployment": {"verified_rows": 2, "resamples": 100},
+    "deployment": {"verified_rows": 2},
 }
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

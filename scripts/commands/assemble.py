@@ -11,7 +11,7 @@ from src.core.records import BASE_MODEL, CHAMPION_FILE, RELEASE_DIR, BaseModelRe
 from src.decisions.record import Request
 from src.evaluation.metrics import RowStatistics
 from src.evaluation.predictions import Prediction, VerifiedRows
-from src.evaluation.significance import score_intervals, seed_from
+from src.evaluation.significance import RESAMPLES, score_intervals, seed_from
 from src.model_selection import Decision
 from src.models import merging
 from src.models.files import check_sources
@@ -59,12 +59,12 @@ def _facts(params: Params, request: Request, decision: Decision, predictions: Se
     datasets, seed = Datasets.load(path), seed_from(request.report.contract_digest)
     bounds = score_intervals(
         RowStatistics.from_rows([row.stats for row in predictions]), weights=request.policy.weights,
-        confidence=policy.confidence, resamples=policy.resamples, seed=seed)
+        confidence=policy.confidence, seed=seed)
     return CardFacts(
         repo_id=policy.huggingface.model_id, request=request, decision=decision,
         parameters=size[0], context=size[1], raw_sha256=datasets.raw.sha256, validation=datasets.validation,
         languages=tuple(policy.huggingface.language), licence=policy.huggingface.license,
-        intervals=Intervals(bounds, policy.confidence, policy.resamples, seed),
+        intervals=Intervals(bounds, policy.confidence, RESAMPLES, seed),
         versions={name: importlib.metadata.version(name) for name in ("peft", *_RUNTIME)},
         system_prompt=params.data.system_prompt)
 

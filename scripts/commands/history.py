@@ -170,9 +170,9 @@ class HistoryCommands:
             stated, number = policy.confidence, counted
             if stated is None:  # the record of a version that counted otherwise: its interval is taken as it was
                 stated, number = recorded.confidence, None
-            taken = {"confidence": stated, "resamples": recorded.resamples}
-            evidence = gain_evidence(ours, theirs, policy=policy, contract=question.challenger.contract,
-                                     params=self._params.deployment.model_copy(update=taken), challengers=number)
+            params = self._params.deployment.model_copy(update={"confidence": stated})
+            evidence = gain_evidence(ours, theirs, policy=policy, contract=question.challenger.contract, params=params,
+                                     challengers=number, resamples=recorded.resamples)
         slots = self._ledger.view().slots[: len(question.ledger.slots)]
         return replace(question, ledger=LedgerView(slots), evidence=evidence, challengers=counted,
                        challenger=_scored_again(question.challenger, answers),

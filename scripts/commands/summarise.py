@@ -62,5 +62,5 @@ def _intervals(report: EvaluationReport, compared: Mapping[str, Any], policy: De
         return None
     return score_intervals(
         RowStatistics.from_rows([row.stats for row in predictions]),
-        weights=compared.get("weights") or report.weights, confidence=policy.confidence, resamples=policy.resamples,
+        weights=compared.get("weights") or report.weights, confidence=policy.confidence,
         seed=seed_from(report.contract_digest))

@@ -33,6 +33,7 @@ M = TypeVar("M", bound=BaseModel)
 # What earlier versions took: a key, or one value of a key that stays, and what to do instead.
 _REMOVED: tuple[tuple[str, str | None, str], ...] = (
     ("deployment.registry", None, "every SQL store, DagsHub included, has a Model Registry; delete the key"),
+    ("deployment.resamples", None, "every interval is of 2000 resamples now; delete the key"),
     ("fine_tuning.gradient_checkpointing", "auto", "choose always (less memory, more time) or never"),
 )
 
@@ -174,7 +175,6 @@ class DeploymentParams(Section):
     model_registry_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = "ecommerce-chatbot"
     significance: Literal["report", "require"] = "report"
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100)] = 2000
     guards: GuardParams = GuardParams()
     force_requires_reason: bool = False
     promoting_branches: list[Text] = []

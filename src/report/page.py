@@ -258,7 +258,7 @@ def _scores(records: Records, weights: Mapping[str, float]) -> list[Score]:
     policy, values = records.policy, records.report.metrics.as_dict()
     intervals = score_intervals(
         RowStatistics.from_rows([row.stats for row in records.predictions]), weights=weights,
-        confidence=policy.confidence, resamples=policy.resamples, seed=seed_from(records.report.contract_digest),
+        confidence=policy.confidence, seed=seed_from(records.report.contract_digest),
     )
     parts, total = contributions(values, weights), float(weighted_score(values, weights))
     return [Score(WEIGHTED, total, *intervals[WEIGHTED], None, total),

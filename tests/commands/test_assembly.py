@@ -49,7 +49,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
 
 def assemble(request: Request, *decided: object, **deployment: object) -> dict[str, str]:
     """The manifest of the release for a decision."""
-    params = load_params(write_params(Path(), PARAMS, resamples=100, **deployment))
+    params = load_params(write_params(Path(), PARAMS, **deployment))
     made = decided[0] if decided else FIRST
     given = Prediction.load_lines(EVALUATIONS / "predictions.jsonl")
     assembly.assemble(params, Inputs(request.report, request.model, EVALUATIONS), made, request,  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_the_card_has_the_intervals_of_the_report_page(request_for: Request) -> 
     assemble(request_for)
     weights, contract = request_for.policy.weights, request_for.report.contract_digest
     statistics = RowStatistics.from_rows([row.stats for row in scored(Path("results"))])
-    expected = score_intervals(statistics, weights=weights, confidence=0.95, resamples=100, seed=seed_from(contract))
+    expected = score_intervals(statistics, weights=weights, confidence=0.95, seed=seed_from(contract))
     header = yaml.safe_load((RELEASE_DIR / release.CARD).read_text().split("---\n")[1])
     found = [metric["args"] for metric in header["model-index"][0]["results"][0]["metrics"]]
     assert [(args["low"], args["high"]) for args in found] == list(expected.values())

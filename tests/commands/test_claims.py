@@ -32,7 +32,7 @@ Damage = Callable[[Params], object]
 
 @pytest.fixture
 def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
-    return load_params(write_params(tmp_path, ROOT / "params.yaml", resamples=100))
+    return load_params(write_params(tmp_path, ROOT / "params.yaml"))
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def test_a_run_that_was_logged_anew_serves_only_the_model_and_the_name_it_was_lo
     challenger(params, "first", answers(20))
     change(REPORT, run_id="e" * 32)
     assert call() == 0
-    write_params(tmp_path, ROOT / "params.yaml", model_registry_name="another-shop", resamples=100)
+    write_params(tmp_path, ROOT / "params.yaml", model_registry_name="another-shop")
     assert call() == 0
     client = mlflow_utils.connect(params.mlflow)
     home = client.get_experiment_by_name(params.mlflow.experiment_name)

@@ -35,7 +35,7 @@ Line = Callable[[], str]  # the last one that was said
 @pytest.fixture
 def params(mlflow_params: MlflowParams, tmp_path: Path) -> Params:
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    return load_params(write_params(tmp_path, ROOT / "params.yaml", resamples=100))
+    return load_params(write_params(tmp_path, ROOT / "params.yaml"))
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_row_67_a_path_with_blanks_and_umlauts_a_c_locale_and_an_odd_time_zone_c
 def test_row_68_without_a_network_a_push_is_refused_and_the_rest_works(
     tmp_path: Path, champion: Params, monkeypatch: pytest.MonkeyPatch, line: Line
 ) -> None:
-    write_params(tmp_path, ROOT / "params.yaml", huggingface=PUSHING, resamples=100)
+    write_params(tmp_path, ROOT / "params.yaml", huggingface=PUSHING)
     with LoopbackHub(tmp_path / "hub") as hub:
         for name, value in {"HF_TOKEN": WRITE, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}.items():
             monkeypatch.setenv(name, value)

@@ -32,7 +32,7 @@ with_and_without_release = pytest.mark.parametrize("there", [True, False], ids=[
 def local_shop(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     """One promotion without the Hub, on which there is nothing yet."""
     (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    write_params(tmp_path, SOURCE, huggingface=PUSHING, resamples=100)
+    write_params(tmp_path, SOURCE, huggingface=PUSHING)
     with LoopbackHub(tmp_path / "hub") as hub:
         set_environment(monkeypatch, tmp_path, hub)
         shop = Shop(tmp_path, hub)
@@ -155,7 +155,7 @@ def test_a_promotion_into_the_repository_of_another_ledger_is_not_begun(local_sh
     with pytest.raises(IntegrityError, match=r"holds the releases of another ledger, .*model_id or the MLflow store"):
         local_shop.bring("two", 30)
     assert (local_shop.hub.repos[f"models/{REPO}"]["branches"], len(local_shop.view.slots)) == (before, 1)
-    write_params(local_shop.root, SOURCE, huggingface={**PUSHING, "model_id": "acme/own"}, resamples=100)
+    write_params(local_shop.root, SOURCE, huggingface={**PUSHING, "model_id": "acme/own"})
     assert local_shop.bring("two", 30).verdict is Verdict.PROMOTE
     assert drift(status()) == []
 

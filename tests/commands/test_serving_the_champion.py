@@ -37,7 +37,7 @@ MOVED = {"one": 0.01, "two": 0.02, "weak": 0.03}
 def shop(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """params.yaml of a repository with MLflow, Makefile and space/, in which no model was deployed."""
     (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    config = write_params(tmp_path, SOURCE, resamples=100)
+    config = write_params(tmp_path, SOURCE)
     monkeypatch.chdir(tmp_path)
     tiny = unpack(tmp_path / "model").with_name("tiny-chat")
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))

@@ -19,7 +19,7 @@ TRAINED = ("data_preprocessing", "base_model", "fine_tuning", "evaluation")
 SMALL = {
     "model": {"pocket": {"hidden_size": 32, "layers": 1, "epochs": 1}},
     "fine_tuning": {"epochs": 1}, "evaluation": {"max_rows": 16, "max_new_tokens": 16},
-    "deployment": {"resamples": 100, "verified_rows": 2},
+    "deployment": {"verified_rows": 2},
 }
 
 

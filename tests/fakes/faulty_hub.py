@@ -50,7 +50,7 @@ def opened(source: Path, root: Path, **settings: object) -> Iterator[Shop]:
     settings: changes to deployment.huggingface.
     """
     shutil.copytree(source, root)
-    write_params(root, SOURCE, huggingface={**PUSHING, **settings}, resamples=100)
+    write_params(root, SOURCE, huggingface={**PUSHING, **settings})
     with pytest.MonkeyPatch.context() as patch, LoopbackHub(root / "hub") as hub:
         set_environment(patch, root, hub)
         patch.setattr(Patience, "within", lambda _seconds: QUICK)
@@ -203,7 +203,7 @@ def _evaluate(root: Path, migrated_store: Path) -> None:
     """A model of two layers, made and evaluated in the working directory."""
     shutil.copyfile(migrated_store, root / "mlflow.db")
     tiny_model.write_stages(root)
-    config = write_params(root, SOURCE, huggingface=PUSHING, resamples=100)
+    config = write_params(root, SOURCE, huggingface=PUSHING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evaluation_script.py", "--config", str(config)])
         patch.setenv("HF_MODULES_CACHE", str(root / "modules"))

@@ -19,7 +19,7 @@ RIGHT = {"one": 10, "two": 20, "three": 30}  # of 40 answers
 def three_promotions(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Path:
     root = tmp_path_factory.mktemp("promoted")
     (root / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    write_params(root, SOURCE, huggingface=PUSHING, resamples=100)
+    write_params(root, SOURCE, huggingface=PUSHING)
     with pytest.MonkeyPatch.context() as patch, LoopbackHub(root / "hub") as hub:
         set_environment(patch, root, hub)
         for mark, right in RIGHT.items():
@@ -30,7 +30,7 @@ def three_promotions(tmp_path_factory: pytest.TempPathFactory, migrated_store: P
 @pytest.fixture
 def shop(tmp_path: Path, three_promotions: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     shutil.copytree(three_promotions, tmp_path, dirs_exist_ok=True)
-    write_params(tmp_path, SOURCE, huggingface=PUSHING, resamples=100)
+    write_params(tmp_path, SOURCE, huggingface=PUSHING)
     with LoopbackHub(tmp_path / "hub") as hub:
         set_environment(monkeypatch, tmp_path, hub)
         yield Shop(tmp_path, hub)

@@ -28,7 +28,7 @@ from tests.fakes import factories
 from utils import json_utils
 
 CONFIG = Path(__file__).parents[2] / "params.yaml"
-POLICY: DeploymentParams = load_params(CONFIG).deployment.model_copy(update={"resamples": 200})
+POLICY: DeploymentParams = load_params(CONFIG).deployment
 DATA = DatasetRef(path="results/data/evaluation.jsonl", sha256="d" * 64, rows=30)
 TOPICS = (
     ("Where is my parcel?", "Open Account > Orders > Tracking, where the carrier adds news every evening."),

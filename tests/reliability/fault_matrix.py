@@ -125,7 +125,7 @@ class Shop:
         name = "unpublished" if unpublished else "champion" if champion else "first"
         if not self._aside(name).exists():
             with self._hub("empty") as hub:
-                write_params(self.folder, SOURCE, huggingface=PUSHING, resamples=100)
+                write_params(self.folder, SOURCE, huggingface=PUSHING)
                 self._evaluate(hub, *FIRST_MODEL)
                 if unpublished:
                     self._done(hub, "deploy", "--skip-hf-push")

@@ -107,8 +107,7 @@ def _enter(world: World, entrant: Entrant) -> None:
         os.dup2(log, stream.fileno())
     values = yaml.safe_load(SOURCE.read_bytes())
     values["mlflow"] |= {"tracking_uri": world.tracking_uri, "experiment_name": world.name}
-    values["deployment"] |= {"model_registry_name": world.name, "resamples": 100,
-                             "weighted_scoring": BY_BLEU1,
+    values["deployment"] |= {"model_registry_name": world.name, "weighted_scoring": BY_BLEU1,
                              "huggingface": PUSHING | {"model_id": world.repo, "deadline_seconds": 120}}
     Path("params.yaml").write_text(yaml.safe_dump(values))
 

@@ -59,7 +59,7 @@ class Place:
         self._environment = {**environment, "MLFLOW_TRACKING_URI": server.url}
         self._worlds: dict[str, tuple[World, World]] = {}
         self.folder.mkdir()
-        write_params(self.folder, SOURCE, resamples=100)
+        write_params(self.folder, SOURCE)
         for name, evaluation in EVALUATIONS.items():
             self._done("evaluate", *evaluation)
             shutil.copytree(self.folder, root / name)

@@ -155,7 +155,7 @@ def test_every_score_has_the_interval_of_its_rows(content: report_page.Page) -> 
     whole = records()
     statistics = RowStatistics.from_rows([row.stats for row in whole.predictions])
     expected = score_intervals(statistics, weights=whole.comparison["weights"], confidence=POLICY.confidence,
-                               resamples=POLICY.resamples, seed=seed_from(whole.report.contract_digest))
+                               seed=seed_from(whole.report.contract_digest))
     scores = content.scores
     assert {score.name: (score.low, score.high) for score in scores} == expected
     assert scores[0].value == pytest.approx(whole.report.weighted_score)

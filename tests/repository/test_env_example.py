@@ -13,7 +13,8 @@ _LINE = re.compile(r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$", re.MULTILINE)
 SET_BY_US = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
              "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS",
              "HF_HUB_DISABLE_XET", "HF_HUB_VERBOSITY", "HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL",
-             "HF_HUB_OFFLINE"}  # for the tools of space/
+             "HF_HUB_OFFLINE",  # for the tools of space/
+             "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"}
 
 
 def documented() -> dict[str, str]:

@@ -30,7 +30,7 @@ _TINY: Mapping[str, Mapping[str, Any]] = {
     "model": {"pocket": {"hidden_size": 64, "layers": 1, "epochs": 1, "seed": 7}},
     "fine_tuning": {"epochs": 1, "max_length": 64},
     "evaluation": {"max_new_tokens": 12, "max_rows": 16},
-    "deployment": {"resamples": 100, "verified_rows": 2, "huggingface": {
+    "deployment": {"verified_rows": 2, "huggingface": {
         "model_id": REPO, "push_to_hub": True, "create_model_card": True, "private": True, "deadline_seconds": 60}},
 }
 _ROWS = 160

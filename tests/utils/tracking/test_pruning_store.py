@@ -35,7 +35,7 @@ def shop(shop: Shop, three_promotions: Path) -> Shop:
 
 
 def keep(shop: Shop, versions: int) -> None:
-    write_params(shop.root, SOURCE, huggingface=PUSHING, resamples=100, keep_versions=versions)
+    write_params(shop.root, SOURCE, huggingface=PUSHING, keep_versions=versions)
 
 
 def versions(shop: Shop) -> dict[int, ModelVersion]:

@@ -47,7 +47,7 @@ def shop(mlflow_server: SqliteServer, migrated_store: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path / "shop")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
-    write_params(Path(), SOURCE, resamples=100)
+    write_params(Path(), SOURCE)
     challenger(params(), "one", answers(10))
     assert call() == 0
     (tmp_path / "victim/model").mkdir(parents=True)
@@ -176,7 +176,7 @@ def unserved(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "shop").mkdir()
     monkeypatch.chdir(tmp_path / "shop")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    write_params(Path(), SOURCE, resamples=100)
+    write_params(Path(), SOURCE)
     with MlflowServer(f"sqlite:///{tmp_path}/server.db", tmp_path / "root", workers=1, served=False) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         yield server
@@ -206,7 +206,7 @@ def test_a_history_with_artifacts_on_a_disk_moves_behind_a_server_as_the_trouble
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(migrated_store.read_bytes())
     monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, SOURCE, resamples=100)
+    write_params(tmp_path, SOURCE)
     challenger(params(), "one", answers(10))
     assert call() == 0
     root = Path(connected().get_experiment_by_name(EXPERIMENT).artifact_location.removeprefix("file://")).parent

@@ -33,7 +33,7 @@ def remote(mlflow_server: SqliteServer, migrated_store: Path, tmp_path: Path, mo
     mlflow_server.put_back(migrated_store)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    write_params(tmp_path, SOURCE, resamples=100)
+    write_params(tmp_path, SOURCE)
     with MlflowProxy(mlflow_server.url, prefix=PREFIX, login=(USER, TOKEN), missing=NEWER) as proxy:
         for name, value in {"URI": proxy.url, "USERNAME": USER, "PASSWORD": TOKEN}.items():
             monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
@@ -151,7 +151,7 @@ def test_postgresql_behind_basic_auth_and_a_path_prefix(
     shop, artifacts = tmp_path / "shop", tmp_path / "server" / "artifacts"
     shop.mkdir()
     monkeypatch.chdir(shop)
-    write_params(shop, SOURCE, resamples=100)
+    write_params(shop, SOURCE)
     with PostgresCluster() as cluster, MlflowServer(cluster.migrated("mlflow"), artifacts, auth=(USER, TOKEN),
                                                     prefix=PREFIX) as server:
         for name, value in {"URI": server.url, "USERNAME": USER, "PASSWORD": TOKEN}.items():
