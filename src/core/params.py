@@ -34,6 +34,8 @@ M = TypeVar("M", bound=BaseModel)
 _REMOVED: tuple[tuple[str, str | None, str], ...] = (
     ("deployment.registry", None, "every SQL store, DagsHub included, has a Model Registry; delete the key"),
     ("deployment.resamples", None, "every interval is of 2000 resamples now; delete the key"),
+    *((f"model.pocket.{key}", None, "it is fixed now; delete the key")
+      for key in ("vocabulary", "heads", "context", "batch_size", "learning_rate")),
     ("fine_tuning.gradient_checkpointing", "auto", "choose always (less memory, more time) or never"),
 )
 

@@ -9,19 +9,25 @@ import re
 import shutil
 import sqlite3
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scripts import evaluation_script, history_script, rollback_script, status_script
+from src.core.errors import InvalidParams
+from src.core.params import load_params
 from tests.fakes import tiny_model, weightless
 from tests.fakes.loopback_hub import LoopbackHub
 from tests.fakes.promoted import Shop, run, set_environment
 from utils import json_utils
 
 STORE = Path(__file__).parents[1] / "fakes/store_of_0e3e8e5.tar.xz"
+GONE: list[tuple[Callable[[Any], Any], list[str]]] = [
+    (lambda values: values["deployment"], ["registry", "resamples"]),
+    (lambda values: values["model"]["pocket"], ["vocabulary", "heads", "context", "batch_size", "learning_rate"])]
 MADE_IN = "/tmp/champion-0e3e8e5"  # stands in the addresses of the store
 
 
@@ -57,8 +63,13 @@ def move_store(root: Path) -> None:
     for path in (root / "params.yaml", *(root / "results").glob("**/*.json")):
         path.write_text(path.read_text().replace(MADE_IN, str(root)))
     config = root / "params.yaml"
-    assert "  registry: mlflow\n" in config.read_text()
-    config.write_text(config.read_text().replace("  registry: mlflow\n", ""))  # the one key that is gone
+    values = yaml.safe_load(config.read_text())
+    with pytest.raises(InvalidParams, match=r"^\S+: 7 problems: (\S+ is gone: [^;]+; delete the key(; |$)){7}"):
+        load_params(config)
+    for section, gone in GONE:
+        for key in gone:
+            del section(values)[key]
+    config.write_text(yaml.safe_dump(values))
 
 
 def printed(capsys: pytest.CaptureFixture[str], script: Any, *flags: object) -> str:

@@ -92,6 +92,7 @@ def test_what_is_no_mapping_is_refused(content: str | bytes, said: str, tmp_path
      ("  max_rows: 0", "  max_rows: -1", "evaluation.max_rows: Input should be greater"),
      ("  verified_rows: ", "  registry: none\n  verified_rows: ", "deployment.registry is gone"),
      ("  verified_rows: ", "  resamples: 100\n  verified_rows: ", "deployment.resamples is gone: every interval"),
+     ("  pocket:  ", "  pocket: {heads: 4}\n  other:  ", "2 problems: model.pocket.heads is gone: it is fixed now"),
      ("  tinyllama:\n", "  tinyllama:\n    colour: 1\n", "profiles.tinyllama.colour: unknown key"),
      ("  tinyllama:\n", "  tinyllama:\n    evaluation: 1\n  other:\n", "profiles.tinyllama.evaluation: expected a")],
 )
