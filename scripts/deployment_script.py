@@ -20,21 +20,24 @@ PARSER.add_argument("--evaluation-results", type=Path, metavar="FILE", help=f"de
 PARSER.add_argument("--model-artifact-path", type=Path, metavar="FILE", help=f"default {MODEL_LOCATION}")
 PARSER.add_argument("--config", type=Path, metavar="FILE", help=f"default {CONFIG}")
 PARSER.add_argument("--output-dir", type=Path, metavar="DIR", help=f"where the records go, default {OUTPUT_DIR}")
-PARSER.add_argument("--min-improvement-threshold", type=float, metavar="X", help="least gain that promotes")
+PARSER.add_argument("--min-improvement-threshold", type=float, metavar="X", help="smallest gain that promotes")
 PARSER.add_argument("--hf-model-id", metavar="OWNER/NAME", help="Hub repository of the release")
 PARSER.add_argument("--skip-hf-push", action="store_true", help="leave the Hub alone")
-PARSER.add_argument("--force-deploy", action="store_true", help="set the comparison aside, never the checks")
+PARSER.add_argument("--force-deploy", action="store_true", help="promote whatever the comparison says; files and "
+                    "release are still checked")
 PARSER.add_argument("--reason", metavar="TEXT", help="why; recorded with the promotion")
-PARSER.add_argument("--dry-run", action="store_true", help="decide only; write nothing, but records if --output-dir is "
-                    "given")
-PARSER.add_argument("--fail-on-reject", action="store_true", help="exit 10 when the champion is kept")
+PARSER.add_argument("--dry-run", action="store_true", help="decide and write nothing; the records go to --output-dir, "
+                    "if it is given")
+PARSER.add_argument("--fail-on-reject", action="store_true", help="exit 10 if the challenger is not promoted")
 
 
 class Deployment:
-    """One call of this script; remembers where its records go, so that a failure is recorded there too."""
+    """One call of this script; remembers its step and where its records go, so that a failure is recorded too."""
 
     def __init__(self) -> None:
         self._output: Path | None = None
+        self._log = results.LogBuffer()
+        self._doing = "reading its inputs"
 
     def run(self) -> int:
         """Decide and promote; returns the exit code."""
@@ -43,14 +46,14 @@ class Deployment:
         check_place(flags.config or CONFIG)
         folder = flags.output_dir or (None if flags.dry_run else OUTPUT_DIR)
         output = results.check_output_dir(folder) if folder else None
-        self._output, log = output, results.LogBuffer()
-        logging.getLogger().addHandler(log)
+        self._output = output
+        logging.getLogger().addHandler(self._log)
 
         from scripts.commands.deploy import Deployer, challenger_setting
-        from src.promotion.protocol import Progress, Step, promote
+        from src.promotion.protocol import DOING, Progress, Step, promote
         from utils.tracking.deployments import Journal
 
-        setting = challenger_setting(flags, output, log)
+        setting = challenger_setting(flags, output, self._log)
         deployer = Deployer(setting)
         if flags.dry_run:
             view = deployer.ledger.view()
@@ -58,7 +61,12 @@ class Deployment:
             deployer.record(decision, view)
         else:
             journal = Journal(setting.request.key)
-            decision = promote(deployer.ports(), journal.note, Progress(Step.PREFLIGHT)).decided()
+
+            def note(step: Step) -> None:
+                self._doing = DOING[step]
+                journal.note(step)
+
+            decision = promote(deployer.ports(), note, Progress(Step.PREFLIGHT)).decided()
             self._output = None  # what was decided is recorded and stands, whatever becomes of old weights
             deployer.prune()
         result, code, reason = deployer.result(decision)
@@ -69,7 +77,8 @@ class Deployment:
         """Record how the run failed, for DVC hides the exit code."""
         if self._output:
             with contextlib.suppress(OSError):  # a full disk; the line below says how it ended all the same
-                results.write_failure(self._output, result, code, reason)
+                end = f"STOPPED while {self._doing}: {result}, exit {code}"
+                results.write_failure(self._output, result, code, reason, self._log.text(end))
         process.promote_line(result, code, reason)
 
 

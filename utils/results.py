@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from src.core.records import (
 from src.ledger.ports import LEDGER_FILE
 from src.ledger.slots import LedgerView, Slot
 from utils import json_utils
-from utils.process import Formatter
+from utils.process import Formatter, printable
 
 INFO = "deployment_info.json"
 _KEY_ON_CARD = re.compile(r"\| promotion key \| `([0-9a-f]{64})` \|")
@@ -114,8 +115,9 @@ def recorded(info: Mapping[str, Any]) -> tuple[int | None, str | None]:
     return version if isinstance(version, int) else None, key if isinstance(key, str) else None
 
 
-def write_failure(folder: Path, result: str, code: int, reason: str) -> None:
-    """deployment_info.json of a run that ended without a decision; comparison and log of the run before stay."""
+def write_failure(folder: Path, result: str, code: int, reason: str, log: str) -> None:
+    """deployment_info.json and log of a run that ended without a decision; the comparison of the run before stays."""
+    json_utils.write_text(folder / LOGS, log)
     before = last_info(folder)
     known = before.get(_LAST_KNOWN) or {name: before[name] for name in ("model_name", "champion") if before.get(name)}
     more = {_LAST_KNOWN: known} if "champion" in known else {}
@@ -172,20 +174,26 @@ def _ledger_lines(path: Path) -> list[LedgerLine]:
 
 
 class LogBuffer(logging.Handler):
-    """Keeps the log of a run in memory, so that a run that changes nothing leaves the old file alone."""
+    """Keeps the log of a run in memory, so that a run that changes nothing leaves the old file alone.
+
+    A line is a UTC time in ISO 8601, a level and a message; the last one says how the run ended.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        formatter = Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
         self._lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one record."""
         self._lines.append(self.format(record))
 
-    def text(self) -> str:
-        """All that was logged, a line each."""
-        return "".join(f"{line}\n" for line in self._lines)
+    def text(self, end: str) -> str:
+        """All that was logged, a line each, and then how the run ended."""
+        time_now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return "".join(f"{line}\n" for line in (*self._lines, f"{time_now} END {printable(end)}"))
 
 
 def _metrics(numbers: dict[str, Any], path: Path) -> Metrics:

@@ -13,7 +13,7 @@ from src.core.records import Digest, Metrics, Record, canonical_json
 
 MAX_CHARACTERS = 6000  # MLflow silently truncates a longer param
 NO_SLOT = "0" * 64  # the previous hash of the first slot
-_REMEDY = "the ledger was altered; run `python scripts/status_script.py`"
+_REMEDY = "the ledger was altered; run `champion status`"
 
 Kind = Literal["promote", "force", "rollback", "genesis", "republish"]
 # The kinds that bring a new champion. A rollback takes an older one back, republish repeats the head for the Hub.
@@ -127,6 +127,11 @@ class LedgerView:
 def slot_name(number: int) -> str:
     """The name under which a slot is stored: s00000001, s00000002, ..."""
     return f"s{number:08d}"
+
+
+def entries(count: int) -> str:
+    """A number of slots, as a person says it: `1 entry`."""
+    return f"{count} entr{'y' if count == 1 else 'ies'}"
 
 
 def parse_slots(texts: Sequence[str]) -> LedgerView:

@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from src.core.errors import HubError, RunAgain, Undecided
 from src.ledger.ports import Hub, Ledger, Registry
-from src.ledger.slots import HubRef, LedgerView, Slot
+from src.ledger.slots import HubRef, LedgerView, Slot, entries
 from src.model_selection import Decision, Verdict
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 10
-REPAIR = "python scripts/status_script.py --repair"
+REPAIR = "champion status --repair"
 T = TypeVar("T")
 
 
@@ -48,6 +48,26 @@ class Step(StrEnum):
     RECORD = "record"
     DONE = "done"
 
+
+# What a step does, for whoever reads where a deployment stopped.
+DOING: Mapping[Step, str] = {
+    Step.PREFLIGHT: "checking the ledger and the Hub",
+    Step.RECONCILE: "completing what an earlier run left",
+    Step.DECIDE: "reading the score history and deciding",
+    Step.ASSEMBLE: "assembling and verifying the release",
+    Step.REGISTER: "registering the version",
+    Step.PUBLISH: "publishing the release to the Hub",
+    Step.CLAIM: "writing the ledger entry",
+    Step.PROJECT_HUB: "showing the champion on the Hub",
+    Step.PROJECT_CHAMPION: "moving the alias champion",
+    Step.PROJECT_PREVIOUS: "moving the alias previous",
+    Step.PROJECT_STAGE: "moving the stage Production",
+    Step.SETTLE: "comparing registry and Hub with the ledger",
+    Step.REPUBLISH: "publishing the champion again",
+    Step.CLAIM_REPUBLISHED: "writing the ledger entry of the new publication",
+    Step.MIRROR: "copying the ledger to the Hub",
+    Step.RECORD: "writing the records",
+}
 
 Journal = Callable[[Step], None]
 
@@ -140,13 +160,13 @@ def promote(ports: Ports, journal: Journal, start: Progress) -> Progress:
 def _pending(now: Progress) -> str | None:
     """What is possibly incomplete if the next step fails; None if no slot was sent to the ledger."""
     if now.step is Step.CLAIM:
-        return f"version {now.version} may be the champion: its slot was sent, and then"
+        return f"version {now.version} may be the champion, because its ledger entry was sent before this error"
     if now.promoted:
-        return f"promoted as version {now.version}, its projections are pending"
+        return f"version {now.version} is the champion, but registry or Hub do not show it yet"
     if now.step is Step.CLAIM_REPUBLISHED:
-        return "the champion was published again, and it is not certain that the ledger says so"
+        return "the champion was published again, but the ledger may lack the entry about it"
     if now.republished is not None:
-        return f"version {now.republished} was published again, its projections are pending"
+        return f"version {now.republished} was published again, but registry or Hub do not show it yet"
     return None
 
 
@@ -173,9 +193,9 @@ def append(services: Services, journal: Journal, slot_of: Callable[[LedgerView],
                 is_champion = "is"
                 return reconcile(services, journal, Step.SETTLE), slot
         except (HubError, Undecided) as error:
-            raise RunAgain(f"version {slot.version} {is_champion} the champion by ledger slot {slot.number}, but not "
+            raise RunAgain(f"version {slot.version} {is_champion} the champion by ledger entry {slot.number}, but not "
                            f"every service shows it: {error}; run `{REPAIR}`") from error
-    raise RunAgain(f"ledger: lost a slot to another deployer, {MAX_ATTEMPTS} times; run it again")
+    raise RunAgain(f"ledger: other deployers wrote the next entry first, {MAX_ATTEMPTS} times in a row; run it again")
 
 
 def reconcile(services: Services, journal: Journal, start: Step) -> LedgerView:
@@ -205,8 +225,11 @@ def _preflight(now: Progress, ports: Services) -> Progress:
         ports.hub.check()
         mirrored = ports.hub.mirrored(view)
         if mirrored > len(view.slots) and mirrored > (found := len(ports.ledger.view().slots)):  # read after the mirror
-            raise Undecided(f"ledger: the mirror on the Hub has {mirrored} slots and MLflow's {found}, so the store "
-                            "lost some, or somebody added to the mirror; `python scripts/status_script.py` tells which")
+            raise Undecided(f"ledger: its copy on the Hub has {entries(mirrored)} and MLflow has {found}, so MLflow "
+                            "lost some, or somebody added to the copy; `champion status` shows which")
+    head = view.head
+    logger.info("ledger: %s, %s", entries(len(view.slots)), f"the champion is version {head.version}" if head else
+                "no champion yet")
     return replace(now, step=Step.RECONCILE)
 
 
@@ -224,13 +247,13 @@ def _decide(now: Progress, ports: Ports) -> Progress:
 
 def _assemble(now: Progress, ports: Ports) -> Progress:
     ports.assemble(_made(now.decision))
-    logger.info("assembled the release")
+    logger.info("release: assembled and verified")
     return replace(now, step=Step.REGISTER)
 
 
 def _register(now: Progress, ports: Ports) -> Progress:
     version = ports.registry.register(ports.key)
-    logger.info("registered as version %d", version)
+    logger.info("registry: the model is version %d", version)
     return replace(now, step=Step.PUBLISH, version=version)
 
 
@@ -238,18 +261,20 @@ def _publish(now: Progress, ports: Ports) -> Progress:
     release = _held(now.view, ports.key, ports)
     if release is None and ports.hub:
         release = ports.hub.publish(ports.key)
-        logger.info("published to %s at commit %s", release.repo, release.commit[:12])
+    logger.info("Hub: %s", f"the release is in {release.repo}, commit {release.commit[:8]}" if release else
+                "not pushed")
     return replace(now, step=Step.CLAIM, release=release)
 
 
 def _claim(now: Progress, ports: Ports) -> Progress:
     slot = ports.slot(_made(now.decision), now.view, _made(now.version), now.release)
     if ports.ledger.claim(slot):
-        logger.info("wrote ledger entry %d: version %d is the champion", slot.number, slot.version)
+        logger.info("ledger: wrote entry %d, version %d is the champion from now on", slot.number, slot.version)
         return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)), lacking=False)
     if now.attempts + 1 == MAX_ATTEMPTS:
-        raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
-    logger.info("another deployer wrote ledger entry %d first; deciding again", slot.number)
+        raise RunAgain(f"ledger: other deployers wrote entry {slot.number} first, {MAX_ATTEMPTS} times in a row; run "
+                       "it again")
+    logger.info("ledger: another deployer wrote entry %d first; deciding again", slot.number)
     return replace(now, step=Step.DECIDE, attempts=now.attempts + 1)
 
 
@@ -257,7 +282,7 @@ def _project_hub(now: Progress, ports: Services) -> Progress:
     head = _made(now.view.head)
     if not now.lacking and (hub := _hub_of(head, ports)):
         hub.project(head)
-        logger.info("Hub: main and tag of version %d show the champion", head.version)
+        logger.info("Hub: main and the tag v%d show version %d", head.version, head.version)
     return replace(now, step=Step.PROJECT_CHAMPION)
 
 
@@ -276,7 +301,7 @@ def _project_previous(now: Progress, ports: Services) -> Progress:
 
 def _project_stage(now: Progress, ports: Services) -> Progress:
     ports.registry.set_production(_made(now.view.head).version)
-    logger.info("registry: version %d is in Production, if the server has stages", _made(now.view.head).version)
+    logger.info("registry: stage Production is version %d, if the server has stages", _made(now.view.head).version)
     return replace(now, step=Step.SETTLE)
 
 
@@ -293,11 +318,13 @@ def _settle(now: Progress, ports: Services) -> Progress:
         again = lacking and now.republishes and ports.republication is not None
         if again and now.republished == head.version:
             raise RunAgain(f"version {head.version} was published again, but the Hub does not have it; run it again, "
-                           "or `python scripts/status_script.py`")
+                           "or `champion status`")
+        if not lacking:
+            logger.info("%s with the ledger", "registry and Hub: agree" if ports.hub else "registry: agrees")
         return replace(now, step=Step.REPUBLISH if again else now.settled, view=view, rounds=0, lacking=lacking)
     if now.rounds == MAX_ATTEMPTS:
         raise RunAgain(f"version {head.version} is the champion, but registry or Hub do not show it after "
-                       f"{MAX_ATTEMPTS} attempts; run it again, or `python scripts/status_script.py`")
+                       f"{MAX_ATTEMPTS} attempts; run it again, or `champion status`")
     return replace(now, step=Step.PROJECT_HUB, view=view, rounds=now.rounds + 1, lacking=lacking)
 
 
@@ -310,11 +337,12 @@ def _claim_republished(now: Progress, ports: Services) -> Progress:
     release = _made(now.release)
     slot = _made(ports.republication)(now.view, release)
     if ports.ledger.claim(slot):
-        logger.info("version %d: %s", slot.version, slot.reason)
+        logger.info("ledger: wrote entry %d, version %d: %s", slot.number, slot.version, slot.reason)
         return replace(now, step=Step.PROJECT_HUB, view=LedgerView((*now.view.slots, slot)), release=None,
                        lacking=False, republished=slot.version)
     if now.attempts + 1 == MAX_ATTEMPTS:
-        raise RunAgain(f"ledger: lost slot {slot.number} to another deployer, {MAX_ATTEMPTS} times; run it again")
+        raise RunAgain(f"ledger: other deployers wrote entry {slot.number} first, {MAX_ATTEMPTS} times in a row; run "
+                       "it again")
     return replace(now, step=Step.SETTLE, release=None, attempts=now.attempts + 1)
 
 
@@ -322,7 +350,7 @@ def _mirror(now: Progress, ports: Services) -> Progress:
     wanted = now.republishes or not now.lacking  # before the decision, a lost repository is not made for the mirror
     if ports.hub and wanted and any(_hub_of(slot, ports) for slot in now.view.slots):
         ports.hub.mirror(now.view)
-        logger.info("Hub: the ledger's copy has %d entries", len(now.view.slots))
+        logger.info("Hub: the copy of the ledger has %s", entries(len(now.view.slots)))
     return replace(now, step=Step.RECORD if now.decision else Step.DECIDE)
 
 

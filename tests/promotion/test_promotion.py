@@ -41,14 +41,17 @@ def test_the_steps_come_in_their_order(start: World) -> None:
 def test_what_is_changed_outside_is_logged_in_its_order(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         deploy(Line(STARTS["with a champion"]))
-    told = [message.split(" at commit ")[0] for message in caplog.messages]
-    assert told[0].startswith("Hub: the ledger's copy has ")
-    assert told[1:3] == ["assembled the release", "registered as version 2"]
-    assert told[3].startswith("published to ")
-    assert told[4:] == [
-        "wrote ledger entry 2: version 2 is the champion", "Hub: main and tag of version 2 show the champion",
+    told = caplog.messages
+    assert told[:5] == [
+        "ledger: 1 entry, the champion is version 1", "registry and Hub: agree with the ledger",
+        "Hub: the copy of the ledger has 1 entry", "release: assembled and verified",
+        "registry: the model is version 2"]
+    assert told[5].startswith("Hub: the release is in ")
+    assert told[6:] == [
+        "ledger: wrote entry 2, version 2 is the champion from now on", "Hub: main and the tag v2 show version 2",
         "registry: alias champion is version 2", "registry: alias previous is version 1",
-        "registry: version 2 is in Production, if the server has stages", "Hub: the ledger's copy has 2 entries"]
+        "registry: stage Production is version 2, if the server has stages", "registry and Hub: agree with the ledger",
+        "Hub: the copy of the ledger has 2 entries"]
 
 
 def test_nothing_is_visible_before_the_claim_and_all_of_it_after() -> None:
@@ -126,7 +129,7 @@ def test_a_twin_that_was_faster_makes_it_already() -> None:
 
 def test_ten_lost_claims_end_with_run_again() -> None:
     line = overtaken(*WORSE, start=STARTS["with a champion"])
-    with pytest.raises(RunAgain, match="lost slot 11 to another deployer, 10 times; run it again"):
+    with pytest.raises(RunAgain, match="other deployers wrote entry 11 first, 10 times in a row; run it again"):
         deploy(line)
     assert line.names.count("ledger.claim") == MAX_ATTEMPTS
     assert deploy(Line(line.world))[0].decided().verdict is Verdict.PROMOTE
@@ -267,7 +270,7 @@ class TestAHeadThatTheHubLacks:
                 raise HubError("the Hub is away")
 
         line = Line(start, before=fail)
-        with pytest.raises(RunAgain, match="version 1 was published again, its projections are pending"):
+        with pytest.raises(RunAgain, match="version 1 was published again, but registry or Hub do not show it yet"):
             deploy(line, BELOW)
         line.before = lambda _line, _name: None
         deploy(line, BELOW)

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -217,13 +219,14 @@ def test_the_last_record_is_empty_where_there_is_none_or_it_is_broken() -> None:
     assert last_info(Path("results")) == {}
 
 
-def test_a_failure_replaces_the_record_and_leaves_comparison_and_log_alone() -> None:
+def test_a_failure_replaces_record_and_log_and_leaves_the_comparison_alone() -> None:
     folder = check_output_dir(Path("results/deployment"))
     for name in (results.INFO, results.COMPARISON, results.LOGS):
         (folder / name).write_text('{"result": "promoted"}')
-    write_failure(folder, "undecided", 4, "MLflow: no answer")
+    write_failure(folder, "undecided", 4, "MLflow: no answer", "ERROR MLflow: no answer\n")
     assert last_info(folder) == {"result": "undecided", "code": 4, "reason": "MLflow: no answer"}
-    assert (folder / results.COMPARISON).read_text() == (folder / results.LOGS).read_text() == '{"result": "promoted"}'
+    assert (folder / results.COMPARISON).read_text() == '{"result": "promoted"}'
+    assert (folder / results.LOGS).read_text() == "ERROR MLflow: no answer\n"
 
 
 def test_the_log_of_a_run_is_kept_from_info_up() -> None:
@@ -233,5 +236,8 @@ def test_the_log_of_a_run_is_kept_from_info_up() -> None:
     logger.debug("too fine")
     logger.info("kept %s", "this")
     logger.removeHandler(log)
-    assert log.text().endswith(" INFO src.of_this_test: kept this\n")
-    assert log.text().count("\n") == 1
+    step, end = log.text("PROMOTED: first model").splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO kept this", step)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ END PROMOTED: first model", end)
+    utc = datetime.fromisoformat(step.split()[0])
+    assert abs(datetime.now(UTC) - utc) < timedelta(minutes=5)
