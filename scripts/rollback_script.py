@@ -12,6 +12,7 @@ except ModuleNotFoundError:
 
 from src.core.errors import Refused
 from src.core.records import CONFIG
+from src.decisions.words import KINDS, NO_REASON, asked_by, hub_commit
 from src.ledger.slots import LedgerView, Slot
 from src.promotion.protocol import agree, append
 from src.promotion.rollback import default_target, rollback
@@ -40,7 +41,7 @@ def main() -> int:
     from utils.tracking.deployments import Journal
 
     model = managed_model(flags.config, skip_hf_push=flags.skip_hf_push, create=False)
-    by = origin(flags.reason, "no reason given")
+    by = origin(flags.reason, NO_REASON)
     before, to, only_finish = model.checked_view(), flags.to, False
     if to is None and flags.block is None:
         # A rollback that was interrupted must not roll back twice when it is run again: finish it instead.
@@ -77,17 +78,25 @@ def _summary(model: ManagedModel, before: LedgerView, after: LedgerView, slot: S
     if slot and dry_run:
         after = LedgerView((*before.slots, slot))
     head, last, blocked = after.head, after.standing, sorted(after.blocked_versions)
-    was = "was already" if slot is None else f"instead of version {_version(before)}"
     if head is None or last is None:
-        return "no champion"
-    hub = f"{head.hub.repo} at {head.hub.commit[:12]}" if head.hub else "does not have it"
+        return "NO CHANGE: there is no champion"
+    hub = hub_commit(head.hub.model_dump()) if head.hub else "does not have it"
     return "\n".join([
-        f"{'DRY RUN, ' if dry_run else ''}CHAMPION: {model.model_name} version {head.version}, {was}.",
-        f"  previous    {versions([after.previous.version if after.previous else None], nothing='none')}",
-        f"  blocked     {versions(blocked, nothing='none')}",
-        f"  Hub         {hub if model.repository else 'not pushed'}",
-        f"  ledger      slot {last.number}, {last.kind}: {last.reason} ({last.actor})",
+        _verdict(f"{model.model_name} version {head.version}", _version(before), head.version, slot, dry_run),
+        f"  previous  {versions([after.previous.version if after.previous else None], nothing='none')}",
+        f"  blocked   {versions(blocked, nothing='none')}",
+        f"  Hub       {hub if model.repository else 'not pushed'}",
+        f"  ledger    entry {last.number}, {KINDS[last.kind]} by {asked_by(last.actor, last.reason)}",
     ])
+
+
+def _verdict(name: str, before: int | None, now: int, slot: Slot | None, dry_run: bool) -> str:
+    would, stands = ("WOULD BE ", "would be") if dry_run else ("", "is")
+    if slot is None:
+        return f"NO CHANGE: {name} was already the champion"
+    if now == before:
+        return f"{would}BLOCKED: {versions(slot.blocks)}; {name} stays the champion"
+    return f"{would}ROLLED BACK: {name} {stands} the champion again, instead of version {before}"
 
 
 def _version(view: LedgerView) -> int | None:

@@ -21,7 +21,7 @@ from src.core.records import EvaluationReport, read_object
 from src.decisions import backtest, history
 from src.decisions.history import Evaluation
 from src.decisions.record import differences, evidence_of, question_of
-from src.decisions.words import explain_lines, untrue
+from src.decisions.words import explain_lines, short, untrue
 from src.evaluation.metrics import RowStatistics, corpus_scores, tokenizer_of
 from src.evaluation.predictions import Prediction, rescored, statistics_of
 from src.evaluation.significance import gain_evidence
@@ -31,7 +31,7 @@ from utils import environment, json_utils, mlflow_utils
 from utils.answers import logged_predictions
 from utils.tracking.history import HistoryReader, HistoryRuns
 from utils.tracking.ledger import MlflowLedger
-from utils.tracking.tag import ADAPTER, CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
+from utils.tracking.tag import CONTRACT, EXCLUDED, KIND, MODEL_DIGEST
 
 _SAME = 1e-9  # scores are rounded to that; the last bit of a logarithm is the processor's
 logger = logging.getLogger("champion")
@@ -70,7 +70,7 @@ class HistoryCommands:
             more = len(group.rows) - len(rows)
             lines += [*history.header(self._name, group, view, self._policy), history.table(rows),
                       *([f"... and {more} more"] if more else []), ""]
-        lines += [f"in the way: {blocking}"] if blocking else []
+        lines += [f"latest evaluation: {blocking}"] if blocking else []
         return "\n".join(lines).rstrip("\n") or f"{self._name}: no evaluations"
 
     def exclude(self, run_id: str, reason: str) -> str:
@@ -81,15 +81,16 @@ class HistoryCommands:
         """
         run = self._runs.find(run_id, "evaluation")
         if note := run.data.tags.get(EXCLUDED):
-            return f"run {run_id} is excluded already: {history.exclusion_words(note)}"
+            return f"run {short(run_id)} was already excluded: {history.exclusion_words(note)}"
         digest = run.data.tags.get(MODEL_DIGEST)
         slot = next((s for s in reversed(self._ledger.view().slots) if s.model_digest == digest), None)
         if slot and digest in self._ledger.view().promoted_digests:
-            raise Refused(f"run {run_id}: scored version {slot.version}, which was promoted; evaluate it again (the "
-                          f"latest counts), or `python scripts/rollback_script.py --block {slot.version}`")
+            raise Refused(f"run {short(run_id)}: is the score of version {slot.version}, which was promoted, so it "
+                          "cannot be excluded; evaluate it again (the latest score counts), or "
+                          f"`champion rollback --block {slot.version}`")
         note = history.exclusion(reason, environment.actor(), datetime.now(UTC))
         self._runs.exclude(run, note)
-        return f"run {run_id} is excluded from every later comparison: {history.exclusion_words(note)}"
+        return f"run {short(run_id)} is excluded from every later comparison: {history.exclusion_words(note)}"
 
     def explain(self, run_id: str) -> tuple[list[str], list[str], list[str]]:
         """A recorded decision in words, what differs in a replay of it today, and who states an untrue score."""
@@ -98,8 +99,8 @@ class HistoryCommands:
             key = records.digest_of([run.data.tags.get(MODEL_DIGEST), run.data.tags.get(CONTRACT)])
             deployment = self._runs.deployment_of(key)
             if deployment is None:
-                raise InvalidParams(f"run {run_id}: nothing was decided about it yet; run "
-                                    f"`python scripts/history_script.py --promote {run_id}`")
+                raise InvalidParams(f"run {short(run_id)}: nothing was decided about it yet; run "
+                                    f"`champion history --promote {short(run_id)}`")
             run = deployment
         recorded = self._runs.evidence(run)
         question, report = _loaded(recorded, run.info.run_id)
@@ -107,8 +108,8 @@ class HistoryCommands:
         found = self._question_today(question, tokenizer)
         again = evidence_of(found, decide(found), report)
         differing = differences(recorded, json.loads(json.dumps(again)))
-        lines = explain_lines(question, decide(question))
-        return [f"deployment run {run.info.run_id}", *lines], differing, self._untrue(question, tokenizer)
+        where = f"  {'recorded in':14}  MLflow run {short(run.info.run_id)}"
+        return [*explain_lines(question, decide(question)), where], differing, self._untrue(question, tokenizer)
 
     def _untrue(self, question: Question, tokenizer: str) -> list[str]:
         """Who states other scores of challenger or baseline than their logged answers give: files, MLflow, record."""
@@ -226,7 +227,7 @@ def promote(config: Path, run_id: str, reason: str | None) -> int:
     client = mlflow_utils.connect_to_read(params.mlflow)
     runs = HistoryRuns(client, experiment=params.mlflow.experiment_name,
                        model_name=params.deployment.model_registry_name)
-    runs.find(run_id, "evaluation")
+    run_id = runs.find(run_id, "evaluation").info.run_id
     _SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="restored-", dir=_SCRATCH) as scratch:
         folder = Path(scratch)
@@ -254,8 +255,7 @@ def _check_base(report: EvaluationReport) -> None:
 def _restore(runs: HistoryRuns, run_id: str, report: EvaluationReport, folder: Path) -> records.FineTunedModel:
     """Download the adapter into `folder` from the run that trained it; returns its record."""
     wanted = report.model.adapter_sha256
-    trained = next(runs.search(f"tags.`{ADAPTER}` = '{wanted}' and tags.kind = 'fine_tuning' and "
-                               "attributes.status = 'FINISHED'"), None)
+    trained = runs.training_of(wanted)
     if trained is None:
         raise InvalidParams(f"run {run_id}: MLflow has no training run of its adapter {wanted[:12]}; "
                             "train it again with `dvc repro fine_tuning evaluation` on its commit")

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from src.core.errors import InvalidParams
 from src.core.params import METRICS, DeploymentParams, validate
 from src.core.records import digest_of
-from src.decisions.words import policy_words
+from src.decisions.words import decision_words, policy_words, short
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import Decision, GainEvidence, Policy, Question, Reason, ScoredRun, Verdict, decide
 
@@ -136,25 +136,30 @@ def comparison(contract: str, policies: Sequence[Policy], steps: Sequence[Sequen
     """Two policies under one contract as lines of text: their totals, and the promotions of only one of them."""
     recorded, other = steps
     differ = [pair for pair in zip(recorded, other, strict=True) if pair[0].promotes != pair[1].promotes]
-    lines = [f"{len(recorded)} evaluations under contract {contract[:12]}, decided again from an empty ledger on",
-             _totals("as it is", policies[0], recorded), _totals("as set", policies[1], other),
-             f"{len(differ)} promotions differ"]
+    title = f"{_count(len(recorded), 'evaluation')} on the same test set (contract {short(contract)})"
+    lines = [f"{title}, decided again from an empty ledger",
+             _totals("params.yaml", policies[0], recorded), _totals("--set", policies[1], other),
+             f"{_count(len(differ), 'promotion')} {'differs' if len(differ) == 1 else 'differ'}"]
     if differ:
-        cells = [("finished", "run", "as it is", "", "gain", "as set", "", "gain")]
-        cells += [(one.finished, one.run_id, *_cells(one), *_cells(two)) for one, two in differ]
+        cells = [("finished", "MLflow run", "params.yaml", "", "gain", "--set", "", "gain")]
+        cells += [(one.finished, short(one.run_id), *_cells(one), *_cells(two)) for one, two in differ]
         lines += indent(tabulate(cells, tablefmt="plain", disable_numparse=True), "  ").splitlines()
     return lines
 
 
 def _totals(name: str, policy: Policy, steps: Sequence[BacktestStep]) -> str:
     promoted = [step for step in steps if step.promotes]
-    champion = f"run {promoted[-1].run_id} ({promoted[-1].score:.6f})" if promoted else "none"
-    return f"  {name:8}  {policy_words(policy)}: {len(promoted)} promotions, champion {champion}"
+    champion = f"score {promoted[-1].score:.6f}, MLflow run {short(promoted[-1].run_id)}" if promoted else "none"
+    return f"  {name:11}  {policy_words(policy)}: {_count(len(promoted), 'promotion')}, the last champion: {champion}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _cells(step: BacktestStep) -> tuple[str, str, str]:
     gain = "" if step.gain is None else f"{step.gain:+.6f}"
-    return f"{step.score:.6f}", f"{step.decision} ({step.reason})", gain
+    return f"{step.score:.6f}", decision_words(step.decision, step.reason), gain
 
 
 def _number(setting: str, text: str) -> float:

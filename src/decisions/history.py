@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from src.core.records import digest_of
-from src.decisions.words import blocker, explain
+from src.decisions.words import blocker, decision_words, explain, rounded, short
 from src.ledger.slots import LedgerView
 from src.model_selection import Policy, Question, ScoredRun, best_of, decide, latest_by_model
 
@@ -93,27 +93,42 @@ def in_the_way(evaluations: Sequence[Evaluation], ledger: LedgerView, policy: Po
     question = Question(challenger=latest, history=runs, history_complete=True, ledger=ledger, policy=policy,
                         force=False, may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
     decision = decide(question)
-    return f"run {latest.run_id}: {explain(decision, policy)}" if blocker(decision, policy) else None
+    return explain(decision, policy, ledger) if blocker(decision, policy) else None
 
 
 def header(name: str, group: Group, ledger: LedgerView, policy: Policy) -> list[str]:
     """The lines above a ranking: champion, best promoted and best evaluated model."""
-    def side(run: ScoredRun | None) -> str:
-        return f"{policy.score(run):.6f}  run {run.run_id}" if run else "none"
+    versions = {slot.model_digest: f"version {slot.version}" for slot in ledger.slots}
 
-    champion = f"version {ledger.head.version}, " if ledger.head else ""
-    return [f"{name}: contract {group.contract[:12]}, comparable models: {group.models}",
-            f"  champion        {champion}{side(group.champion)}",
+    def side(run: ScoredRun | None) -> str:
+        if run is None:
+            return "none"
+        score, status = rounded(policy.score(run))[0], versions.get(run.model_digest, "never promoted")
+        return f"{status}, score {score}, MLflow run {short(run.run_id)}"
+
+    champion = side(group.champion)
+    if group.champion is None and ledger.head:
+        champion = f"version {ledger.head.version}, not evaluated on this test set"
+    count = f"{group.models} model{'' if group.models == 1 else 's'}"
+    return [f"{name}: {count} evaluated on the same test set (contract {short(group.contract)})",
+            f"  champion        {champion}",
             f"  best promoted   {side(group.best_promoted)}",
             f"  best evaluated  {side(group.best_evaluated)}"]
 
 
 def table(rows: Sequence[RankedRun]) -> str:
     """The ranking as aligned columns with a header line."""
-    lines = [("rank", "score", "delta", "decision", "version", "alias", "age", "run", "mark")]
-    lines += [(str(row.rank or "-"), f"{row.score:.6f}", "" if row.delta is None else f"{row.delta:+.6f}", row.decision,
-               str(row.version or ""), row.alias, row.age, row.run_id, row.mark) for row in rows]
+    lines = [("rank", "score", "to champion", "decision", "version", "alias", "age", "MLflow run", "not compared")]
+    lines += [(str(row.rank or "-"), f"{row.score:.6f}", "" if row.delta is None else f"{row.delta:+.6f}",
+               _decided(row.decision), str(row.version or ""), row.alias, row.age, short(row.run_id), row.mark)
+              for row in rows]
     return tabulate(lines, tablefmt="plain", disable_numparse=True)
+
+
+def _decided(decision: str) -> str:
+    """A decision as the runs keep it, `keep (not_best)`, in words."""
+    verdict, _, reason = decision.partition(" (")
+    return decision_words(verdict, reason.removesuffix(")")) if reason else decision
 
 
 def csv_text(rows: Iterable[RankedRun]) -> str:

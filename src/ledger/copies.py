@@ -10,11 +10,11 @@ from typing import Any
 
 from src.core.errors import IntegrityError, Undecided
 from src.core.records import canonical_json
-from src.ledger.slots import parse_slots
+from src.ledger.slots import entries, parse_slots
 
 STORE, COPY, MIRROR = "MLflow", "results/deployment/ledger.jsonl", "the Hub's branch `ledger`"
-NEW_LEDGER = "`python scripts/status_script.py --adopt` writes a new ledger from its intact copy"
-_REPAIR = "`python scripts/status_script.py --repair`"
+NEW_LEDGER = "`champion status --adopt` writes a new ledger from its intact copy"
+_REPAIR = "`champion status --repair`"
 _WAYS = {
     STORE: NEW_LEDGER,
     COPY: f"`git checkout -- {COPY}`, or delete it, and {_REPAIR} writes it anew",
@@ -74,9 +74,9 @@ def words(text: str) -> str:
     """A slot in words, so that a person can decide whether to accept it."""
     slot = _loaded(text)
     if not {"number", "kind", "version"} <= slot.keys():
-        return "a slot that cannot be read"
+        return "an entry that cannot be read"
     more = "".join(f", {name} {', '.join(map(str, slot[name]))}" for name in ("blocks", "unblocks") if slot.get(name))
-    return (f"slot {slot['number']} ({slot['kind']}, version {slot['version']}{more}, by {_short(slot.get('actor'))}: "
+    return (f"entry {slot['number']} ({slot['kind']}, version {slot['version']}{more}, by {_short(slot.get('actor'))}: "
             f"{_short(slot.get('reason'))})")
 
 
@@ -99,8 +99,8 @@ def refuse_added(ledgers: Mapping[str, Sequence[str]]) -> None:
 
 def added_remedy() -> str:
     """The advice for slots that only the copy in git has, and that the mirror, written later, lacks."""
-    return (f"if somebody added them (`git log -p -- {COPY}`), {_WAYS[COPY]}; {OLD_STORE}`python "
-            "scripts/status_script.py --adopt` takes them over")
+    return (f"if somebody added them (`git log -p -- {COPY}`), {_WAYS[COPY]}; {OLD_STORE}`champion status --adopt` "
+            "takes them over")
 
 
 def refuse_altered(ledgers: Mapping[str, Sequence[str]]) -> None:
@@ -125,13 +125,13 @@ def refuse_lost(name: str, store: Sequence[str], copy: Sequence[str] | None, rec
     if store:
         refuse_altered({STORE: store, COPY: copy or ()})
         if len(store) < kept:
-            raise Undecided(f"{name}: MLflow's ledger has {_slots(len(store))} and {COPY} {kept}, so MLflow's lacks "
+            raise Undecided(f"{name}: MLflow's ledger has {entries(len(store))} and {COPY} {kept}, so MLflow's lacks "
                             f"{words((copy or ())[len(store)])}; {OLD_STORE}restore a newer one, or {_REPAIR} writes "
                             f"them anew; {_ALTERED_COPY}")
     elif kept or recorded is not None:
-        says = f"{COPY} has {_slots(kept)}" if kept else f"deployment_info.json names version {recorded} as champion"
+        says = f"{COPY} has {entries(kept)}" if kept else f"deployment_info.json names version {recorded} as champion"
         raise Undecided(f"{name}: {says}, but MLflow holds no ledger of it, so the store is lost or another one; "
-                        "restore it or correct mlflow.tracking_uri, or `python scripts/status_script.py --adopt` to go "
+                        "restore it or correct mlflow.tracking_uri, or `champion status --adopt` to go "
                         "on in this one, or give deployment.model_registry_name a value of your own to start anew")
 
 
@@ -159,10 +159,6 @@ def choose(store: Sequence[str], copies: Mapping[str, Sequence[str]]) -> list[st
     return longest
 
 
-def _slots(count: int) -> str:
-    return f"{count} slot{'' if count == 1 else 's'}"
-
-
 def _difference(number: int, held: Mapping[str, str]) -> Difference | None:
     groups: dict[str, list[str]] = {}
     for place, text in held.items():
@@ -176,12 +172,12 @@ def _difference(number: int, held: Mapping[str, str]) -> Difference | None:
     differ = [name for name in names if len({canonical_json(slot.get(name)) for slot in slots.values()}) > 1]
     own = [name for name in differ if name != _BEFORE]
     if empty := [place for place, slot in slots.items() if not slot]:
-        return Difference(f"slot {number + 1} differs: {' and '.join(empty)} cannot be read", alone, follows=False)
+        return Difference(f"entry {number + 1} differs: {' and '.join(empty)} cannot be read", alone, follows=False)
     parts = [f"{name} ({', '.join(f'{place}: {_short(slot.get(name))}' for place, slot in slots.items())})"
              for name in own or differ]
     more = f" and {len(parts) - _FIELDS} more" if len(parts) > _FIELDS else ""
     says = f", {alone} stands alone" if alone else ""
-    return Difference(f"slot {number + 1} differs{says}: {', '.join(parts[:_FIELDS])}{more}", alone, follows=not own)
+    return Difference(f"entry {number + 1} differs{says}: {', '.join(parts[:_FIELDS])}{more}", alone, follows=not own)
 
 
 def _short(value: object) -> str:

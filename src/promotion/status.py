@@ -8,13 +8,14 @@ from typing import Any
 
 from tabulate import tabulate
 
+from src.decisions.words import KINDS, asked_by, decision_words, result_words, rounded, short
 from src.ledger.copies import COPY, MIRROR, OLD_STORE, STORE, added_remedy, differing, is_copy_alone, remedy, words
 from src.ledger.ports import Holders, HubState
-from src.ledger.slots import HubRef, LedgerView, Slot
+from src.ledger.slots import HubRef, LedgerView, Slot, entries
 from src.promotion.protocol import Step
 
 REPAIR = "`--repair` restores it"
-_ADOPT = "`--adopt` takes it in"
+_ADOPT = "`--adopt` adds it to the ledger"
 _LOST = "the store is lost or another one: restore it or correct mlflow.tracking_uri, or `--adopt`"
 _PUBLISH = "`--repair` publishes it, and so does the next deployment that pushes"
 _BACKUP = "restore MLflow's database from a backup"
@@ -122,12 +123,12 @@ def _versions(seen: ObservedState, head: Slot) -> Iterator[Finding]:
     elif head.version in seen.lost_weights:
         yield Finding("registry", f"version {head.version} has no weights in this MLflow store",
                       "restore MLflow's artifacts from a backup, or bring back results/release or the Hub's release "
-                      "and `--adopt`, or promote another model with `deployment_script.py --force-deploy`")
+                      "and `--adopt`, or promote another model with `champion deploy --force-deploy`")
     for version, key in sorted({slot.version: slot.key for slot in seen.view.slots}.items()):
         found = seen.keys.get(version, key)
         if found != key:
-            yield Finding("registry", f"version {version} carries the key {(found or 'none')[:12]}; the ledger says "
-                          f"{key[:12]}: another model has its number",
+            yield Finding("registry", f"version {version} carries the key {short(found or 'none')}; the ledger says "
+                          f"{short(key)}: another model has its number",
                           _UNENDED if version in seen.lost_weights else _BACKUP)
 
 
@@ -152,7 +153,7 @@ def _tags(view: LedgerView, hub: ObservedHub, head: Slot) -> Iterator[Finding]:
             whose = "" if version == head.version else ", and its commit is still there"
             yield Finding("hub", f"tag v{version} is missing{whose}", REPAIR)
         elif found not in (None, commit):
-            yield Finding("hub", f"tag v{version} is at {str(found)[:12]}; the ledger says {commit[:12]}",
+            yield Finding("hub", f"tag v{version} is at {short(str(found))}; the ledger says {short(commit)}",
                           "find out who moved it, delete it, and `--repair`")
 
 
@@ -174,10 +175,10 @@ def _slots(seen: ObservedState) -> Iterator[Finding]:
     for place, texts, expected in (("copy", seen.copy or [], bool(seen.copy)), ("mirror", ledgers[MIRROR], pushed)):
         behind = len(ours) - len(texts)
         if behind < 0:
-            lacks = f"has {len(texts)} slots, the ledger {len(ours)}, which lacks {words(texts[len(ours)])}"
+            lacks = f"has {entries(len(texts))}, the ledger {len(ours)}, which lacks {words(texts[len(ours)])}"
             yield Finding(place, lacks, _ahead(place, present) if ours or seen.keys else _LOST)
         elif behind and expected:
-            yield Finding(place, f"is {behind} slot{'s' if behind > 1 else ''} behind the ledger", REPAIR)
+            yield Finding(place, f"is {entries(behind)} behind the ledger", REPAIR)
 
 
 def _ahead(place: str, ledgers: Mapping[str, Sequence[str]]) -> str:
@@ -284,31 +285,43 @@ def text(told: Mapping[str, Any]) -> str:
     champion, registry, hub = told["champion"], told["registry"], told["hub"]
     title, rows = f"{told['model_name']}: no champion yet", dict[str, str]()
     if champion:
-        score = f", score {champion['score']}" if champion["score"] else ""
+        score = f" (score {rounded(champion['score'])[0]})" if champion["score"] else ""
         title = f"{told['model_name']}: version {champion['version']} is the champion{score}"
-        rows["since"] = (f"{champion['time']}, slot {champion['number']}, {champion['kind']} by {champion['actor']}: "
-                         f"{champion['reason']}")
+        rows["since"] = (f"{_when(champion['time'])}, {KINDS[champion['kind']]} by "
+                         f"{asked_by(champion['actor'], champion['reason'])}")
     rows["previous"] = versions([told["previous"]["version"] if told["previous"] else None], nothing="none")
     rows["blocked"] = versions(told["blocked_versions"], nothing="none")
     if told["pruned_versions"]:
         rows["pruned"] = versions(told["pruned_versions"])
-    rows["ledger"] = f"{told['ledger']['slots']} slots, chain whole"
-    rows["registry"] = (f"champion {registry['champion']}, previous {registry['previous']}, Production "
-                        f"{', '.join(map(str, registry['production'])) or None}")
+    rows["ledger"] = f"{entries(told['ledger']['slots'])}, hash chain intact"
+    production = versions(registry["production"], nothing="")
+    rows["registry"] = ", ".join([
+        _holder("champion", registry["champion"]), _holder("previous version", registry["previous"]),
+        f"stage Production = {production}" if production else "stage Production is empty"])
     rows["Hub"] = "not pushed"
     if hub:
-        rows["Hub"] = f"{hub['repo']}: main at {str(hub['main'])[:12]}, {hub['release']}, tag {hub['tag']}"
-        rows["mirror"] = f"{told['mirror_slots']} slots"
+        tag = f"tag {hub['tag']}" if hub["tag"] else "no tag of the champion"
+        commit = f"commit {short(hub['main'])}" if hub["main"] else "no commit"
+        rows["Hub"] = f"{hub['repo']}: main shows {hub['release']}, {tag}, {commit}"
+        rows["copy on Hub"] = entries(told["mirror_slots"])
     if lost := told.get("lost_releases"):
         rows["lost"] = (f"{versions(lost)} {'are' if len(lost) > 1 else 'is'} no longer on the Hub; a rollback to one "
                         "publishes it again")
-    rows["record"] = told["record"] or "none"
-    lists = {"decisions": [f"{each['time']}  {each['decision']} ({each['reason']}), run {each['run_id']}"
-                           for each in told["decisions"]],
+    rows["last decision"] = result_words(told["record"]) if told["record"] else "none"
+    lists = {"decisions": [f"{_when(each['time'])}  {decision_words(each['decision'], each['reason'])}, MLflow run "
+                           f"{short(each['run_id'])}" for each in told["decisions"]],
              "unfinished": [f"{key}: {', '.join(where)}" for key, where in told["unfinished"].items()],
              "drift": [f"{each['place']}: {each['text']}; {each['remedy']}" for each in told["drift"]]}
     rows |= {name: "\n".join(lines) or "none" for name, lines in lists.items()}
     return f"{title}\n{indent(tabulate(rows.items(), tablefmt='plain', disable_numparse=True), '  ')}"
+
+
+def _holder(name: str, number: int | None) -> str:
+    return f"no {name}" if number is None else f"{name} = version {number}"
+
+
+def _when(time: str) -> str:
+    return f"{time[:_SECONDS].replace('T', ' ')} UTC"
 
 
 def _champion(view: LedgerView) -> Slot | None:

@@ -183,7 +183,7 @@ def test_a_lost_store_is_undecided_and_adopted_with_its_blocks(
     shop, view, copy = rolled_back, rolled_back.view, COPY.read_bytes()
     lose_mlflow(shop, migrated_store)
     for flags in ([], ["--force-deploy"], ["--dry-run"]):
-        with pytest.raises(Undecided, match=r"ledger.jsonl has 4 slots, but MLflow holds no ledger .*--adopt.*_name"):
+        with pytest.raises(Undecided, match=r"ledger.jsonl has 4 entries, but MLflow holds no ledger .*--adopt.*_name"):
             shop.bring("two", 20, *flags)
     with pytest.raises(Undecided, match="MLflow holds no ledger"):
         run(rollback_script, "--to", 2)
@@ -282,9 +282,9 @@ def test_a_ledger_that_lost_its_last_slots_is_undecided_and_repaired(shop: Shop,
     lose_ledger(shop)
     for slot in view.slots[:2]:
         assert shop.ledger.claim(slot)
-    with pytest.raises(Undecided, match=r"ledger has 2 slots and results/.*ledger.jsonl 3, .*--repair"):
+    with pytest.raises(Undecided, match=r"ledger has 2 entries and results/.*ledger.jsonl 3, .*--repair"):
         shop.bring("four", 35)
-    with pytest.raises(Undecided, match="ledger has 2 slots"):
+    with pytest.raises(Undecided, match="ledger has 2 entries"):
         run(rollback_script)
     assert drift(status("--repair")) == []
     assert shop.view == view
@@ -306,7 +306,7 @@ def test_a_slot_that_only_the_copy_in_git_has_is_named_and_taken_over_by_nobody_
     assert run(rollback_script) == 0
     view, copy = shop.view, COPY.read_bytes()
     added = add_to_copy(kind="rollback", blocks=[], unblocks=[3])
-    assert added == 'slot 5 (rollback, version 2, unblocks 3, by "mallory": "all is well")'
+    assert added == 'entry 5 (rollback, version 2, unblocks 3, by "mallory": "all is well")'
     with pytest.raises(Undecided, match=f"MLflow's lacks {re.escape(added)}.*somebody added to the copy.*or delete it"):
         shop.bring("three", 30)
     (found,) = status()["drift"]
@@ -414,7 +414,7 @@ def test_an_adoption_that_was_killed_is_finished_by_the_next_and_gives_no_number
 def test_a_copy_that_is_behind_is_normal_and_completed_by_the_next_deployment(shop: Shop, status: Status) -> None:
     copy = COPY.read_bytes()
     COPY.write_bytes(b"".join(copy.splitlines(keepends=True)[:2]))
-    assert drift(status()) == ["copy: is 1 slot behind the ledger"]
+    assert drift(status()) == ["copy: is 1 entry behind the ledger"]
     assert shop.bring("three", 30).reason is Reason.ALREADY
     assert COPY.read_bytes() == copy
     COPY.unlink()
@@ -441,11 +441,11 @@ def test_a_rewritten_slot_is_named_by_status_and_deployment_and_adopted_out_of(
     rewrite(shop, 3, score="0.1", actor="mallory", reason="lower")
     says = 'MLflow: "0.1", results/deployment/ledger.jsonl: "0.'
     (found,) = drift(status())
-    assert found.startswith("ledger: slot 3 differs: actor (MLflow: ")
+    assert found.startswith("ledger: entry 3 differs: actor (MLflow: ")
     assert says in found
-    with pytest.raises(IntegrityError, match=r"slot 3 differs: .*; find out which one is right: .*--adopt` writes"):
+    with pytest.raises(IntegrityError, match=r"entry 3 differs: .*; find out which one is right: .*--adopt` writes"):
         shop.bring("four", 35)
-    with pytest.raises(IntegrityError, match=r"slot 3 differs: .*--adopt` writes"):
+    with pytest.raises(IntegrityError, match=r"entry 3 differs: .*--adopt` writes"):
         run(status_script, "--repair")
     assert drift(status("--adopt")) == []
     assert shop.view == view
@@ -461,7 +461,7 @@ def test_a_broken_chain_is_told_by_the_slot_that_was_altered_not_by_the_next(sho
     view = shop.view
     rewrite(shop, 1, score="0.9")
     for command in (partial(run, status_script), partial(shop.bring, "four", 35)):
-        with pytest.raises(IntegrityError, match=r"slot 1 differs.*score \(MLflow: \"0.9\".*--adopt` writes"):
+        with pytest.raises(IntegrityError, match=r"entry 1 differs.*score \(MLflow: \"0.9\".*--adopt` writes"):
             command()
     assert drift(status("--adopt")) == []
     assert shop.view == view
@@ -480,10 +480,10 @@ def test_two_intact_copies_that_differ_restore_nothing_until_one_is_gone(shop: S
     view = shop.view
     slots = [view.slots[0], view.slots[1].model_copy(update={"actor": "mallory"})]
     shop.hub.put(REPO, {"ledger.jsonl": "".join(f"{slot.text()}\n" for slot in slots).encode()}, "ledger")
-    assert drift(status())[0].startswith("ledger: slot 2 differs, the Hub's branch `ledger` stands alone: actor (")
+    assert drift(status())[0].startswith("ledger: entry 2 differs, the Hub's branch `ledger` stands alone: actor (")
     rewrite(shop, 2, actor="eve")
     for flag in ("--repair", "--adopt"):
-        with pytest.raises(IntegrityError, match="slot 2 differs"):
+        with pytest.raises(IntegrityError, match="entry 2 differs"):
             run(status_script, flag)
     lose_mirror(shop)
     assert drift(status("--adopt")) == []

@@ -19,20 +19,29 @@ def test_a_decision_is_explained_and_taken_again_bit_for_bit(run: Run, config: P
     first, second, third = evaluate_and_deploy(config, params, ("a", 20), ("b", 25), ("c", 24))
     assert "PROMOTED (first_model)" in run("--explain", first.run_id)
     words = run("--explain", second.run_id)
-    assert "PROMOTED (improved): its gain of +0.026573 reaches the threshold of 0.001." in words
-    assert f"best promoted   {first.weighted_score:.6f}  run {first.run_id}, version 1" in words
+    assert "PROMOTED (improved): score 0.922 is 0.027 above the champion, version 1 (0.895)\n" in words
+    assert f"best promoted   {first.weighted_score:.6f}  version 1, MLflow run {first.run_id[:8]}" in words
     assert " at 95 % on 40 rows" in words
     assert words.endswith("  replay          the same result, bit for bit\n")
     deployment = evidence_of(params, third).parts[-3]
-    assert f"deployment run {deployment}" in run("--explain", third.run_id)
-    assert "KEPT (not_best)" in run("--explain", deployment)
+    assert f"recorded in     MLflow run {deployment[:8]}" in run("--explain", third.run_id)
+    assert "NOT PROMOTED (not_best)" in run("--explain", deployment)
+
+
+def test_a_run_is_named_by_the_first_characters_of_its_id(run: Run, config: Path, params: Params) -> None:
+    first, second = evaluate_and_deploy(config, params, ("a", 20), ("b", 25))
+    assert run("--explain", second.run_id[:8]) == run("--explain", second.run_id)
+    with pytest.raises(InvalidParams, match="MLflow has no such run"):
+        run("--explain", "0" * 8)
+    with pytest.raises(InvalidParams, match="MLflow has no such run"):
+        run("--explain", first.run_id[:7])
 
 
 def test_a_forced_decision_says_what_it_set_aside(run: Run, config: Path, params: Params) -> None:
     evaluate_and_deploy(config, params, ("a", 25))
     forced = challenger(params, "b", answers(20))
     deploy(config, "--force-deploy", "--reason", "a customer needs it")
-    assert "asked for; set aside: not_best" in run("--explain", forced.run_id)
+    assert "asked for, and overrode the reason not_best" in run("--explain", forced.run_id)
 
 
 def test_an_evaluation_that_nothing_was_decided_about_has_nothing_to_explain(run: Run, params: Params) -> None:

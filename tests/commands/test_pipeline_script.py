@@ -160,5 +160,5 @@ def test_a_failed_pipeline_and_a_lost_remote_are_told(pipeline: Path) -> None:
     remote("s3://nowhere/at-all")
     write("dvc.lock", "schema: '2.0'\nstages:\n  one:\n    cmd: x\n    outs:\n    - path: out\n      hash: md5\n"
                       "      md5: d41d8cd98f00b204e9800998ecf8427e\n      size: 0\n")
-    with pytest.raises(RunAgain, match=r"dvc pull: remote here failed.*doctor_script"):
+    with pytest.raises(RunAgain, match=r"dvc pull: remote here failed.*champion doctor"):
         dvc_utils.pull()

@@ -30,9 +30,11 @@ def test_a_quiet_shop_is_told_as_it_is(shop: Shop, status: Status, capsys: pytes
     assert [each["decision"] for each in told["decisions"]] == ["promote"] * 3
     assert run(status_script) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{NAME}: version 3 is the champion, score 0.")
-    assert f"Hub         {REPO}: main at " in said
-    assert "drift       none" in said
+    assert said.startswith(f"{NAME}: version 3 is the champion (score 0.")
+    assert f"Hub            {REPO}: main shows version 3, tag v3, commit {told['hub']['main'][:8]}\n" in said
+    assert "copy on Hub    3 entries\n" in said
+    assert "last decision  promoted\n" in said
+    assert "drift          none" in said
 
 
 def test_looking_changes_nothing(shop: Shop, status: Status) -> None:
@@ -58,7 +60,7 @@ def test_every_hand_edit_is_named_and_repaired(shop: Shop, status: Status) -> No
         "registry: stage Production holds versions 2, 3; the ledger says version 3",
         f"hub: {REPO} main holds files that are no release of this ledger; the ledger says version 3",
         "hub: tag v3 is missing",
-        "mirror: is 3 slots behind the ledger",
+        "mirror: is 3 entries behind the ledger",
         "record: deployment_info.json names version 1 as champion; the ledger says version 3",
     ]
     assert drift(status("--repair")) == []
@@ -78,7 +80,7 @@ def test_a_moved_tag_is_named_and_never_moved_back_silently(shop: Shop, status: 
 def test_a_version_that_is_gone_is_named(shop: Shop, status: Status) -> None:
     shop.client.delete_model_version(NAME, "3")
     assert "registry: version 3 is gone" in drift(status())
-    with pytest.raises(Undecided, match=r"version 3 is the champion .*registry does not have it; .*status_script"):
+    with pytest.raises(Undecided, match=r"version 3 is the champion .*registry does not have it; .*champion status"):
         shop.bring("four", 35)
     assert run(rollback_script) == 0
     assert drift(status()) == []
@@ -141,16 +143,17 @@ def test_a_ledger_run_that_is_gone_for_good_is_restored_from_the_mirror(shop: Sh
 def test_a_lost_experiment_and_lost_last_slots_are_restored_too(shop: Shop, status: Status) -> None:
     view = shop.view
     lose_ledger(shop)
-    first = f"slot 1 (promote, version 1, by {json.dumps(view.slots[0].actor)}: \"no reason given\")"
+    first = f"entry 1 (promote, version 1, by {json.dumps(view.slots[0].actor)}: \"no reason given\")"
     assert drift(status()) == [
         "registry: shows version 3 as champion, but the ledger is empty",
-        f"copy: has 3 slots, the ledger 0, which lacks {first}",
-        f"mirror: has 3 slots, the ledger 0, which lacks {first}",
+        f"copy: has 3 entries, the ledger 0, which lacks {first}",
+        f"mirror: has 3 entries, the ledger 0, which lacks {first}",
         "record: deployment_info.json names version 3 as champion; the ledger says no version",
     ]
     for slot in view.slots[:2]:
         assert shop.ledger.claim(slot)
-    assert any(line.startswith("mirror: has 3 slots, the ledger 2, which lacks slot 3 (") for line in drift(status()))
+    lacking = "mirror: has 3 entries, the ledger 2, which lacks entry 3 ("
+    assert any(line.startswith(lacking) for line in drift(status()))
     assert drift(status("--repair")) == []
     assert (shop.view, shop.holders) == (view, SETTLED)
 
@@ -172,7 +175,7 @@ def test_an_altered_mirror_restores_nothing(shop: Shop, status: Status) -> None:
     lose_ledger(shop)
     lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
     shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"score":"0.', b'"score":"1.', 1)}, "ledger")
-    with pytest.raises(IntegrityError, match=r"slot 1 differs: score .*; delete the Hub's branch .*, and .*--repair"):
+    with pytest.raises(IntegrityError, match=r"entry 1 differs: score .*; delete the Hub's branch .*, and .*--repair"):
         run(status_script, "--repair")
     assert shop.view.slots == ()
 
@@ -181,7 +184,7 @@ def test_a_ledger_that_differs_from_its_mirror_is_named_and_left_to_a_person(sho
     lines = shop.hub.blob(shop.main("ledger")["ledger.jsonl"]).read_bytes()
     shop.hub.put(REPO, {"ledger.jsonl": lines.replace(b'"actor":"', b'"actor":"not ', 1)}, "ledger")
     (found,) = drift(status())
-    assert found.startswith("ledger: slot 1 differs, the Hub's branch `ledger` stands alone: actor (MLflow")
+    assert found.startswith("ledger: entry 1 differs, the Hub's branch `ledger` stands alone: actor (MLflow")
     with pytest.raises(IntegrityError, match=r"; delete the Hub's branch `ledger`, and .*--repair` wri"):
         run(status_script, "--repair")
     lose_mirror(shop)

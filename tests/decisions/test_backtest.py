@@ -51,7 +51,7 @@ def test_a_higher_threshold_promotes_less_and_the_table_shows_where() -> None:
     lines = comparison(CONTRACT, [POLICY, strict], both)
     assert lines[3] == "2 promotions differ"
     assert [line.split()[1] for line in lines[5:]] == ["run-m1", "run-m3"]
-    assert "below_threshold" in lines[5]
+    assert "not promoted (below threshold)" in lines[5]
     assert comparison(CONTRACT, [POLICY, POLICY], both[:1] * 2)[3:] == ["0 promotions differ"]
 
 

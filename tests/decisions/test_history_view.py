@@ -100,10 +100,11 @@ def test_the_header_shows_champion_best_promoted_and_best_evaluated_side_by_side
     view = ledger(("a", 0.6), ("b", 0.5))  # b was forced
     (group,) = history.groups([logged("a", 0.6, 3), logged("b", 0.5, 2), logged("c", 0.7, 1)], view, POLICY, {}, NOW)
     text = history.header("shop-bot", group, view, POLICY)
-    assert text[0].endswith("comparable models: 3")
-    assert [line.split() for line in text[1:]] == [
-        ["champion", "version", "2,", "0.500000", "run", "run-b"], ["best", "promoted", "0.600000", "run", "run-a"],
-        ["best", "evaluated", "0.700000", "run", "run-c"]]
+    assert text[0].startswith("shop-bot: 3 models evaluated on the same test set (contract ")
+    assert text[1:] == [
+        "  champion        version 2, score 0.500, MLflow run run-b",
+        "  best promoted   version 1, score 0.600, MLflow run run-a",
+        "  best evaluated  never promoted, score 0.700, MLflow run run-c"]
 
 
 @pytest.mark.parametrize(("lone", "latest", "named"), [(0.60, 0.55, True), (0.55, 0.55, True), (0.60, 0.5005, False),
@@ -115,8 +116,8 @@ def test_a_run_that_was_never_promoted_is_named_where_it_alone_keeps_the_latest_
     found = history.in_the_way(evaluations, ledger(("a", 0.5)), POLICY)
     assert (found is not None) is named
     if found:
-        assert found.startswith("run run-new: ")
-        assert "--promote run-lone" in found
+        assert found.startswith(f"score {latest:.3f} ")
+        assert found.endswith("`champion history --promote run-lone`")
 
 
 def test_a_promoted_model_in_the_way_is_not_called_one_that_was_never_promoted() -> None:
@@ -130,7 +131,7 @@ def test_the_table_is_aligned_and_csv_and_json_hold_every_column() -> None:
     (group,) = history.groups(evaluations, ledger(("a", 0.5)), POLICY, {}, NOW)
     lines = history.table(group.rows).splitlines()
     assert len(lines) == 3
-    assert lines[0].index("run") < lines[1].index("run-a") + 1 == lines[2].index("run-b") + 1
+    assert lines[0].index("MLflow run") == lines[1].index("run-a") == lines[2].index("run-b")
     rows = list(csv.DictReader(io.StringIO(history.csv_text(group.rows))))
     assert tuple(rows[0]) == history.HEADINGS
     assert rows[1]["rank"] == ""

@@ -66,28 +66,28 @@ ROWS: list[tuple[ObservedState, str]] = [
     (state(tree=hub_ref("a").tree), "hub: shop/bot main holds version 1; the ledger says version 3; `--repair`"),
     (state(tree=digest_of("edited")), "hub: shop/bot main holds files that are no release of this ledger; the ledger"),
     (state(tree=None, head=None), "hub: shop/bot main holds nothing; the ledger says version 3; `--repair`"),
-    (state(tags={**STATE.tags, "v1": "0" * 40}), "hub: tag v1 is at 000000000000; the ledger says "),
+    (state(tags={**STATE.tags, "v1": "0" * 40}), "hub: tag v1 is at 00000000; the ledger says "),
     (state(tags={name: at for name, at in STATE.tags.items() if name != "v3"}), "hub: tag v3 is missing; `--repair`"),
     (state(tags={name: at for name, at in STATE.tags.items() if name != "v1"}),
      "hub: tag v1 is missing, and its commit is still there; `--repair`"),
     (replace(QUIET, hub=replace(HUB, lost=frozenset({3}), state=replace(
         STATE, tree=None, tags={name: at for name, at in STATE.tags.items() if name != "v3"}))),
      "hub: version 3 is no longer on the Hub; shop/bot main holds nothing; `--repair` publishes it"),
-    (mirror(None), "mirror: is 3 slots behind the ledger; `--repair`"),
-    (mirror(LINES[:2]), "mirror: is 1 slot behind the ledger; `--repair`"),
-    (mirror([*LINES, "{}"]), "mirror: has 4 slots, the ledger 3, which lacks a slot that cannot be read; if "),
-    (mirror([LINES[0], "{}", LINES[2]]), "ledger: slot 2 differs: the Hub's branch `ledger` cannot be read; delete"),
-    (copied(LINES[:2]), "copy: is 1 slot behind the ledger; `--repair`"),
-    (copied([*LINES, "{}"]), "copy: has 4 slots, the ledger 3, which lacks a slot that cannot be read; if so"),
-    (copied(OTHER), "ledger: slot 3 differs, results/deployment/ledger.jsonl stands alone: actor (MLflow and the"),
-    (replace(copied(LINES), view=REWRITTEN), 'ledger: slot 3 differs, MLflow stands alone: score (MLflow: "0.9", re'),
+    (mirror(None), "mirror: is 3 entries behind the ledger; `--repair`"),
+    (mirror(LINES[:2]), "mirror: is 1 entry behind the ledger; `--repair`"),
+    (mirror([*LINES, "{}"]), "mirror: has 4 entries, the ledger 3, which lacks an entry that cannot be read; if "),
+    (mirror([LINES[0], "{}", LINES[2]]), "ledger: entry 2 differs: the Hub's branch `ledger` cannot be read; delete"),
+    (copied(LINES[:2]), "copy: is 1 entry behind the ledger; `--repair`"),
+    (copied([*LINES, "{}"]), "copy: has 4 entries, the ledger 3, which lacks an entry that cannot be read; if so"),
+    (copied(OTHER), "ledger: entry 3 differs, results/deployment/ledger.jsonl stands alone: actor (MLflow and the"),
+    (replace(copied(LINES), view=REWRITTEN), 'ledger: entry 3 differs, MLflow stands alone: score (MLflow: "0.9", re'),
     (replace(QUIET, lost_weights=frozenset({3})), "registry: version 3 has no weights in this MLflow store"),
     (replace(QUIET, info={"champion": {"version": 2}}), "record: deployment_info.json names version 2 as champion;"),
     (replace(QUIET, info={"champion": None}), "record: deployment_info.json names no version as champion; the ledger"),
     (replace(EMPTY, holders=replace(NOBODY, champion=2)), "registry: shows version 2 as champion, but the ledger is"),
     (replace(EMPTY, holders=replace(NOBODY, production=frozenset({1, 2}))), "registry: shows versions 1, 2 as champi"),
     (replace(EMPTY, hub=replace(HUB, holds_release=True, mirror=None)), "hub: shop/bot holds a release, but the ledg"),
-    (replace(EMPTY, hub=replace(HUB, holds_release=True)), "mirror: has 3 slots, the ledger 0, which lacks slot 1 ("),
+    (replace(EMPTY, hub=replace(HUB, holds_release=True)), "mirror: has 3 entries, the ledger 0, which lacks entry 1"),
     (replace(EMPTY, info={"champion": {"version": 1}}), "record: deployment_info.json names version 1 as champion;"),
 ]
 
@@ -172,15 +172,18 @@ def test_the_report_says_everything_in_plain_ascii() -> None:
     ended = status.EndedDeployment("2026", "keep", "not_best", "None", "r1")
     said = status.text(status.facts("shop", seen, drift(seen), [ended], []))
     assert said.isascii()
-    for line in ("shop: version 1 is the champion, score 0.3\n", "blocked     versions 2, 3\n", "ledger      4 slots",
-                 "decisions   2026  keep (not_best), run r1\n", "drift       registry: alias champion is at version 3"):
+    for line in ("shop: version 1 is the champion (score 0.300)\n", "blocked        versions 2, 3\n",
+                 "ledger         4 entries, hash chain intact\n",
+                 "registry       champion = version 3, previous version = version 2, stage Production = version 3\n",
+                 "last decision  promoted\n", "decisions      2026 UTC  not promoted (not best), MLflow run r1\n",
+                 "drift          registry: alias champion is at version 3"):
         assert line in said
-    assert said.count("\n              ") == len(drift(seen)) - 1
+    assert said.count("\n                 ") == len(drift(seen)) - 1
 
 
 def test_the_report_of_nothing_says_so() -> None:
     said = status.text(status.facts("shop", EMPTY, [], [], []))
     assert said.startswith("shop: no champion yet\n")
-    for line in ("registry    champion None, previous None, Production None\n", "Hub         not pushed\n",
-                 "record      none\n", "drift       none"):
+    for line in ("registry       no champion, no previous version, stage Production is empty\n",
+                 "Hub            not pushed\n", "last decision  none\n", "drift          none"):
         assert line in said

@@ -7,6 +7,7 @@ other runs are read page by page.
 """
 
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from utils.tracking import tag
 
 logger = logging.getLogger(__name__)
 PAGE = 1000
+_SHORT_ID = re.compile(r"[0-9a-f]{8,31}")
 SHORT = 300  # a history of at most so many runs is read completely
 T = TypeVar("T")
 
@@ -275,20 +277,41 @@ class HistoryRuns:
                 for run in deployments if tag.KEY in run.data.tags and tag.DECISION in run.data.tags}
 
     def find(self, run_id: str, *kinds: str) -> Run:
-        """A run of this model, of one of these kinds and not deleted; raises InvalidParams for any other."""
-        run = find_run(self._client, run_id)
+        """A run of this model, of one of these kinds and not deleted; raises InvalidParams for any other.
+
+        run_id: its id, or the first characters of it, at least 8 of them.
+        """
+        run = self._begun(run_id) if _SHORT_ID.fullmatch(run_id) else find_run(self._client, run_id)
         what = None if run is None else run.data.tags.get(tag.KIND)
         if run is None or run.info.lifecycle_stage != "active":
-            raise InvalidParams(f"run {run_id}: MLflow has no such run; `python scripts/history_script.py` lists them")
+            raise InvalidParams(f"run {run_id}: MLflow has no such run; `champion history` lists them")
         if what not in kinds or run.data.tags.get(tag.MODEL_NAME) != self._model_name:
             raise InvalidParams(f"run {run_id}: is no {' or '.join(kinds)} of {self._model_name}; "
-                                "`python scripts/history_script.py` lists them")
+                                "`champion history` lists them")
         return run
+
+    def _begun(self, start: str) -> Run | None:
+        """The run of this model whose id begins so, None if there is none; raises InvalidParams if there are several.
+        """
+        found = list(self.search(f"attributes.run_id LIKE '{start}%'"))
+        if len(found) > 1:
+            raise InvalidParams(f"run {start}: {len(found)} runs begin so; give more characters of the id")
+        return found[0] if found else None
 
     def deployment_of(self, key: str) -> Run | None:
         """The latest deployment of a promotion key that came to a decision."""
         found = (run for run in self._deployments(f"tags.`{tag.KEY}` = '{key}' and ") if tag.DECISION in run.data.tags)
         return max(found, key=lambda run: int(run.info.end_time or 0), default=None)
+
+    def training_of(self, adapter: str) -> Run | None:
+        """The fine-tuning run that made an adapter, by its sha256; None if MLflow has none."""
+        return next(self.search(f"tags.`{tag.ADAPTER}` = '{adapter}' and tags.{tag.KIND} = 'fine_tuning' and "
+                                "attributes.status = 'FINISHED'"), None)
+
+    def data_of(self, adapter: str) -> str | None:
+        """The path of the raw data that an adapter was trained on, None if MLflow does not know it."""
+        run = self.training_of(adapter)
+        return run.data.tags.get(tag.DATA, "").rpartition("@")[0] or None if run else None
 
     def evidence(self, deployment: Run) -> dict[str, Any]:
         """The evidence.json of a deployment; raises InvalidInput if it has none."""
