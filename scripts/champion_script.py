@@ -57,7 +57,7 @@ def champions_release(config: Path) -> tuple[Path, int]:
         folder, identity = fetch_version(model.client, model.model_name, head.version, Path(scratch))
         if identity.digest() != head.model_digest:
             raise IntegrityError(f"{model.model_name} version {head.version}: is not the model that the ledger "
-                                 "promoted; run `python scripts/status_script.py`")
+                                 "promoted; run `champion status`")
         stated = {"key": head.key, "model_digest": head.model_digest, "model_name": model.model_name,
                   "base_model": identity.base_name}
         json_utils.write_object(folder / records.CHAMPION_FILE, stated)

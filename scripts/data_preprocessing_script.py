@@ -39,9 +39,11 @@ def main() -> int:
         json_utils.write_lines(path, [row.as_json() for row in rows])
         refs[part] = DatasetRef(path=path.as_posix(), sha256=file_sha256(path), rows=len(rows))
     json_utils.write_object(OUTPUT / "datasets.json", Datasets(**refs).model_dump(mode="json"))
-    sizes = ", ".join(f"{refs[part].rows} {part}" for part in prepare.PARTS)
-    process.say(f"data_preprocessing: {len(raw.rows)} conversations of {source} ({raw.duplicates} duplicates and "
-                f"{len(raw.bad)} unusable rows left out): {sizes}")
+    sizes = ", ".join(f"{refs[part].rows:,} {part}" for part in prepare.PARTS)
+    left_out = [f"{count:,} {what}{'' if count == 1 else 's'}"
+                for count, what in ((raw.duplicates, "duplicate"), (len(raw.bad), "unusable row")) if count]
+    process.say(f"data_preprocessing: {len(raw.rows):,} conversations of {source}: {sizes}"
+                + (f"; left out: {', '.join(left_out)}" if left_out else ""))
     return 0
 
 

@@ -66,8 +66,8 @@ def main() -> int:
                             base=Path(base.path), location=MODEL_LOCATION)
     shutil.rmtree(checkpoints, ignore_errors=True)
     best = min(curve, key=lambda epoch: epoch.validation_loss)
-    process.say(f"fine_tuning: kept epoch {best.epoch} of {len(curve)}, validation loss {best.validation_loss:.4f}; "
-                f"adapter {model.adapter_sha256[:12]}, MLflow run {run_id}")
+    process.say(f"fine_tuning: trained {len(curve)} epoch{'' if len(curve) == 1 else 's'}, took epoch {best.epoch}, "
+                f"which has the lowest validation loss ({best.validation_loss:.3f}); MLflow run {run_id[:8]}")
     return 0
 
 

@@ -42,7 +42,7 @@ def credentials(_config: Path) -> int:
         raise InvalidParams(f"DAGSHUB_TOKEN: not set; make a token at {store.host()}/user/settings/tokens")
     user, token = login
     dvc_utils.keep_secret(remote.name, {"auth": "basic", "user": user, "password": token})
-    process.say(f"credentials: of {user}, in .dvc/config.local")
+    process.say(f"credentials: those of {user} are now in .dvc/config.local")
     return 0
 
 
@@ -73,7 +73,7 @@ def commit(config: Path) -> int:
     info = read_object(OUTPUT_DIR / results.INFO)
     subject = f"Record the pipeline's run: {info['result']} ({info['reason']})"
     made = git_utils.commit_records(branch, f"{subject}\n\n{environment.ci_url() or 'no address'}\n")
-    process.say(f"records: {f'{made[:12]} on {branch}' if made else f'{branch} is as it was'}")
+    process.say(f"records: {f'committed to {branch}, commit {made[:8]}' if made else f'{branch} is unchanged'}")
     return 0
 
 

@@ -47,7 +47,7 @@ def _with_remote(*command: str) -> None:
     logger.info("dvc %s: remote %s", command[0], remote.name)
     if _dvc(*command) != 0:
         raise RunAgain(f"dvc {command[0]}: remote {remote.name} failed, as the lines above say; check it with "
-                       "`python scripts/doctor_script.py` and run it again")
+                       "`champion doctor` and run it again")
 
 
 def _dvc(*arguments: str) -> int:

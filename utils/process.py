@@ -61,7 +61,7 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
         _set_level(_level_of_environment())  # a flag of the stage comes later, and wins
         return stage()
     except PipelineError as error:
-        _let_the_first_speak()
+        _leave_it_to_rank_0()
         return _failed(error.result, error.code, str(error), announce)
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED, "interrupted from the keyboard; run it again", announce)
@@ -71,7 +71,7 @@ def _guarded(stage: Callable[[], int], announce: Announce) -> int:
     except Exception as error:
         if full := full_disk(error):
             return _failed(full.result, full.code, str(full), announce)
-        _let_the_first_speak()
+        _leave_it_to_rank_0()
         logger.debug("traceback", exc_info=True)
         sys.excepthook(*sys.exc_info())
         return _failed("failed", 1, f"{type(error).__name__}: {error}; this is a bug", announce)
@@ -99,7 +99,7 @@ def _failed(result: str, code: int, reason: str, announce: Announce) -> int:
     return code
 
 
-def _let_the_first_speak() -> None:
+def _leave_it_to_rank_0() -> None:
     """Only rank 0 reports an error that all ranks share; the launcher ends the others while they wait."""
     if not is_first():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -107,7 +107,7 @@ def _restore(model: ManagedModel, *, trusting: bool) -> bool:
         logger.warning("taking over from %s: %s", place, words(slot.text()))
         if not model.ledger.claim(slot):
             raise RunAgain(f"ledger: slot {slot.number} was taken while it was restored; look with "
-                           "`python scripts/status_script.py`")
+                           "`champion status`")
     if missing:
         logger.warning("restored %d slots of the ledger from %s", len(missing), place)
     return bool(missing)
@@ -116,7 +116,7 @@ def _restore(model: ManagedModel, *, trusting: bool) -> bool:
 def _supersede(model: ManagedModel, store: list[str], texts: list[str]) -> None:
     if left := range(len(texts) + 1, len(store) + 1):
         logger.warning("slots %d to %d of the altered ledger do not continue the intact copy and are left out; look at "
-                       "them in its run, and block by hand what they blocked (rollback_script.py --block)",
+                       "them in its run, and block by hand what they blocked (champion rollback --block)",
                        left[0], left[-1])
     for number, text in enumerate(texts):
         if text not in store[number:number + 1]:

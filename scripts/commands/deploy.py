@@ -6,7 +6,7 @@ import logging
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -32,7 +32,15 @@ from src.core.records import (
     tree_digest,
 )
 from src.decisions.record import Request, comparison, evidence_of, info
-from src.decisions.words import RESULTS, explain, signed, terminal_summary, version_description
+from src.decisions.words import (
+    NO_REASON,
+    RESULTS,
+    explain,
+    rounded,
+    terminal_summary,
+    verdict_line,
+    version_description,
+)
 from src.evaluation.metrics import tokenizer_of
 from src.evaluation.predictions import Prediction, rescored
 from src.evaluation.significance import choose_rows, gain_evidence
@@ -44,7 +52,7 @@ from utils import environment, json_utils, mlflow_utils, process, results
 from utils.answers import logged_predictions
 from utils.tracking import deployments, store, tag
 from utils.tracking.deployments import DeploymentRun
-from utils.tracking.history import HistoryReader
+from utils.tracking.history import HistoryReader, HistoryRuns
 from utils.tracking.ledger import MlflowLedger
 from utils.tracking.registry import MlflowRegistry
 
@@ -101,6 +109,8 @@ def challenger_setting(flags: argparse.Namespace, output: Path | None, log: resu
         report=inputs.report, model=inputs.model, policy=gate.Policy.from_params(params.deployment),
         model_name=name, force=asked.force, actor=environment.actor(),
         reason=asked.reason, git_commit=git.commit, ci_url=environment.ci_url(), tracking_uri=uri)
+    logger.info("results: score %s on %d rows, as the answers give it", *rounded(inputs.report.weighted_score),
+                len(answers))
     may_promote = environment.may_promote(params.deployment.promoting_branches, git.branch)
     return Setting(params=params, config=config, request=request, inputs=inputs, answers=answers,
                    shuffled=shuffled, client=client, hub=hub, output=output, may_promote=may_promote,
@@ -119,7 +129,7 @@ def _tell_overruled(asked: DeploymentParams, stated: DeploymentParams, config: P
             ("threshold", asked.min_improvement_threshold, stated.min_improvement_threshold),
             ("Hub repository", asked.huggingface.model_id, stated.huggingface.model_id)):
         if now != before:
-            logger.info("%s %s by flag, %s says %s", what, now, config, before)
+            logger.info("%s: the flag %s replaces %s of %s", what, now, before, config)
 
 
 def _overrides(flags: argparse.Namespace) -> dict[str, Any]:
@@ -147,6 +157,8 @@ class Deployer:
         self._rival: list[Prediction] | None = None
         self._verified: Mapping[str, Any] | None = None
         self._evidence_of_decision: Mapping[str, Any] = {}
+        self._view = LedgerView(())  # the ledger as it was at the decision
+        self._notes: list[str] = []
 
     def ports(self) -> Ports:
         """The services and steps that the promotion protocol calls."""
@@ -162,11 +174,9 @@ class Deployer:
             question = self._question(view)
         decision = self._decision = gate.decide(question)
         self._evidence_of_decision = evidence_of(question, decision, self._setting.inputs.report)
-        logger.info("decision: %s (%s), score %.6f, %d comparable models", decision.verdict, decision.reason,
-                    decision.score, decision.to_beat.runs)
-        policy = self._setting.request.policy
-        logger.info("because %s; gain over the best promoted %s, threshold %s", explain(decision, policy),
-                    signed(decision.gain), policy.threshold)
+        self._view, self._notes = view, list(self._note_on_data(view))
+        logger.info("decision: %s (%s), %s", decision.verdict, decision.reason,
+                    explain(decision, self._setting.request.policy, view))
         return decision
 
     def record(self, decision: gate.Decision, view: LedgerView) -> None:
@@ -175,7 +185,7 @@ class Deployer:
         self._mark_guard(decision)
         if output and not self._setting.dry_run:
             results.write_ledger(output, request.model_name, view, self.registry.identities)
-        compared = {**comparison(decision, request), "verified_rows": self._verified}
+        compared = {**comparison(decision, request, view), "verified_rows": self._verified}
         last = results.last_info(output) if output else {}
         facts = info(decision, request, view, code=self.code(decision), run_id="", dry_run=self._setting.dry_run)
         unchanged = all(last.get(fact) == facts[fact] for fact in ("decision_id", "dry_run"))
@@ -187,7 +197,7 @@ class Deployer:
             facts["deployment_run"] = "none: dry run" if self._setting.dry_run else self._run.id()
             if output:
                 self._write(facts, compared, output)
-        process.say(terminal_summary(facts, compared, output))
+        process.say(terminal_summary(facts, compared, output, self._notes))
 
     def _mark_guard(self, decision: gate.Decision) -> None:
         """Tag the evaluation of a model that a guard refused. Done again when the decision is already on record, so
@@ -224,6 +234,9 @@ class Deployer:
             history = reader.read(request.policy, view, ignored)
             counted = request.policy.require_significance and view.head is not None
             challengers = reader.challengers(request.challenger, view) if counted else None
+        found = len(history.runs)
+        logger.info("history: %s%d evaluation%s on this test set", "" if history.complete else "long, read ", found,
+                    "" if found == 1 else "s")
         hub_holds_release = view.head is None and setting.hub is not None and setting.hub.holds_release()
         question = gate.Question(
             challenger=request.challenger, history=history.runs, history_complete=history.complete, ledger=view,
@@ -245,6 +258,25 @@ class Deployer:
             contract=question.challenger.contract, params=setting.params.deployment,
             challengers=question.challengers)
 
+    def _note_on_data(self, view: LedgerView) -> Iterator[str]:
+        """A sentence for the reader if the champion was trained on another file than the challenger.
+
+        A champion that was promoted on the same test set needs no look at MLflow. What is only a note must not stop a
+        deployment.
+        """
+        setting, head = self._setting, view.head
+        if head is None or head.evaluation_run is None or head.contract == setting.inputs.report.contract_digest:
+            return
+        runs = HistoryRuns(setting.client, experiment=setting.params.mlflow.experiment_name,
+                           model_name=setting.request.model_name)
+        with suppress(Undecided), process.deadline(setting.params.mlflow.deadline_seconds, "asking for the data"):
+            evaluation = mlflow_utils.find_run(setting.client, head.evaluation_run)
+            theirs = runs.data_of(evaluation.data.tags.get(tag.ADAPTER, "")) if evaluation else None
+            ours = runs.data_of(setting.inputs.model.adapter_sha256)
+            if theirs and ours and theirs != ours:
+                yield (f"Your data ({ours}) joined the history of {theirs}, on which version {head.version} was "
+                       "trained; a new value of deployment.model_registry_name gives it a history of its own.")
+
     def _refuse_lost_history(self, view: LedgerView) -> None:
         name, experiment = self._setting.request.model_name, self._setting.params.mlflow.experiment_name
         if view.head and mlflow_utils.find_experiment(self._setting.client, experiment) is None:
@@ -254,11 +286,11 @@ class Deployer:
             holders = self.registry.holders()
             if holders.champion or holders.production:
                 raise Undecided(f"{name}: the registry shows a champion that the ledger does not know; "
-                                "run `python scripts/status_script.py --adopt`")
+                                "run `champion status --adopt`")
 
     def _evaluate_champion(self) -> None:
         if self._setting.dry_run:
-            logger.warning("the champion has no score under today's contract; a dry run does not evaluate it")
+            logger.warning("champion: has no score on this test set yet, and a dry run does not evaluate it")
             return
         head = self.ledger.view().head
         if head and head.version in self.registry.lost_weights():
@@ -269,11 +301,11 @@ class Deployer:
                 raise Undecided(lost)
             logger.warning("%s", lost)
             return
-        logger.info("the champion has no score under today's contract; evaluating it first")
+        logger.info("champion: has no score on this test set yet, so it is evaluated first")
         command = [sys.executable, "scripts/evaluation_script.py", "--model", "champion", "--config",
                    str(self._setting.config)]
         if code := subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-            logger.warning("the champion could not be evaluated (exit %d)", code)
+            logger.warning("champion: its evaluation failed (exit %d)", code)
 
     def _assemble(self, decision: gate.Decision) -> None:
         from scripts.commands.assemble import assemble
@@ -299,7 +331,7 @@ class Deployer:
             key=request.key, model_digest=report.model_digest, version=version, score=str(decision.score),
             metrics=report.metrics, contract=report.contract_digest, evaluation_run=report.run_id, hub=hub,
             blocks=[], unblocks=[], previous_sha256=view.head_sha256, actor=request.actor,
-            reason=request.reason or "no reason given", git_commit=request.git_commit, ci_url=request.ci_url,
+            reason=request.reason or NO_REASON, git_commit=request.git_commit, ci_url=request.ci_url,
             time=datetime.now(UTC).isoformat(timespec="seconds"))
 
     def _tags(self) -> dict[str, str]:
@@ -324,11 +356,11 @@ class Deployer:
         request, decision = self._setting.request, self._decision
         if decision is None:
             raise AssertionError("a version is registered after the decision")
-        return version_description(decision, request.policy, request.report, request.git_commit)
+        return version_description(decision, request.policy, request.report, self._view, request.git_commit)
 
     def _write(self, facts: Mapping[str, Any], compared: Mapping[str, Any], output: Path) -> None:
         json_utils.write_object(output / results.COMPARISON, compared)
-        json_utils.write_text(output / results.LOGS, self._setting.log.text())
+        json_utils.write_text(output / results.LOGS, self._setting.log.text(verdict_line(facts, compared)))
         json_utils.write_object(output / results.INFO, facts)
         if not self._setting.dry_run:
             self._run.finish(facts, compared, self._evidence_of_decision, output)

@@ -154,8 +154,8 @@ def _git() -> Check:
     found = environment.git_identity()
     if found.commit == environment.NO_COMMIT:
         return Check("git", "warning", "no commit here, so records name none", "git init, git add, git commit")
-    changes = ", with changes" if found.dirty else ""
-    return Check("git", "ok", f"{found.branch or 'detached'} at {found.commit[:12]}{changes}")
+    changes = ", uncommitted changes" if found.dirty else ""
+    return Check("git", "ok", f"{found.branch or 'detached'}{changes}, commit {found.commit[:8]}")
 
 
 def _branch(params: Params) -> Check:

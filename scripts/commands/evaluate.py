@@ -93,7 +93,7 @@ def read_train() -> list[EvaluationRow]:
 def count_rows(rows: Sequence[EvaluationRow], trained: Sequence[EvaluationRow], tokenizer: str) -> dict[str, int]:
     """The `split_counts` of the evaluation rows, which the log shows."""
     counts = split_counts(rows, trained, tokenizer)
-    logger.info("of %d evaluation rows, %d questions and %d reference answers stand in the training split too",
+    logger.info("evaluation split: of its %d rows, the training split has %d questions and %d reference answers too",
                 len(rows), counts["overlap_rows"], counts["answer_overlap_rows"])
     return counts
 
@@ -122,7 +122,7 @@ def champion(client: MlflowClient, params: Params, folder: Path) -> Candidate:
     local, identity = registry.fetch_version(client, name, head.version, folder)
     if identity.digest() != head.model_digest:
         raise IntegrityError(f"{name} version {head.version}: is not the model that the ledger promoted; "
-                             "run `python scripts/status_script.py`")
+                             "run `champion status`")
     logger.info("fetched the champion, %s version %d", name, head.version)
     return _load([(local, identity)])
 

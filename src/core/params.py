@@ -22,6 +22,8 @@ _REPO_ID = re.compile(r"[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)
 
 Metric = Literal["bleu1", "bleu2", "bleu3", "bleu4", "rougeL_precision"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+METRIC_NAMES: Mapping[str, str] = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
+                                   "rougeL_precision": "ROUGE-L precision"}
 Tokenizer = Literal["13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "flores101", "flores200"]
 TOKENIZERS: tuple[Tokenizer, ...] = get_args(Tokenizer)
 Text = Annotated[str, Field(min_length=1)]
@@ -245,8 +247,7 @@ def check_place(path: Path) -> None:
     if not path.exists():
         home = Path(__file__).parents[2]
         where = f" (`cd {home}`)" if (home / "params.yaml").is_file() else ""
-        raise InvalidParams(f"{path}: not found in {Path.cwd()}; run it in the repository's folder{where}, or give the "
-                            "parameter file with --config")
+        raise InvalidParams(f"{path}: not found in {Path.cwd()}; run it in the repository's folder{where}")
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def read_values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidParams(f"{path}: {error.strerror}; give the parameter file with --config") from None
+        raise InvalidParams(f"{path}: {error.strerror}; check the file and its permissions") from None
     except RecursionError:
         raise InvalidParams(f"{path}: nested too deeply; correct the file") from None
     except YAMLError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.records import EvaluationReport, FineTunedModel, Metrics, contributions, digest_of
-from src.decisions.words import RESULTS, explain
+from src.decisions.words import NO_REASON, RESULTS, explain
 from src.ledger.slots import LedgerView, parse_slots
 from src.model_selection import Decision, GainEvidence, Policy, Question, ScoredRun, Verdict
 
@@ -47,7 +47,7 @@ def decision_id(decision: Decision, request: Request, view: LedgerView, code: in
     return digest_of([request.key, view.head_sha256, said, to_beat, policy, request.force, request.reason])
 
 
-def comparison(decision: Decision, request: Request) -> dict[str, Any]:
+def comparison(decision: Decision, request: Request, view: LedgerView) -> dict[str, Any]:
     """The content of model_comparison.json: the numbers behind the decision."""
     policy, metrics = request.policy, request.report.metrics.as_dict()
     best = decision.to_beat.best_evaluated
@@ -55,7 +55,7 @@ def comparison(decision: Decision, request: Request) -> dict[str, Any]:
         "should_deploy": decision.verdict is Verdict.PROMOTE,
         "decision": decision.verdict.value,
         "reason": decision.reason.value,
-        "explanation": explain(decision, policy),
+        "explanation": explain(decision, policy, view),
         "current_score": float(decision.score),
         **_numbers(decision, policy),
         "historical_best_run_id": best.run_id if best else None,
@@ -83,7 +83,7 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
         "code": code,
         "decision": decision.verdict.value,
         "reason": decision.reason.value,
-        "explanation": explain(decision, request.policy),
+        "explanation": explain(decision, request.policy, view),
         "overrode": decision.overrode.value if decision.overrode else None,
         "decision_id": decision_id(decision, request, view, code),
         "dry_run": dry_run,
@@ -105,7 +105,7 @@ def info(decision: Decision, request: Request, view: LedgerView, *, code: int, r
         "deployment_run": run_id,
         "tracking_uri": request.tracking_uri,
         "actor": request.actor,
-        "stated_reason": request.reason or "no reason given",
+        "stated_reason": request.reason or NO_REASON,
         "git_commit": request.git_commit,
         "ci_url": request.ci_url,
     }

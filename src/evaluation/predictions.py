@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from src.core.params import METRIC_NAMES
 from src.core.records import (
     Baseline,
     DatasetRef,
@@ -166,7 +167,9 @@ def contributions_table(report: EvaluationReport) -> str:
 
 def summary(report: EvaluationReport) -> str:
     """The score in one line, and beside it the nearest-neighbour baseline in another one."""
-    parts = ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.as_dict().items())
-    line = (f"evaluation: weighted score {report.weighted_score:.4f} on {report.rows} rows ({parts}); "
-            f"{report.truncated_rows} truncated, {report.empty_rows} empty; MLflow run {report.run_id}")
+    parts = ", ".join(f"{METRIC_NAMES[name]} {value:.3f}" for name, value in report.metrics.as_dict().items())
+    found = [(report.truncated_rows, "cut at the token limit"), (report.empty_rows, "empty")]
+    odd = "".join(f"; {count} answer{'' if count == 1 else 's'} {what}" for count, what in found if count)
+    line = (f"evaluation: score {report.weighted_score:.3f} on {report.rows} rows ({parts}){odd}; MLflow run "
+            f"{report.run_id[:8]}")
     return "\n".join(filter(None, [line, report.beside_neighbour()]))

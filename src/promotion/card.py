@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from src.core.errors import IntegrityError
-from src.core.params import METRICS
+from src.core.params import METRIC_NAMES, METRICS
 from src.core.records import DatasetRef, contributions
 from src.decisions.record import Request
-from src.decisions.words import INCLUDES_ZERO, NO_ANSWERS, explain, signed
+from src.decisions.words import INCLUDES_ZERO, NO_ANSWERS, NO_REASON, signed
 from src.ledger.slots import Slot
-from src.model_selection import Decision, GainEvidence
+from src.model_selection import Decision, GainEvidence, Reason
 
 TASK = "text-generation"
 DATASET_TYPE = "chat"
-_NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
-          "rougeL_precision": "ROUGE-L precision", "weighted_score": "weighted score"}
+_NAMES = {**METRIC_NAMES, "weighted_score": "weighted score"}
 _WEIGHTED = "weighted_score"
 _POCKET = "pocket"
 _TYPES = {"rougeL_precision": "rouge", _WEIGHTED: _WEIGHTED}  # the Hub's words; every other metric is "bleu"
@@ -228,11 +227,13 @@ def _scores(facts: CardFacts) -> str:
 
 def _verdict(facts: CardFacts) -> str:
     decision, policy = facts.decision, facts.request.policy
-    lines = [f"Decision: **{decision.verdict}** ({_code(decision.reason)}): {explain(decision, policy)}."]
+    first = ": no model was promoted before it" if decision.reason is Reason.FIRST_MODEL else ""
+    lines = [f"Decision: **{decision.verdict}** ({_code(decision.reason)}){first}."]
     if decision.overrode is not None:
         guard = f" ({decision.failed_guard})" if decision.failed_guard else ""
-        lines.append(f"**FORCED**: the comparison said {_code(decision.overrode)}{guard}. Reason given: "
-                     f"{_code(facts.request.reason or 'no reason given')}.")
+        lines.append(f"**Promoted by force**: the gate alone would not have promoted it, reason "
+                     f"{_code(decision.overrode)}{guard}. Reason given for the force: "
+                     f"{_code(facts.request.reason or NO_REASON)}.")
     if decision.gain is not None:
         lines.append(f"Gain over the best promoted model: {signed(decision.gain)}, at least {policy.threshold} is "
                      f"required. {_evidence(decision.evidence, facts)}")

@@ -178,7 +178,7 @@ def require_weights(view: LedgerView, version: int, weights: Weights, keep: int)
         raise Refused(f"version {version}: its weights are not in this MLflow store, which was restored without them; "
                       f"{advice}")
     raise Refused(f"version {version}: its weights were pruned (deployment.keep_versions: {keep}); {advice}, and "
-                  "`history_script.py --promote RUN` merges a pruned one anew")
+                  "`champion history --promote RUN` merges a pruned one anew")
 
 
 def _head(view: LedgerView) -> Slot:

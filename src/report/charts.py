@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from src.core.params import METRICS
+from src.core.params import METRIC_NAMES, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,7 @@ NARROW, WIDE = 4.7, 12.0  # widths in inches of 72 CSS pixels, before the page s
 _DOTS = 60  # with more runs the history has no dots, only a line
 _LABELS = 12  # with more promotions only the last one has a label
 WEIGHTED = "weighted_score"
-NAMES = {WEIGHTED: "Weighted score", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
-         "rougeL_precision": "ROUGE-L precision"}
+NAMES = {WEIGHTED: "Weighted score", **METRIC_NAMES}
 SIDES = {"best_evaluated": "best evaluated", "best_promoted": "best promoted", "champion": "champion"}
 
 

@@ -192,11 +192,12 @@ def _facts(found: RunResults) -> Iterator[tuple[str, Link]]:
     elif champion:
         yield "Hub", Link("not pushed", None)
     if info.get("tracking_uri"):
-        yield "MLflow", Link(f"{info['tracking_uri']}, run {info.get('deployment_run')}", None)
+        run = words.short(str(info.get("deployment_run")).partition(":")[0])  # of a dry run: `none: ...`
+        yield "MLflow", Link(f"{info['tracking_uri']}, run {run}", None)
     if info.get("git_commit"):
         yield "Commit", Link(f"{info['git_commit']}{f' on {found.branch}' if found.branch else ''}", None)
     if info.get("actor"):
-        yield "Asked by", Link(f"{info['actor']}: {info.get('stated_reason')}", None)
+        yield "Asked by", Link(words.asked_by(info["actor"], info.get("stated_reason")), None)
     if found.is_repeated and info.get("ci_url"):
         yield "Promoted by", Link("an earlier run", str(info["ci_url"]))
     if found.page:

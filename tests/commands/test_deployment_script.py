@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 
+from src.core.errors import Undecided
 from src.core.params import MlflowParams, Params, load_params
 from tests.fakes import weightless
 from tests.fakes.history_store import answers, challenger, deploy, write_params
@@ -171,24 +172,39 @@ def test_a_kept_challenger_leaves_the_same_bytes_when_asked_again(params: Params
 def logged() -> list[str]:
     """The lines of deployment_logs.txt without their times, of which each has one."""
     lines = (OUTPUT / "deployment_logs.txt").read_text().splitlines()
-    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line) for line in lines)
-    return [line.split(" ", 2)[2] for line in lines]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [A-Z]+ ", line) for line in lines)
+    return [line.split(" ", 1)[1] for line in lines]
 
 
 def test_the_log_holds_every_step_whatever_goes_to_stderr(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     assert weightless.call("--log-level", "warning") == 0
     assert "INFO" not in capsys.readouterr().err
     told, at = logged(), 0
-    for said in ("decision: promote (improved), score", "because its gain of +", "assembled the release",
-                 "registered as version 2", "wrote ledger entry 2: version 2 is the champion",
-                 "alias champion is version 2", "alias previous is version 1", "version 2 is in Production"):
+    for said in ("results: score ", "ledger: 1 entry, the champion is version 1", "history: ",
+                 "decision: promote (improved), score", "release: assembled and verified",
+                 "registry: the model is version 2", "Hub: not pushed",
+                 "ledger: wrote entry 2, version 2 is the champion from now on", "alias champion is version 2",
+                 "alias previous is version 1", "stage Production is version 2", "registry: agrees with the ledger"):
         at = next((place for place in range(at, len(told)) if said in told[place]), len(told))
         assert at < len(told), said
-    assert all(line.startswith("INFO ") for line in told)
+    *steps, end = told
+    assert all(line.startswith("INFO ") for line in steps)
+    assert end.startswith("END PROMOTED: ecommerce-chatbot version 2 replaces version 1: score ")
     challenger(params, "worse", answers(10))
     assert weightless.call() == 0
     assert "decision: keep (not_best)" in capsys.readouterr().err
-    assert any("because it is not above the best evaluated model" in line for line in logged())
+    assert logged()[-1].startswith("END NOT PROMOTED: score ")
+
+
+def test_the_log_of_a_failed_deployment_ends_with_the_step_that_it_stopped_in(params: Params) -> None:
+    with patch("utils.tracking.registry.MlflowRegistry.register", side_effect=Undecided("MLflow at x: no answer")):
+        assert weightless.call() == 4
+    *_, assembled, error, end = logged()
+    assert assembled == "INFO release: assembled and verified"
+    assert error == "ERROR MLflow at x: no answer"
+    assert end == "END STOPPED while registering the version: undecided, exit 4"
+    assert weightless.call() == 0
+    assert logged()[-1].startswith("END PROMOTED: ")
 
 
 def test_the_record_says_what_the_score_was_compared_with(params: Params) -> None:
@@ -207,12 +223,12 @@ def test_a_registered_version_says_why_it_was_promoted_and_shows_the_raw_metrics
     assert {name: float(second.tags[f"champion.metric.{name}"]) for name in report["metrics"]} == report["metrics"]
     said = info()
     assert second.description == (
-        f"Weighted score {said['weighted_score']:.6f} on 40 evaluated rows. Gain over the best promoted: "
-        f"{said['improvement']:+.6f} ({second.description.partition('(')[2].partition(';')[0]}; threshold 0.001). "
-        f"Decision: promote (improved), {said['explanation']}. Evaluated in MLflow run {said['evaluation_run']}; code "
-        f"at commit {said['git_commit'][:12]}.")
+        f"Score {said['weighted_score']:.3f} on 40 evaluated rows. Gain over the best promoted model: "
+        f"{said['improvement']:+.3f} ({second.description.partition('(')[2].partition(')')[0]}). "
+        f"Decision: promote (improved), {said['explanation']}. Code at commit {said['git_commit'][:8]}. Evaluated in "
+        f"MLflow run {said['evaluation_run']}")
     assert " % interval +" in second.description
-    assert "Decision: promote (first_model), nothing was promoted before." in first.description
+    assert "Decision: promote (first_model), no model was promoted before it." in first.description
     assert "Gain" not in first.description
 
 
@@ -235,7 +251,7 @@ def test_a_dry_run_writes_nothing_at_all_and_says_so(params: Params, capsys: pyt
     before = files()
     assert call("--dry-run") == 0
     said = capsys.readouterr()
-    assert "nothing was written; a dry run writes records only with --output-dir" in said.out
+    assert "nothing was written; a dry run writes only into --output-dir" in said.out
     assert said.err.splitlines()[-1] == "PROMOTE result=would_promote code=0 reason=improved"
     Path("results/evaluations/report.json").write_text("{}")
     assert call("--dry-run") == 3
@@ -267,7 +283,7 @@ def test_a_dry_run_without_a_store_answers_for_an_empty_history_and_makes_none(
     said = capsys.readouterr()
     assert "mlflow.db: does not exist yet, so nothing was evaluated or promoted" in said.err
     assert said.err.splitlines()[-1] == "PROMOTE result=would_promote code=0 reason=first_model"
-    assert f"MLflow      {params.mlflow.tracking_uri}, run none: dry run" in said.out
+    assert f"MLflow   {params.mlflow.tracking_uri}\n" in said.out
     assert files() == before
     assert not OUTPUT.exists()
 

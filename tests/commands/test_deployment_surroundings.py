@@ -15,13 +15,15 @@ from huggingface_hub import constants
 
 from scripts.commands import deploy as deployer
 from src.core.params import MlflowParams, Params, load_params
+from src.core.records import EvaluationReport
 from src.ledger.slots import LedgerView
-from src.model_selection import Reason
-from tests.fakes.history_store import answers, challenger, deploy, write_params
+from src.model_selection import Reason, Verdict
+from tests.fakes.history_store import answers, challenger, deploy, evaluate, write_params
 from tests.fakes.loopback_hub import WRITE, LoopbackHub
 from tests.fakes.promoted import PUSHING, REPO
 from tests.fakes.weightless import call
 from utils import mlflow_utils
+from utils.tracking import tag
 from utils.tracking.ledger import MlflowLedger
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +103,7 @@ def test_rows_53_and_54_a_champion_outside_of_an_empty_ledger_is_undecided(param
         else:
             client.transition_model_version_stage(NAME, str(version), held)
     assert call() == 4
-    assert "run `python scripts/status_script.py --adopt`" in line()
+    assert "run `champion status --adopt`" in line()
     assert view(params).head is None
 
 
@@ -176,3 +178,32 @@ def test_row_68_without_a_network_a_push_is_refused_and_the_rest_works(
         assert (len(view(champion).slots), hub.repos.get(REPO)) == (1, None)
         assert call("--skip-hf-push") == 0
     assert len(view(champion).slots) == 2
+
+
+def trained_on(params: Params, report: EvaluationReport, data: str) -> None:
+    """What the fine-tuning stage logs of an evaluated adapter and its data."""
+    tags = {tag.MODEL_NAME: params.deployment.model_registry_name, tag.ADAPTER: report.model.adapter_sha256,
+            tag.DATA: f"{data}@{'0' * 64}"}
+    with mlflow_utils.stage_run(params.mlflow, kind="fine_tuning", name="fine_tuning", tags=tags):
+        pass
+
+
+@pytest.mark.parametrize(("data", "told"), [("data/mine.csv", True), ("data/customer_support.csv", False)])
+def test_own_data_may_replace_the_demos_champion_and_one_line_says_that_it_joined_its_history(
+    data: str, told: bool, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = challenger(params, "demo", answers(20))
+    trained_on(params, demo, "data/customer_support.csv")
+    deploy(CONFIG)
+    evaluate(params, demo.model, answers(10, split="Mine: "), Path("champion"))  # as the deployment does by itself
+    trained_on(params, challenger(params, "mine", answers(30, split="Mine: ")), data)
+    capsys.readouterr()
+    assert deploy(CONFIG).verdict is Verdict.PROMOTE
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  note ") and "history" in line]
+    assert notes == [("  note     Your data (data/mine.csv) joined the history of data/customer_support.csv, on which "
+                     "version 1 was trained; a new value of deployment.model_registry_name gives it a history of its "
+                     "own.")] * told
+    better = challenger(params, "mine, better", answers(35, split="Mine: "))
+    trained_on(params, better, data)
+    assert deploy(CONFIG).verdict is Verdict.PROMOTE
+    assert "joined the history" not in capsys.readouterr().out

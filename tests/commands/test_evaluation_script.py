@@ -80,7 +80,7 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
         "champion.adapter_sha256": report.model.adapter_sha256}
     assert {item.path for item in client.list_artifacts(report.run_id)} == {path.name for path in folder.iterdir()}
     said = capsys.readouterr().out
-    assert f"weighted score {report.weighted_score:.4f} on 6 rows" in said
+    assert f"evaluation: score {report.weighted_score:.3f} on 6 rows" in said
     assert report.nearest_neighbour.weighted_score == 1.0  # every question stands in the training split
     assert (f"\nscore {report.weighted_score:.3f}: the model answers worse than copying the nearest training answer "
             "(1.000); it is not worth serving yet\n") in said
@@ -110,8 +110,8 @@ def test_the_shipped_references_that_stand_among_the_training_answers_are_counte
     copied = sum(row.messages[-1][1] in learnt for row in parts["evaluation"])
     assert 0 < copied < len(parts["evaluation"])
     assert counts == {"overlap_rows": 0, "answer_overlap_rows": copied, "unsplit_rows": 0}
-    assert (f"of {len(rows)} evaluation rows, 0 questions and {copied} reference answers stand in the training split "
-            "too") in caplog.text
+    assert (f"evaluation split: of its {len(rows)} rows, the training split has 0 questions and {copied} reference "
+            "answers too") in caplog.text
 
 
 def test_an_answer_counts_in_other_case_and_punctuation_and_in_any_turn_of_a_training_chat(

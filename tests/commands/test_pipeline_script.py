@@ -120,7 +120,7 @@ def test_dagshubs_credentials_are_only_in_the_file_that_git_ignores(
 def test_dagshub_is_asked_whose_token_it_is(pipeline: Path, dagshub: str, capsys: pytest.CaptureFixture[str]) -> None:
     remote(f"{dagshub}/acme/shop.dvc")
     assert run(pipeline_script, "credentials") == 0
-    assert "credentials: of alice" in capsys.readouterr().out
+    assert "credentials: those of alice" in capsys.readouterr().out
     assert f"password = {TOKEN}" in (pipeline / ".dvc/config.local").read_text()
 
 

@@ -168,10 +168,10 @@ def test_nothing_is_promoted_over_slots_that_only_the_mirror_has(
     for slot in view.slots[:2]:
         assert shop.ledger.claim(slot)
     copy.write_bytes(b"".join(copy.read_bytes().splitlines(keepends=True)[:2]))
-    with pytest.raises(Undecided, match=r"mirror on the Hub has 3 slots and MLflow's 2, .*status_script\.py"):
+    with pytest.raises(Undecided, match=r"copy on the Hub has 3 entries and MLflow has 2, .*champion status"):
         shop.bring("four", 40)
     assert shop.holders.champion == 3
-    with pytest.raises(Undecided, match="mirror on the Hub has 3 slots"):
+    with pytest.raises(Undecided, match="copy on the Hub has 3 entries"):
         run(rollback_script)
     assert shop.view.slots == view.slots[:2]
     (found,) = [each for each in status()["drift"] if each["place"] == "mirror"]
@@ -199,7 +199,7 @@ def test_a_champion_follows_to_another_repository_and_its_card_names_that(local_
 
 def test_a_hub_that_fails_after_the_slot_is_finished_by_the_next_run(local_shop: Shop, status: Status) -> None:
     local_shop.hub.fault(f"/api/models/{REPO}/tag/", method="POST", status=403, times=99)
-    with pytest.raises(RunAgain, match="version 1 was published again, its projections are pending"):
+    with pytest.raises(RunAgain, match="version 1 was published again, but registry or Hub do not show it yet"):
         deploy(local_shop.config)
     local_shop.hub.faults.clear()
     deploy(local_shop.config)

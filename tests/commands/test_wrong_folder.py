@@ -37,7 +37,7 @@ CALLS = [*((script, ()) for script in SCRIPTS), (status_script, ("--repair",)), 
 
 
 def somewhere(folder: Path) -> str:
-    return f"params.yaml: not found in {folder}; run it in the repository's folder (`cd {ROOT}`), or give the"
+    return f"params.yaml: not found in {folder}; run it in the repository's folder (`cd {ROOT}`)"
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ import pytest
 
 from src.core.records import canonical_json
 from src.decisions.record import Request, comparison, decision_id, info
-from src.decisions.words import RESULTS, explain, percent, signed, terminal_summary
+from src.decisions.words import RESULTS, explain, percent, signed, terminal_summary, verdict_line
 from src.ledger.slots import LedgerView
 from src.model_selection import Decision, Question, Reason, Verdict, decide
 from tests.decisions.test_model_selection import ROWS
-from tests.fakes.factories import POLICY, WEIGHTS, hub_ref, ledger, model, question, report, rollback, run
+from tests.fakes.factories import POLICY, WEIGHTS, evidence, hub_ref, ledger, model, question, report, rollback, run
 
 EMPTY = LedgerView(())
 DOCUMENTED = {"should_deploy", "current_score", "historical_best_score", "improvement", "threshold", "reason"}
@@ -49,7 +49,8 @@ QUESTIONS: list[Question] = [row[1] for row in ROWS]
 @pytest.mark.parametrize("reason", list(Reason))
 def test_each_reason_has_words_and_leaves_no_gap_in_them(reason: Reason) -> None:
     asked = next(q for q in QUESTIONS if decide(q).reason is reason)
-    words = explain(decide(asked), POLICY)
+    decision = decide(asked)
+    words = explain(replace(decision, evidence=evidence() if decision.evidence else None), POLICY, asked.ledger)
     assert words.isascii()
     assert "\n" not in words
     assert not {"{", "}", "none", "None", "()"} & set(words.replace(",", " ").split()), words
@@ -57,19 +58,20 @@ def test_each_reason_has_words_and_leaves_no_gap_in_them(reason: Reason) -> None
 
 def test_what_cannot_be_compared_names_the_commands_that_lead_on() -> None:
     asked = question(run("a", 0.9), [], LedgerView(()), hub_holds_release=True)
-    said = explain(decide(asked), POLICY)
-    assert [word for word in ("status_script.py", "--adopt", "--force-deploy") if word not in said] == []
+    said = explain(decide(asked), POLICY, asked.ledger)
+    assert [word for word in ("champion status", "--adopt", "--force-deploy") if word not in said] == []
 
 
 def test_a_forced_promotion_says_what_it_set_aside() -> None:
     forced = decided(champion=0.6, force=True)
-    assert explain(forced, POLICY) == "forced, setting aside: not_best"
+    assert explain(forced, POLICY, CHAMPION) == (
+        "without --force-deploy: score 0.500 is 0.100 below the champion, version 1 (0.600)")
     assert facts_of(forced)["overrode"] == "not_best"
 
 
 def test_a_challenger_that_is_not_best_is_told_who_is() -> None:
-    words = explain(decided(champion=0.6), POLICY)
-    assert words == "it is not above the best evaluated model (0.6000, run run-champion)"
+    words = explain(decided(champion=0.6), POLICY, CHAMPION)
+    assert words == "score 0.500 is 0.100 below the champion, version 1 (0.600)"
 
 
 @pytest.mark.parametrize(("score", "named"), [(0.5, True), (0.401, True), (0.4009, False), (0.4, False), (0.3, False)])
@@ -77,31 +79,31 @@ def test_a_model_that_was_never_promoted_is_named_where_it_alone_keeps_out_what_
     score: float, named: bool
 ) -> None:
     asked = question(run("new", score, at=3), [run("champion", 0.4, at=1), run("lone", 0.6, at=2)], CHAMPION)
-    words = explain(decide(asked), POLICY)
-    assert ("`python scripts/history_script.py --promote run-lone` brings it through the gate" in words) is named
-    assert (f"a gain of {score - 0.4:+.6f} over the best promoted one" in words) is named
+    words = explain(decide(asked), POLICY, asked.ledger)
+    assert words.endswith("`champion history --promote run-lone`") is named
+    assert ("above the champion, version 1: only that model is in the way" in words) is named
 
 
 @pytest.mark.parametrize("asked", QUESTIONS, ids=[row[0] for row in ROWS])
 def test_every_decision_makes_records_that_json_can_hold(asked: Question) -> None:
     decision = decide(replace(asked, evidence=None))
-    facts, compared = facts_of(decision, view=asked.ledger), comparison(decision, ASKED)
+    facts, compared = facts_of(decision, view=asked.ledger), comparison(decision, ASKED, asked.ledger)
     assert json.loads(canonical_json([facts, compared])) == json.loads(json.dumps([facts, compared]))
     assert compared.keys() >= DOCUMENTED
     assert compared["should_deploy"] is (decision.verdict is Verdict.PROMOTE)
     assert facts["result"] == RESULTS[decision.verdict]
     text = terminal_summary(facts, compared, "results/deployment")
     assert text.isascii()
-    assert text.startswith(f"{facts['result'].upper()}: {facts['explanation']}.\n")
-    assert "deployment_info.json" in text
+    assert text.startswith(f"{verdict_line(facts, compared)}\n")
+    assert "  files    results/deployment\n" in text
 
 
 def test_no_record_holds_a_time_so_that_equal_decisions_make_equal_files() -> None:
-    assert "2026" not in json.dumps([facts_of(decided()), comparison(decided(), ASKED)])
+    assert "2026" not in json.dumps([facts_of(decided()), comparison(decided(), ASKED, CHAMPION)])
 
 
 def test_the_comparison_holds_the_true_metrics_and_not_their_contributions() -> None:
-    compared = comparison(decided(), ASKED)
+    compared = comparison(decided(), ASKED, CHAMPION)
     assert compared["metrics"]["bleu4"] == 0.5
     assert compared["contributions"]["bleu4"] == 0.2
     assert compared["weights"] == WEIGHTS
@@ -112,12 +114,11 @@ def test_the_comparison_holds_the_true_metrics_and_not_their_contributions() -> 
 
 def test_a_first_model_is_compared_with_nothing() -> None:
     first = decided(view=EMPTY)
-    compared = comparison(first, ASKED)
+    compared = comparison(first, ASKED, EMPTY)
     assert {compared[key] for key in ("historical_best_score", "improvement", "best_evaluated", "champion")} == {None}
     facts = facts_of(first, view=EMPTY)
     assert {facts[key] for key in ("version", "champion", "previous_version", "model_uri", "hub")} == {None}
-    assert "champion    none yet" in terminal_summary(facts, compared, "out")
-    assert "not pushed" in terminal_summary(facts, compared, "out")
+    assert "  Hub      not pushed\n" in terminal_summary(facts, compared, "out")
 
 
 def test_the_record_names_the_champion_that_stands_and_a_version_only_for_what_it_promoted() -> None:

@@ -63,7 +63,7 @@ def test_two_processes_write_what_one_writes_and_the_first_alone_talks_to_mlflow
     assert report().metrics == metrics
     assert [(run.info.status, run.info.run_id == report().run_id) for run in runs(shop)] == [
         ("FINISHED", True), ("FINISHED", False)]
-    assert shared.stdout.count("weighted score") == 1
+    assert shared.stdout.count("evaluation: score") == 1
     assert [line for line in shared.stderr.splitlines() if not line.startswith("INFO ")] == []
     assert shared.stderr.count("INFO merged") == 1
     assert list((shop / "results/checkpoints").iterdir()) == []

@@ -16,7 +16,7 @@ from src.core.records import (
     tree_digest,
 )
 from src.ledger.slots import HubRef, LedgerView, Slot
-from src.model_selection import Policy, Question, ScoredRun
+from src.model_selection import GainEvidence, Policy, Question, ScoredRun
 from utils.json_utils import write_object
 
 WEIGHTS = {"bleu1": 0.10, "bleu2": 0.15, "bleu3": 0.25, "bleu4": 0.40, "rougeL_precision": 0.10}
@@ -72,6 +72,14 @@ def question(challenger: ScoredRun, history: list[ScoredRun], view: LedgerView, 
     values = {"policy": POLICY, "history_complete": True, "force": False, "may_promote": True,
               "hub_holds_release": False, "failed_guard": None, "evidence": None}
     return Question(challenger=challenger, history=history, ledger=view, **{**values, **changes})
+
+
+def evidence(low: float = -0.01, high: float = 0.02, **changes: Any) -> GainEvidence:
+    """What a paired bootstrap on 232 rows says of a small gain."""
+    values = {"gain": (low + high) / 2, "confidence": 0.95, "threshold": 0.001, "p_value": 0.3,
+              "p_gain_positive": 0.7, "p_gain_at_least_threshold": 0.6, "minimum_detectable_gain": 0.021,
+              "rows_needed": 900, "rows": 232, "resamples": 2000, "seed": 1}
+    return GainEvidence(low=low, high=high, **{**values, **changes})
 
 
 IDENTITY = {"base_name": "pocket", "base_revision": "none", "base_sha256": digest_of("base"), "dtype": "float32",

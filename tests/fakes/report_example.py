@@ -128,7 +128,7 @@ def decided(challenger: Example, before: LedgerView, history: list[Example], *, 
                       git_commit="abc", ci_url=None, tracking_uri="sqlite:///mlflow.db")
     after = ledger(*history, challenger) if decision.verdict == "promote" and not dry_run else before
     run_id = "none: dry run" if dry_run else "e" * 32
-    return info(decision, request, after, code=0, run_id=run_id, dry_run=dry_run), comparison(decision, request)
+    return info(decision, request, after, code=0, run_id=run_id, dry_run=dry_run), comparison(decision, request, after)
 
 
 def records(**changes: Any) -> Records:

@@ -212,7 +212,7 @@ def test_the_weights_are_those_of_the_decision_not_of_the_evaluation(model: Fine
 def test_the_card_names_verdict_data_base_and_training(facts: CardFacts) -> None:
     text, report = body(facts), facts.request.report
     wanted = [
-        "Decision: **promote** (`improved`): its gain of +0.012000 reaches the threshold of 0.001.",
+        "Decision: **promote** (`improved`).",
         "r = 4, alpha = 8, dropout = 0, on down_proj, q_proj, v_proj", "`pocket at revision none`",
         report.model_digest, report.model.base_sha256, report.contract_digest, facts.request.model.adapter_sha256,
         report.evaluation.sha256, facts.request.key, "`torch 2.13.0`", "`shop`", "(seed 7)",
@@ -228,7 +228,7 @@ def test_a_gain_stands_with_its_interval_and_its_probability(model: FineTunedMod
     assert "Gain over the best promoted model: +0.012000, at least 0.001 is required." in text
     assert "Its 97.5 % interval is +0.004000 to +0.020000; P(gain > 0) = 0.999, P(gain >= 0.001) = 0.995" in text
     assert "which includes 0" in body(facts_of(model, decision=decision(evidence=evidence(low=-0.004))))
-    assert "It has no interval: the answers of the best promoted model were not at hand." in body(facts_of(model))
+    assert "It has no interval: MLflow does not have the answers of the best promoted model." in body(facts_of(model))
 
 
 def test_evaluated_questions_that_were_trained_on_are_told(facts: CardFacts) -> None:
@@ -249,14 +249,15 @@ def test_no_time_no_run_and_no_person_is_named(facts: CardFacts) -> None:
 def test_a_forced_promotion_says_so_and_its_reason_stays_plain_text(model: FineTunedModel) -> None:
     forced = decision(reason=Reason.FORCED, overrode=Reason.GUARD, gain=Decimal("-0.1"), failed_guard="least_rows: 6")
     text = body(facts_of(model, decision=forced, reason="`</code>\n# <b>x|y</b>"))
-    assert "(`forced`): forced, setting aside: guard." in text
-    assert "**FORCED**: the comparison said `guard` (least_rows: 6). Reason given: `'</code> # <b>x|y</b>`." in text
+    assert "Decision: **promote** (`forced`)." in text
+    assert ("**Promoted by force**: the gate alone would not have promoted it, reason `guard` (least_rows: 6). Reason "
+            "given for the force: `'</code> # <b>x|y</b>`.") in text
     assert "no reason given" in body(facts_of(model, decision=forced))
 
 
 def test_a_first_model_has_no_gain(model: FineTunedModel) -> None:
     text = body(facts_of(model, decision=decision(reason=Reason.FIRST_MODEL, gain=None)))
-    assert "(`first_model`): nothing was promoted before." in text
+    assert "(`first_model`): no model was promoted before it." in text
     assert "Gain over" not in text
 
 

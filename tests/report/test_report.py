@@ -51,7 +51,7 @@ def test_markup_in_any_text_of_the_data_is_shown_and_never_run() -> None:
 
 def test_a_deployment_that_failed_shows_how_and_nothing_of_the_decision_before() -> None:
     text = text_of(info={"result": "invalid", "code": 3, "reason": "metrics.json: bleu4 missing"})
-    assert "The deployment did not finish It ended as invalid with exit code 3: metrics.json: bleu4 missing" in text
+    assert "The deployment did not finish It ended with exit code 3 (invalid): metrics.json: bleu4 missing" in text
     assert "Gain over best promoted" not in text
     assert "Without a decision on this model" in text
 
@@ -67,7 +67,7 @@ def test_a_decision_on_another_model_is_not_shown_as_this_ones() -> None:
 def test_a_rollback_since_the_decision_is_not_shown_as_a_failed_deployment() -> None:
     text = text_of(info={"result": "rolled_back", "code": 0, "reason": "rollback", "model_name": "shop", "actor": "ana",
                          "champion": {"version": 1}, "stated_reason": "complaints", "hub": None})
-    assert "No decision on this model The last change was rolled_back by ana: complaints" in text
+    assert "No decision on this model The last change: rolled back by ana: complaints" in text
 
 
 def test_a_model_that_was_never_judged_is_said_to_be_so() -> None:
@@ -78,7 +78,7 @@ def test_answers_known_from_training_and_letters_that_the_tokenizer_does_not_spl
     found = evaluated(1).report
     report = found.model_copy(update={"answer_overlap_rows": 5, "unsplit_rows": found.rows // 10 + 1})
     notes = headline(report, {}, {}, is_judged=False).notes
-    assert "5 have a reference answer that stands in the training split too." in notes[0]
+    assert "reference answers that are in the training split too: 5." in notes[0]
     assert notes[1].startswith(f"{report.unsplit_rows} of {report.rows} references (")
     assert "set evaluation.tokenizer" in notes[1]
     few = report.model_copy(update={"unsplit_rows": found.rows // 10})
@@ -101,22 +101,23 @@ def test_losses_that_are_not_numbers_are_refused_with_the_file_named(content: st
 def test_the_decision_and_its_reason_come_first(page: Parsed) -> None:
     assert next(tag for tag, _ in page.tags if tag in ("h1", "h2", "table", "svg")) == "h1"
     gain = records().comparison["improvement"]
-    assert (f"deployment report Promoted to champion The challenger is now version 3 of ecommerce-chatbot: its gain of "
-            f"{gain:+.6f} reaches the threshold of 0.001.") in page.text
+    assert ("deployment report Promoted to champion ecommerce-chatbot version 3 replaces version 2: score 0.919, gain "
+            f"{gain:+.3f} (95 % interval +") in page.text
 
 
 def test_a_challenger_that_was_kept_out_reads_why() -> None:
     told = judged(2, best=3)
     assert told.heading == "Not promoted"
-    assert told.sentence.startswith("The challenger was not promoted: it is not above the best evaluated model (0.")
+    assert told.sentence == "Score 0.767 is 0.151 below the champion, version 1 (0.919)."
 
 
 def test_a_run_that_was_never_promoted_and_alone_blocks_the_challenger_is_named() -> None:
     first, second, third = (evaluated(number) for number in (1, 2, 3))
     told, compared = decided(second, ledger(first), [first, third])
-    notes = headline(second.report, told, compared, is_judged=True).notes
-    assert notes[0].startswith(f"It beats the best promoted model; only run {third.report.run_id}, which was never")
-    assert not any("It beats" in note for note in judged(2, best=3).notes)
+    sentence = headline(second.report, told, compared, is_judged=True).sentence
+    assert sentence.endswith(f"`champion history --promote {third.report.run_id[:8]}`.")
+    assert "only that model is in the way" in sentence
+    assert "in the way" not in judged(2, best=3).sentence
 
 
 def test_a_first_model_is_promoted_without_a_gain() -> None:
@@ -124,20 +125,20 @@ def test_a_first_model_is_promoted_without_a_gain() -> None:
     told, compared = decided(first, ledger(), [])
     past = ModelHistory([first.scored], older=False, ledger=ledger(first), rival=None, problem="")
     text = text_of(report=first.report, predictions=first.predictions, info=told, comparison=compared, past=past)
-    assert "The challenger is now version 1 of ecommerce-chatbot: nothing was promoted before." in text
+    assert "First model, now ecommerce-chatbot version 1 (score " in text
     assert "There is no other model to compare with yet." in text
     assert "Gain over best promoted" not in text
 
 
 def test_a_dry_run_does_not_read_as_a_promotion() -> None:
     told = judged(3, best=1, dry_run=True)
-    assert told.heading == "Dry run: promoted to champion"
-    assert told.sentence.startswith("It would be promoted: its gain of ")
+    assert told.heading == "Would be promoted to champion"
+    assert told.sentence.startswith("It would replace ecommerce-chatbot version 1: score 0.919, gain +")
 
 
 def test_a_forced_promotion_names_what_it_set_aside() -> None:
     notes = judged(1, best=3, force=True).notes
-    assert "Forced by ci; the comparison alone said not_best. Stated reason: no reason given." in notes
+    assert "Forced by ci; without --force-deploy: score 0.616 is 0.303 below the champion, version 1 (0.919)." in notes
 
 
 def test_a_gain_without_its_interval_is_said() -> None:
@@ -148,7 +149,9 @@ def test_a_gain_whose_interval_includes_zero_is_called_possible_chance() -> None
     whole = records()
     gain = {**whole.comparison["significance"], "low": -0.01}
     told = headline(whole.report, whole.info, {**whole.comparison, "significance": gain}, is_judged=True)
-    assert told.notes[0].startswith("The interval of the gain includes 0, so the two may be equally good. 30 rows show")
+    assert told.notes[0] == ("The interval includes 0, so the two models may be equally good; with "
+                             "deployment.significance: require, version 2 would have stayed the champion.")
+    assert told.notes[1].startswith("With 30 evaluated rows, a true gain of ")
 
 
 def test_every_score_has_the_interval_of_its_rows(content: report_page.Page) -> None:

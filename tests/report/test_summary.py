@@ -62,7 +62,7 @@ def test_a_deployment_that_failed_says_how() -> None:
     info = {"result": "undecided", "code": 4, "reason": "MLflow at http://x: no answer; check that it runs"}
     told = summary(found(info=info, comparison={}, outcome="failure"))
     assert told.title == "The deployment did not finish"
-    assert "undecided with exit code 4: MLflow at http://x: no answer" in told.sentence
+    assert "exit code 4 (undecided): MLflow at http://x: no answer" in told.sentence
     assert len(told.scores) == 7
     without = summary(found(report=None, info=info, comparison={}, outcome="failure"))
     assert without.sentence == told.sentence
@@ -78,7 +78,7 @@ def test_a_decision_on_another_model_is_not_told_of_this_one() -> None:
 def test_a_model_that_an_earlier_run_promoted_is_not_told_as_promoted_now() -> None:
     told = summary(found(ci_url=f"{CI}0"))
     assert told.title == "Already the champion: ecommerce-chatbot"
-    assert told.sentence.endswith("promoted by an earlier run, as version 2.")
+    assert told.sentence.endswith("an earlier run promoted this model, as version 2.")
     assert dict(told.facts)["Promoted by"].url == CI
     assert summary(found(ci_url=None)).title == "Promoted to champion: ecommerce-chatbot"
 
@@ -108,8 +108,8 @@ def test_a_promotion_comes_with_scores_intervals_parts_versions_and_links() -> N
     ({"result": "kept", "decision": "keep", "reason": "not_best"}, "Not promoted"),
     ({"result": "already", "decision": "already", "reason": "already"}, "Already the champion"),
     ({"result": "refused", "decision": "refused", "reason": "blocked"}, "Refused"),
-    ({"result": "undecided", "decision": "undecided", "reason": "incomparable"}, "Undecided"),
-    ({"result": "would_promote", "deployment_run": "none: dry run"}, "Dry run: promoted to champion"),
+    ({"result": "undecided", "decision": "undecided", "reason": "incomparable"}, "No decision"),
+    ({"result": "would_promote", "deployment_run": "none: dry run"}, "Would be promoted to champion"),
 ])
 def test_every_result_has_its_words(changes: dict[str, str], title: str) -> None:
     assert summary(found(info={**found().info, **changes})).title == f"{title}: ecommerce-chatbot"
@@ -177,7 +177,7 @@ def test_formats_say_the_same(here: Path, monkeypatch: pytest.MonkeyPatch, capsy
     write()
     summarise()
     plainly = capsys.readouterr().out
-    assert plainly.startswith("Promoted to champion: ecommerce-chatbot\nThe challenger is now version 2")
+    assert plainly.startswith("Promoted to champion: ecommerce-chatbot\necommerce-chatbot version 2 replaces version 1")
     assert "95 % interval" in plainly
     summarise("--format", "markdown")
     marked = capsys.readouterr().out

@@ -339,7 +339,7 @@ class HubRepository:
             return
         if lines[: len(held)] != held:
             raise IntegrityError(f"{self.repo_id}: {LEDGER_FILE} on branch {LEDGER_BRANCH} does not continue in this "
-                                 "ledger; run `python scripts/status_script.py`")
+                                 "ledger; run `champion status`")
         with tempfile.TemporaryDirectory() as name:
             file = Path(name, LEDGER_FILE)
             file.write_text("".join(f"{line}\n" for line in lines))
@@ -427,7 +427,7 @@ class HubPort:
         if foreign:
             raise IntegrityError(f"{self.repo}: holds the releases of another ledger, and nothing is published over "
                                  "them; correct deployment.huggingface.model_id or the MLflow store, and see "
-                                 "`python scripts/status_script.py`")
+                                 "`champion status`")
         return len(mirror or ())
 
     def project(self, slot: Slot) -> None:

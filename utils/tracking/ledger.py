@@ -56,7 +56,7 @@ class MlflowLedger:
             return []
         run = find_run(self._client, run_id)
         if run is None:
-            raise IntegrityError(f"ledger run {run_id} is gone; `python scripts/status_script.py --repair` restores it "
+            raise IntegrityError(f"ledger run {run_id} is gone; `champion status --repair` restores it "
                                  "from results/deployment/ledger.jsonl or from its mirror on the Hub")
         if run.info.lifecycle_stage != "active":
             raise IntegrityError(f"ledger run {run_id} is deleted; `mlflow runs restore --run-id {run_id}` restores it")

@@ -179,7 +179,7 @@ class MlflowRegistry:
             return
         if version is not None and self._if_kept(version) is None:
             raise Undecided(f"{self._name}: version {version} is the champion by the ledger, but the registry does not "
-                            "have it; `python scripts/status_script.py` names the ways on")
+                            "have it; `champion status` names the ways on")
         with mlflow_errors():
             if version is None:
                 self._client.delete_registered_model_alias(self._name, alias)
@@ -250,7 +250,7 @@ class MlflowRegistry:
     def _create(self, key: str) -> list[int]:
         if half := self.restoring():
             raise RunAgain(f"{self._name}: version {min(half)} is half restored, because an adoption was interrupted; "
-                           "run `python scripts/status_script.py --adopt` again, and then this")
+                           "run `champion status --adopt` again, and then this")
         run_id = self._run_id()
         keep_model(self._client, run_id, self._save)
         with mlflow_errors():
@@ -308,7 +308,7 @@ def fetch_version(client: MlflowClient, name: str, version: int, folder: Path) -
         identity = found.tags.get(tag.IDENTITY)
         if identity is None:
             raise Undecided(f"{name} version {version}: carries no {tag.IDENTITY}, so it was not made here; "
-                            "run `python scripts/status_script.py --adopt`")
+                            "run `champion status --adopt`")
         store = artifacts_at(client, client.get_model_version_download_uri(name, str(version)))
         folder.mkdir(parents=True, exist_ok=True)
         local = Path(store.download_artifacts("", str(folder)))

@@ -46,7 +46,7 @@ def fine_tuning_tags(model_name: str, git: GitIdentity, base: BaseModelRef, data
         tag.MODEL_NAME: model_name,
         "champion.base_model": f"{base.name}@{base.revision}",
         "champion.base_sha256": base.sha256,
-        "champion.data": f"{data.raw.path}@{data.raw.sha256}",
+        tag.DATA: f"{data.raw.path}@{data.raw.sha256}",
         "champion.train_sha256": data.train.sha256,
         "champion.git_commit": git.commit,
         "champion.git_dirty": str(git.dirty).lower(),
@@ -63,7 +63,7 @@ def log_fine_tuning(run_id: str, params: Params, curves: Mapping[str, Iterable[t
         client.log_batch(run_id, metrics=metrics, params=[Param(name, str(value)) for name, value in flat])
         client.set_tag(run_id, tag.ADAPTER, adapter_sha256)
         client.log_artifacts(run_id, str(adapter), "adapter")
-        client.log_artifact(run_id, str(location))  # history_script.py --promote restores the model from these two
+        client.log_artifact(run_id, str(location))  # `champion history --promote` restores the model from these two
         for file in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja")):
             client.log_artifact(run_id, str(file), "tokenizer")
         packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}

@@ -8,6 +8,7 @@ CONTRACT = "champion.contract"
 CONTRACT_JSON = "champion.contract_json"
 WEIGHTS = "champion.weights"
 ADAPTER = "champion.adapter_sha256"
+DATA = "champion.data"  # of a fine-tuning run: the raw file and its sha256, as PATH@SHA256
 EXCLUDED = "champion.excluded"
 FAILED_GUARD = "champion.failed_guard"  # the guard that the evaluated model failed, in the words of the gate
 RESTORED = "restored_from"  # the run on another server, of which this one is a copy
