@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks import measure, table
 
-NAMES = ("merge", "repro_overhead", "full_size", "fine_tuning", "evaluation", "serving", "scoring", "history")
+NAMES = ("merge", "repro_overhead", "full_size", "fine_tuning", "evaluation", "serving", "scoring", "history",
+         "pocket")
 README = Path(__file__).with_name("README.md")
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

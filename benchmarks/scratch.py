@@ -19,7 +19,7 @@ ENVIRONMENT = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['P
                "HF_TOKEN": "", "CI": "", "HF_HUB_OFFLINE": "1"}
 
 
-def make(folder: Path, changes: Mapping[str, Any], *, rows: int) -> None:
+def make(folder: Path, changes: Mapping[str, Any], *, rows: int | None = None) -> None:
     """Copy what git knows or would take, lay changes over params.yaml, and keep the first `rows` of the data."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], check=True, cwd=measure.ROOT,
                             capture_output=True, text=True).stdout
@@ -31,7 +31,8 @@ def make(folder: Path, changes: Mapping[str, Any], *, rows: int) -> None:
     config = folder / "params.yaml"
     params = overlay(yaml.safe_load(config.read_text()), changes)
     config.write_text(yaml.safe_dump(params, sort_keys=False))
-    _cut(folder / params["data"]["path"], rows)
+    if rows is not None:
+        _cut(folder / params["data"]["path"], rows)
 
 
 def _cut(data: Path, rows: int) -> None:

@@ -68,7 +68,7 @@ class PocketParams(Section):
 
     hidden_size: Count = 128
     layers: Count = 2
-    epochs: Count = 8
+    epochs: Count = 5
     seed: int = 7
 
 
@@ -86,7 +86,7 @@ class LoraParams(Section):
 
     r: Count = 16
     alpha: Count = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: Annotated[list[Text], Field(min_length=1)] = [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -95,10 +95,10 @@ class FineTuningParams(Section):
     """One training run; max_length counts tokens."""
 
     lora: LoraParams = LoraParams()
-    epochs: Count = 8
-    batch_size: Count = 8
+    epochs: Count = 1
+    batch_size: Count = 32
     gradient_accumulation_steps: Count = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 0.004
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Annotated[int, Field(ge=16)] = 512

@@ -1,7 +1,6 @@
 """Work shared out among the processes that a launcher started, and gathered; alone, all of it is one's own."""
 
 import logging
-import os
 import signal
 import subprocess
 import time
@@ -69,14 +68,13 @@ def lost(what: str, *, saved: str) -> RunAgain:
     return RunAgain(f"another process of the {what} is lost; run it again, it goes on from {saved}")
 
 
-def fit_threads(model: PreTrainedModel, *, training: bool = False) -> None:
+def fit_threads(model: PreTrainedModel) -> None:
     """Give a small model one thread: on its small matrices threads wait for each other more than they compute.
 
-    Training has larger matrices, so it gets two if the machine has two cores. A fixed number also gives equal results
-    on any larger number of cores.
+    It also makes its results the same on any number of cores.
     """
     if model.num_parameters() < _SMALL_MODEL:
-        torch.set_num_threads(min(2, os.cpu_count() or 1) if training else 1)
+        torch.set_num_threads(1)
 
 
 def launch(arguments: Sequence[str], stage: Sequence[str] = ()) -> int:
