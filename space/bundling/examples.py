@@ -9,6 +9,7 @@ from files import JsonLine
 _MOST = 4
 _LEAST = 0.6  # score of an answer worth showing
 _LONGEST = 90  # characters
+_ENDS = ("?", ".", "!", "\uff1f", "\u3002", "\u061f", "\u0964")  # of a sentence, in any script
 Answer = tuple[str, float]  # with its score, 0..1
 
 
@@ -17,16 +18,17 @@ def choose(rows: Sequence[JsonLine], *sides: Sequence[Answer]) -> list[str]:
 
     sides: the answers to the rows, once for each kind of weights that may be served; the lowest score counts, and
     without any nothing is chosen. A row with a system message or more than one question is left out, since the page
-    asks without them. Among answers that are about as good, a question of common words comes first (a rare word may be
-    mistyped), then a short one.
+    asks without them. Among answers that are about as good, a whole sentence comes first, then a question of common
+    words (a rare word may be mistyped), then a short one.
     """
     words = Counter(word for row in rows for word in _words(row["messages"][0]["content"]))
-    ranked: list[tuple[float, int, int, int, JsonLine]] = []
+    ranked: list[tuple[float, bool, int, int, int, JsonLine]] = []
     for row, answers in zip(rows if sides else [], zip(*sides, strict=True), strict=True):
         question, score = _question(row), min(score for _, score in answers)
         if question and score >= _LEAST and all(_keeps_the_facts(row, text) for text, _ in answers):
             rare = sum(words[word] == 1 for word in _words(question))
-            ranked.append((-round(score, 1), rare, len(question), len(ranked), row))
+            clumsy = question[0].islower() or not question.endswith(_ENDS)
+            ranked.append((-round(score, 1), clumsy, rare, len(question), len(ranked), row))
     chosen: list[JsonLine] = []
     for *_, row in sorted(ranked):
         if len(chosen) < _MOST and not any(_alike(row, other) for other in chosen):

@@ -53,6 +53,11 @@ def test_the_best_answered_come_first_each_of_another_intent_with_another_answer
     assert chosen(rows, scores) == ["May I pay?", "May I go?", "May I swap?", "May I a?"]
 
 
+def test_among_answers_as_good_a_whole_sentence_comes_before_key_words() -> None:
+    rows = [row("return order"), row("May I return my order?"), row("may I return it?")]
+    assert chosen(rows, [1.0, 1.0, 1.0])[0] == "May I return my order?"
+
+
 def test_among_answers_as_good_a_question_with_a_mistyped_word_comes_last() -> None:
     rows = [row("May I retrun it?"), row("It is green, may I return it?"), row("Is it green, may I return?")]
     assert chosen(rows, [1.0, 1.0, 1.0])[-1] == "May I retrun it?"
