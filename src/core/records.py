@@ -289,15 +289,20 @@ class EvaluationReport(Record):
         """True if copied training answers score more than the model's own."""
         return self.nearest_neighbour is not None and self.weighted_score < self.nearest_neighbour.weighted_score
 
+    def neighbour_warning(self) -> str | None:
+        """The warning that copied answers are better than the model's, as a sentence; None if they are not."""
+        if self.nearest_neighbour is None or not self.is_below_neighbour():
+            return None
+        return ("The model answers worse than copying the nearest training answer "
+                f"({self.nearest_neighbour.weighted_score:.3f}); it is not worth serving yet.")
+
     def beside_neighbour(self) -> str | None:
         """The model's score beside the nearest-neighbour baseline, in one line; None if there is no baseline."""
         if self.nearest_neighbour is None:
             return None
-        copied = f"{self.nearest_neighbour.weighted_score:.3f}"
-        if self.is_below_neighbour():
-            return (f"score {self.weighted_score:.3f}: the model answers worse than copying the nearest training "
-                    f"answer ({copied}); it is not worth serving yet")
-        return f"score {self.weighted_score:.3f}; copying the nearest training answer scores {copied}"
+        line = (f"score {self.weighted_score:.3f}; copying the nearest training answer scores "
+                f"{self.nearest_neighbour.weighted_score:.3f}")
+        return ". ".join(filter(None, [line, self.neighbour_warning()]))
 
     def tokenizer_warning(self) -> str | None:
         """The warning that 13a does not fit the language, if it hardly splits more than a tenth of the references."""

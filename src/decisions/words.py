@@ -473,7 +473,7 @@ def _notes_on_rows(report: EvaluationReport) -> tuple[str, ...]:
              (report.answer_overlap_rows, "reference answers that are in the training split too")]
     parts = [f"{what}: {count}" for count, what in found if count]
     notes = [f"Of {report.rows} evaluated rows, {'; '.join(parts)}."] if parts else []
-    return (*notes, *filter(None, [report.tokenizer_warning()]))
+    return (*notes, *filter(None, [report.neighbour_warning(), report.tokenizer_warning()]))
 
 
 def _notes_on_hub(info: Mapping[str, Any]) -> Iterator[str]:

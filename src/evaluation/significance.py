@@ -10,6 +10,7 @@ two or three most extreme of 2,000 resamples. docs/significance.md has its cover
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +103,39 @@ def score_intervals(statistics: RowStatistics, *, weights: Mapping[str, float], 
     (scores,) = _resample((statistics,), resamples=resamples, seed=seed)
     columns = dict(zip(METRICS, scores.T, strict=True)) | {"weighted_score": scores @ weight_vector(weights)}
     return {name: percentile_interval(column, confidence=confidence) for name, column in columns.items()}
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The weighted score of some of the rows, and the gain over another model on them.
+
+    interval: (low, high) of the score; None if there are too few rows for one. gain: None without another model.
+    """
+
+    rows: int
+    score: float
+    interval: tuple[float, float] | None
+    gain: GainEvidence | None
+
+
+def group_score(ours: RowStatistics, theirs: RowStatistics | None, *, weights: Mapping[str, float], confidence: float,
+                seed: int) -> GroupScore:
+    """The score of the rows of one group, for example of one intent; both models answered the same rows.
+
+    A group has few rows, for which percentile intervals are too narrow. So the score, like a gain, has a t interval
+    with the standard error that the bootstrap estimates (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 12). It is cut to [0, 1].
+    """
+    vector, rows = weight_vector(weights), len(ours)
+    score = round(float(np.array(list(corpus_scores(ours).values())) @ vector), _DECIMALS)
+    interval = None
+    if rows >= least_rows(confidence):
+        (scores,) = _resample((ours,), resamples=RESAMPLES, seed=seed)
+        margin, _ = _margins(float(np.std(scores @ vector, ddof=1)), rows=rows, confidence=confidence)
+        interval = max(0.0, score - margin), min(1.0, score + margin)
+    gain = None if theirs is None else paired_bootstrap(
+        ours, theirs, weights=weights, threshold=0.0, confidence=confidence, resamples=RESAMPLES, seed=seed)
+    return GroupScore(rows, score, interval, gain)
 
 
 def percentile_interval(samples: NDArray[np.float64], *, confidence: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from src.core.params import METRIC_NAMES, METRICS
+from src.report.history import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,15 +40,6 @@ SIDES = {"best_evaluated": "best evaluated", "best_promoted": "best promoted", "
 
 
 @dataclass(frozen=True)
-class Point:
-    """One evaluation in the history; promoted is the version that it became, None if it was not promoted."""
-
-    score: float
-    promoted: int | None
-    is_challenger: bool
-
-
-@dataclass(frozen=True)
 class Score:
     """A line of the score table; weight and contribution are None for the weighted score itself."""
 
@@ -61,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model in the comparison table; delta is the challenger's score minus its own, None for the challenger."""
+    """A model in the comparison table; delta is this model's score minus its own, None for this model itself."""
 
     name: str
     run_id: str
@@ -88,16 +80,17 @@ class Chart:
 
 
 def draw(scores: Sequence[Score], sides: Sequence[ComparedModel], gain: Mapping[str, Any] | None,
-         points: Sequence[Point], losses: Losses | None) -> dict[str, Chart]:
+         models: Sequence[Entry], losses: Losses | None) -> dict[str, Chart]:
     """The charts by name; gain, history and losses are left out if they have no data."""
     made = {"scores": _score_chart(scores, sides), "contributions": _contribution_chart(sides)}
     if gain:
         drawing = _svg("gain", NARROW, 1.8, _draw_gain, gain["gain"], gain["low"], gain["high"], gain["threshold"])
         made["gain"] = Chart((drawing,), f"Gain {gain['gain']:+.4f}, interval {gain['low']:+.4f} to "
                                          f"{gain['high']:+.4f}, threshold {gain['threshold']:g}.")
-    if points:
-        made["history"] = Chart((_svg(f"history-{WIDE}", WIDE, 3.4, _draw_history, points),
-                                 _svg(f"history-{NARROW}", NARROW, 2.8, _draw_history, points)), _history_words(points))
+    if models:
+        made["history"] = Chart((_svg(f"history-{WIDE}", WIDE, 3.4, _draw_history, models, 4),
+                                 _svg(f"history-{NARROW}", NARROW, 2.8, _draw_history, models, 2)),
+                                _history_words(models))
     if losses:
         train, validation = losses.train, losses.validation
         drawing = _svg("losses", NARROW, 2.8, _draw_losses, train, validation)
@@ -108,27 +101,25 @@ def draw(scores: Sequence[Score], sides: Sequence[ComparedModel], gain: Mapping[
 
 
 def _score_chart(scores: Sequence[Score], sides: Sequence[ComparedModel]) -> Chart:
-    promoted = next((side for side in sides if side.name == SIDES["best_promoted"]), None)
+    promoted = next((side for side in sides[1:] if SIDES["best_promoted"] in side.name), None)
     others = {WEIGHTED: promoted.score, **promoted.metrics} if promoted else {}
     words = (f"{NAMES[row.name]} {row.value:.4f}, interval {row.low:.4f} to {row.high:.4f}" for row in scores)
     return Chart((_svg("scores", NARROW, 3.1, _draw_scores, scores, others),), "; ".join(words) + ".")
 
 
 def _contribution_chart(sides: Sequence[ComparedModel]) -> Chart:
-    stacks: dict[str, Mapping[str, float]] = {}
-    for run_id in dict.fromkeys(side.run_id for side in sides):
-        same = [side for side in sides if side.run_id == run_id]
-        stacks[", ".join(side.name for side in same)] = {NAMES[m]: same[0].contributions[m] for m in METRICS}
+    stacks = {side.name: {NAMES[metric]: side.contributions[metric] for metric in METRICS} for side in sides}
     words = (f"{name}: " + ", ".join(f"{m} {part:.4f}" for m, part in parts.items()) for name, parts in stacks.items())
     drawings = (_svg(f"contributions-{width}", width, 1.2 + 0.62 * len(stacks), _draw_contributions, stacks, columns)
                 for width, columns in ((WIDE, len(_SHADES)), (NARROW, 3)))
     return Chart(tuple(drawings), "; ".join(words) + ".")
 
 
-def _history_words(points: Sequence[Point]) -> str:
-    promoted = [f"version {point.promoted} at {point.score:.4f}" for point in points if point.promoted is not None]
-    lowest, highest = min(point.score for point in points), max(point.score for point in points)
-    return (f"{len(points)} evaluations with weighted scores from {lowest:.4f} to {highest:.4f}; promoted: "
+def _history_words(models: Sequence[Entry]) -> str:
+    promoted = [f"version {entry.version} at {entry.score:.4f}{' (scored again)' if entry.is_rescored else ''}"
+                for entry in models if entry.version is not None]
+    lowest, highest = min(entry.score for entry in models), max(entry.score for entry in models)
+    return (f"{len(models)} models with weighted scores from {lowest:.4f} to {highest:.4f}; promoted, in this order: "
             f"{', '.join(promoted) or 'none'}.")
 
 
@@ -137,7 +128,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Score], others: Mapping[str, float])
     places = range(len(rows))
     values = [row.value for row in rows]
     reach = [[max(0.0, row.value - row.low) for row in rows], [max(0.0, row.high - row.value) for row in rows]]
-    axes.errorbar(values, places, xerr=reach, fmt="o", color=_OURS, capsize=4, elinewidth=2, label="challenger")
+    axes.errorbar(values, places, xerr=reach, fmt="o", color=_OURS, capsize=4, elinewidth=2, label="this model")
     if others:
         axes.plot([others[row.name] for row in rows], [place + 0.27 for place in places], "D", color=_THEIRS,
                   markersize=5.5, label="best promoted")
@@ -159,7 +150,7 @@ def _draw_gain(axes: Axes, value: float, low: float, high: float, threshold: flo
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.15)
     axes.locator_params(axis="x", nbins=6)
-    axes.set_xlabel("weighted score of the challenger minus the best promoted")
+    axes.set_xlabel("weighted score of this model minus the best promoted")
     _legend(axes, reverse=True)
 
 
@@ -171,7 +162,7 @@ def _draw_contributions(axes: Axes, sides: Mapping[str, Mapping[str, float]], co
         axes.barh(range(len(sides)), parts, left=starts, height=0.45, color=shade, edgecolor=_CARD, label=metric)
         starts = [start + part for start, part in zip(starts, parts, strict=True)]
     for place, (name, total) in enumerate(zip(sides, starts, strict=True)):
-        axes.annotate(name.capitalize(), (0, place - 0.24), (0, 3), textcoords="offset points")
+        axes.annotate(f"{name[:1].upper()}{name[1:]}", (0, place - 0.24), (0, 3), textcoords="offset points")
         axes.annotate(f"{total:.4f}", (total, place), (5, 0), textcoords="offset points", va="center")
     axes.set_yticks([])
     axes.set_ylim(len(sides) - 0.5, -0.65)
@@ -180,28 +171,35 @@ def _draw_contributions(axes: Axes, sides: Mapping[str, Mapping[str, float]], co
     _legend(axes, columns=columns)
 
 
-def _draw_history(axes: Axes, points: Sequence[Point]) -> None:
-    """The scores in order of evaluation, with promotions marked."""
-    marker = "o" if len(points) <= _DOTS else ""
-    axes.plot(range(1, len(points) + 1), [point.score for point in points], marker=marker, markersize=4.5,
-              color=_MUTED, linewidth=1.4, label="evaluated")
-    promoted = [(place, point) for place, point in enumerate(points, start=1) if point.promoted is not None]
+def _draw_history(axes: Axes, models: Sequence[Entry], columns: int) -> None:
+    """The models in the order of their promotions, with a line through those that were promoted."""
+    places = list(enumerate(models, start=1))
+    promoted = [(place, entry) for place, entry in places if entry.version is not None]
+    others = [(place, entry) for place, entry in places if entry.version is None]
     few = len(promoted) <= _LABELS
-    axes.plot([place for place, _ in promoted], [point.score for _, point in promoted], "D", color=_THEIRS,
-              markersize=7.5 if few else 5, label="promoted")
-    for place, point in promoted if few else promoted[-1:]:
-        axes.annotate(f"v{point.promoted}", (place, point.score), (0, 10), textcoords="offset points", ha="center")
-    own = [(place, point.score) for place, point in enumerate(points, start=1) if point.is_challenger]
-    if own:
-        axes.plot(*zip(*own, strict=True), "o", markerfacecolor="none", markeredgecolor=_OURS, markeredgewidth=2,
-                  markersize=14, label="this challenger")
-    axes.margins(y=0.22)
-    room = max(0.5, 0.04 * len(points))
-    axes.set_xlim(1 - room, len(points) + room)
+    size = 7.5 if few else 5
+    _marks(axes, others, "o", color=_MUTED, markersize=4.5 if len(models) <= _DOTS else 2.5, label="not promoted")
+    axes.plot([place for place, _ in promoted], [entry.score for _, entry in promoted], color=_THEIRS, linewidth=1.4)
+    _marks(axes, [each for each in promoted if not each[1].is_rescored], "D", color=_THEIRS, markersize=size,
+           label="promoted")
+    _marks(axes, [each for each in promoted if each[1].is_rescored], "D", markerfacecolor=_CARD, markersize=size,
+           markeredgecolor=_THEIRS, markeredgewidth=1.8, label="promoted, scored again later")
+    for place, entry in promoted if few else promoted[-1:]:
+        axes.annotate(f"v{entry.version}", (place, entry.score), (0, 12), textcoords="offset points", ha="center")
+    _marks(axes, [each for each in places if each[1].is_challenger], "o", markerfacecolor="none",
+           markeredgecolor=_OURS, markeredgewidth=2, markersize=15, label="this model")
+    axes.margins(y=0.25)
+    room = max(0.5, 0.04 * len(models))
+    axes.set_xlim(1 - room, len(models) + room)
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    axes.set_xlabel("evaluation, oldest first")
+    axes.set_xlabel("model, in the order of promotion or evaluation")
     axes.set_ylabel("weighted score")
-    _legend(axes)
+    _legend(axes, columns=columns)
+
+
+def _marks(axes: Axes, entries: Sequence[tuple[int, Entry]], marker: str, **style: Any) -> None:
+    if entries:
+        axes.plot([place for place, _ in entries], [entry.score for _, entry in entries], marker, **style)
 
 
 def _draw_losses(axes: Axes, train: Sequence[float], validation: Sequence[float]) -> None:

@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from src.core.errors import InvalidInput
 from src.core.params import METRICS, DeploymentParams
 from src.core.records import EvaluationReport, FineTunedModel, contributions, weighted_score
 from src.decisions.record import is_about
-from src.decisions.words import Headline, headline
-from src.evaluation.metrics import RowStatistics, row_scores
+from src.decisions.words import Headline, headline, percent
+from src.evaluation.metrics import RowStatistics
 from src.evaluation.predictions import Prediction
-from src.evaluation.significance import score_intervals, seed_from
+from src.evaluation.significance import GroupScore, group_score, score_intervals, seed_from
 from src.ledger.slots import LedgerView, Slot
 from src.model_selection import ScoredRun
-from src.report.charts import NAMES, SIDES, WEIGHTED, Chart, ComparedModel, Losses, Point, Score, draw
+from src.report.answers import AnsweredRow, ranked_answers
+from src.report.charts import NAMES, SIDES, WEIGHTED, Chart, ComparedModel, Losses, Score, draw
+from src.report.history import Entry, entries, promoted_elsewhere
 
-ANSWERS = 10
-LONGEST = 1500  # characters shown of a text: 20 rows of four texts stay far below 1 MB
+RUNS_LISTED = 20  # of the history; the chart shows all
+INTENTS_LISTED = 10  # more of them are folded away
 Facts = Mapping[str, str | int | None]
 
 
@@ -103,64 +105,6 @@ def rival_run(slot: Slot, runs: Sequence[ScoredRun]) -> str | None:
     return known[-1] if known else slot.evaluation_run
 
 
-@dataclass(frozen=True)
-class ShownAnswer:
-    """One model's answer and the weighted score of that row alone, in [0, 1]."""
-
-    text: str
-    score: float
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class AnsweredRow:
-    """A row with its question, its reference answer and the answers of both models.
-
-    earlier: the number of user turns before the question.
-    other: the answer of the other model, None if it did not answer this row.
-    """
-
-    row_id: str
-    intent: str | None
-    question: str
-    earlier: int
-    reference: str
-    own: ShownAnswer
-    other: ShownAnswer | None
-
-
-def ranked_answers(predictions: Sequence[Prediction], rival: Sequence[Prediction], weights: Mapping[str, float]
-                   ) -> dict[str, list[AnsweredRow]]:
-    """The ten best rows, best first, and the ten worst, worst first, by heading. No row is in both; ids break ties."""
-    scores = _row_scores(predictions, weights)
-    others = {row.id: (row, score) for row, score in zip(rival, _row_scores(rival, weights), strict=True)}
-    order = sorted(range(len(predictions)), key=lambda place: (-scores[place], predictions[place].id))
-    best = order[:ANSWERS]
-    worst = order[len(best):][-ANSWERS:][::-1]
-
-    def answered(place: int) -> AnsweredRow:
-        row = predictions[place]
-        asked, other = [message.content for message in row.messages if message.role == "user"], others.get(row.id)
-        return AnsweredRow(row.id, row.intent, shortened(asked[-1] if asked else ""), max(0, len(asked) - 1),
-                           shortened(row.reference), _answer(row, scores[place]), _answer(*other) if other else None)
-
-    return {title: [answered(place) for place in places]
-            for title, places in (("Best answers", best), ("Worst answers", worst)) if places}
-
-
-def shortened(text: str) -> str:
-    """A text cut to LONGEST characters, with the number of characters that were cut."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
-
-
-def _answer(row: Prediction, score: float) -> ShownAnswer:
-    return ShownAnswer(shortened(row.prediction), score, row.truncated)
-
-
-def _row_scores(rows: Sequence[Prediction], weights: Mapping[str, float]) -> list[float]:
-    return row_scores(RowStatistics.from_rows([row.stats for row in rows]), weights).tolist() if rows else []
-
-
 def _identities(records: Records, info: Mapping[str, Any]) -> dict[str, Facts]:
     """Digests, versions and addresses by group and name; None if the deployment recorded no such value."""
     report, model, hub, champion = records.report, records.model, info.get("hub"), info.get("champion")
@@ -204,15 +148,36 @@ def _identities(records: Records, info: Mapping[str, Any]) -> dict[str, Facts]:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of texts. name: its id on the page. strong: the rows that are set in bold, by place."""
+
+    name: str
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: Collection[int] = ()
+
+
+@dataclass(frozen=True)
 class Page:
-    """What report.html.j2 shows, in this order."""
+    """What report.html.j2 shows, in this order.
+
+    rival: the model that the answers are compared with, in words; empty without one.
+    intents: the scores by intent, and all of them if the first table shows the weakest alone.
+    elsewhere: the versions that have no score under today's contract.
+    """
 
     verdict: Headline
     scores: Sequence[Score]
-    sides: Sequence[ComparedModel]
+    gain_over: str
+    score_table: Table
+    intents: Sequence[Table]
+    sides: Table
     compared: Mapping[str, Any]
     charts: Mapping[str, Chart]
-    promotions: int
+    models: Sequence[Entry]
+    history: Table | None
+    elsewhere: Sequence[int]
     rival: str
     answers: Mapping[str, Sequence[AnsweredRow]]
     identities: Mapping[str, Facts]
@@ -223,24 +188,30 @@ def render(records: Records) -> str:
     """The page as HTML; every text from data is escaped."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.j2").render(page=build(records), names=NAMES, metrics=METRICS) + "\n"
+    return environment.get_template("report.html.j2").render(page=build(records)) + "\n"
 
 
 def build(records: Records) -> Page:
     """The content of the page; a decision on another model than the evaluated one is left out."""
     info, compared = (records.info, records.comparison) if records.are_judged else ({}, {})
     weights = compared.get("weights") or records.policy.weighted_scoring.weights
-    scores, sides = _scores(records, weights), _sides(records, compared, weights)
-    points = _points(records, weights)
+    past, report = records.past, records.report
+    models = entries(past.runs, past.ledger, weights, report.model_digest)
+    scores, sides, rival = _scores(records, weights), _sides(records, compared, weights), _rival_name(records)
     return Page(
-        verdict=headline(records.report, records.info, compared, is_judged=records.are_judged),
+        verdict=headline(report, records.info, compared, is_judged=records.are_judged),
         scores=scores,
-        sides=sides,
+        gain_over=_gain_over(compared, past.ledger),
+        score_table=_score_table(records, scores),
+        intents=_intent_tables(records, weights, rival.partition(",")[0]),
+        sides=_side_table(sides),
         compared=compared,
-        charts=draw(scores, sides, compared.get("significance"), points, records.losses),
-        promotions=sum(point.promoted is not None for point in points),
-        rival=_rival_name(records),
-        answers=ranked_answers(records.predictions, records.past.rival or (), weights),
+        charts=draw(scores, sides, compared.get("significance"), models, records.losses),
+        models=models,
+        history=_history_table(models),
+        elsewhere=promoted_elsewhere(models, past.ledger) if not past.problem and not past.older else [],
+        rival=rival,
+        answers=ranked_answers(records.predictions, past.rival or (), weights),
         identities=_identities(records, info),
         records=records,
     )
@@ -254,6 +225,13 @@ def _rival_name(records: Records) -> str:
     return f"{'champion' if slot is ledger.head else 'previous champion'}, version {slot.version}"
 
 
+def _gain_over(compared: Mapping[str, Any], ledger: LedgerView) -> str:
+    """The best promoted model by its version, if the ledger is known."""
+    digest = (compared.get("best_promoted") or {}).get("model_digest")
+    versions = {slot.model_digest: slot.version for slot in ledger.slots}
+    return f"version {versions[digest]}" if digest in versions else "the best promoted model"
+
+
 def _scores(records: Records, weights: Mapping[str, float]) -> list[Score]:
     policy, values = records.policy, records.report.metrics.as_dict()
     intervals = score_intervals(
@@ -265,20 +243,107 @@ def _scores(records: Records, weights: Mapping[str, float]) -> list[Score]:
             *(Score(name, values[name], *intervals[name], weights[name], parts[name]) for name in METRICS)]
 
 
+def _score_table(records: Records, scores: Sequence[Score]) -> Table:
+    copied = records.report.nearest_neighbour
+    others = copied.scores() if copied else {}
+    level = percent(records.policy.confidence)
+    rows = [(NAMES[each.name], f"{each.value:.4f}", f"{each.low:.3f} to {each.high:.3f}",
+             "" if each.weight is None else f"{each.weight:.2f}", f"{each.contribution:.4f}",
+             *([f"{others[each.name]:.4f}"] if copied else [])) for each in scores]
+    heads = ("Score", "Value", f"{level} interval", "Weight", "Contribution", *(["Copied answers"] if copied else []))
+    return Table("score-table", f"This model on {records.report.rows} evaluation rows", heads, rows, strong=(0,))
+
+
+def _intent_tables(records: Records, weights: Mapping[str, float], rival: str) -> list[Table]:
+    """The scores by intent, weakest first; none if the data has fewer than two intents."""
+    groups: dict[str, list[Prediction]] = {}
+    for row in records.predictions:
+        if row.intent:
+            groups.setdefault(row.intent, []).append(row)
+    if len(groups) < 2:
+        return []
+    others = {row.id: row for row in records.past.rival or ()}
+    found = {name: _intent_score(rows, others, records, weights) for name, rows in groups.items()}
+    compared = any(score.gain for score in found.values())
+    level = percent(records.policy.confidence)
+    over = (f"Gain over the {rival}", f"{level} interval of the gain") if compared else ()
+    heads = ("Intent", "Rows", "Score", f"{level} interval", *over)
+    ranked = sorted(found.items(), key=lambda pair: (pair[1].score, pair[0]))
+    sure = [pair for pair in ranked if pair[1].interval] or ranked
+    whole, weak = ([_intent_row(name, score, compared=compared) for name, score in pairs]
+                   for pairs in (ranked, sure[:INTENTS_LISTED]))
+    every = Table("intents", f"All {len(whole)} intents, lowest score first", heads, whole)
+    if len(whole) <= INTENTS_LISTED:
+        return [every]
+    enough = ", of those with enough rows for an interval" if len(sure) < len(ranked) else ""
+    return [Table("weak-intents", f"The {len(weak)} intents with the lowest scores{enough}", heads, weak), every]
+
+
+def _intent_score(rows: Sequence[Prediction], others: Mapping[str, Prediction], records: Records,
+                  weights: Mapping[str, float]) -> GroupScore:
+    policy = records.policy
+    theirs = [others[row.id].stats for row in rows if row.id in others]
+    return group_score(
+        RowStatistics.from_rows([row.stats for row in rows]),
+        RowStatistics.from_rows(theirs) if len(theirs) == len(rows) else None, weights=weights,
+        confidence=policy.confidence, seed=seed_from(records.report.contract_digest))
+
+
+def _intent_row(name: str, score: GroupScore, *, compared: bool) -> tuple[str, ...]:
+    low_high = "{:.3f} to {:.3f}".format(*score.interval) if score.interval else "too few rows"
+    shown = (name, str(score.rows), f"{score.score:.3f}", low_high)
+    gain = score.gain
+    if not compared:
+        return shown
+    if gain is None:
+        return *shown, "not answered", ""
+    if score.interval is None:
+        return *shown, f"{gain.gain:+.3f}", "too few rows"
+    sure = "" if gain.includes_zero else " (better)" if gain.low > 0 else " (worse)"
+    return *shown, f"{gain.gain:+.3f}{sure}", f"{gain.low:+.3f} to {gain.high:+.3f}"
+
+
 def _sides(records: Records, compared: Mapping[str, Any], weights: Mapping[str, float]) -> list[ComparedModel]:
+    """This model and those it was compared with, each once, with all its roles."""
     values = records.report.metrics.as_dict()
-    own = ComparedModel("challenger", records.report.run_id, float(weighted_score(values, weights)), None, values,
+    own = ComparedModel("this model", records.report.run_id, float(weighted_score(values, weights)), None, values,
                         contributions(values, weights))
-    parts = ("run_id", "score", "delta", "metrics", "contributions")
-    others = [ComparedModel(name, *(compared[key][part] for part in parts))
-              for key, name in SIDES.items() if compared.get(key)]
+    roles: dict[str, list[str]] = {}
+    for key in SIDES:
+        if compared.get(key):
+            roles.setdefault(compared[key]["run_id"], []).append(key)
+    versions = {slot.model_digest: slot.version for slot in records.past.ledger.slots}
+    others = []
+    for run_id, keys in roles.items():
+        side = compared[keys[0]]
+        version = versions.get(side["model_digest"])
+        name = ", ".join(SIDES[key] for key in keys) + (f" (version {version})" if version else "")
+        if run_id == own.run_id:
+            own = replace(own, name=f"{own.name}: {name}")
+        else:
+            others.append(ComparedModel(name, run_id, *(side[part] for part in ("score", "delta", "metrics",
+                                                                                "contributions"))))
     return [own, *others]
 
 
-def _points(records: Records, weights: Mapping[str, float]) -> list[Point]:
-    """The history as points: a promotion is marked at its model's first evaluation, the challenger at its last."""
-    versions = {slot.model_digest: slot.version for slot in records.past.ledger.slots}
-    runs, digest = records.past.runs, records.report.model_digest
-    own = max((place for place, run in enumerate(runs) if run.model_digest == digest), default=None)
-    return [Point(float(weighted_score(run.metrics.as_dict(), weights)), versions.pop(run.model_digest, None),
-                  is_challenger=place == own) for place, run in enumerate(runs)]
+def _side_table(sides: Sequence[ComparedModel]) -> Table:
+    compared = len(sides) > 1
+    heads = ("Model", "Weighted score", *(["Difference"] if compared else []), *(NAMES[metric] for metric in METRICS),
+             "MLflow run")
+    rows = [(f"{side.name[:1].upper()}{side.name[1:]}", f"{side.score:.4f}",
+             *(["" if side.delta is None else f"{side.delta:+.4f}"] if compared else []),
+             *(f"{side.metrics[metric]:.4f}" for metric in METRICS), side.run_id[:8]) for side in sides]
+    caption = "Each model once, with its roles" if compared else "This model"
+    return Table("side-table", caption, heads, rows, strong=(0,))
+
+
+def _history_table(models: Sequence[Entry]) -> Table | None:
+    if not models:
+        return None
+    rows = [(f"Version {entry.version}" if entry.version else "Not promoted", f"{entry.score:.4f}",
+             f"{entry.time:%Y-%m-%d %H:%M}", entry.remarks, entry.run_id[:8]) for entry in models]
+    latest = rows[-RUNS_LISTED:]
+    caption = f"The latest {len(latest)} of {len(rows)} models" if len(latest) < len(rows) else "All of them"
+    own = [place for place, entry in enumerate(models[-RUNS_LISTED:]) if entry.is_challenger]
+    heads = ("Model", "Weighted score", "Date (UTC)", "Remarks", "MLflow run")
+    return Table("history-table", f"{caption}, in the order of promotion or evaluation", heads, latest, strong=own)

@@ -115,7 +115,7 @@ def markdown(told: Summary) -> str:
     """The summary as Markdown, for the page of a job or a pull request."""
     parts = [f"## {escaped(told.title)}", escaped(told.sentence)]
     parts += ["\n".join(f"- {escaped(note)}" for note in told.notes)] if told.notes else []
-    parts += [_table("|---|--:|---|--:|--:|--:|", told.scores)] if told.scores else []
+    parts += [_table("|---|--:|---|" + "--:|" * (len(told.scores[0]) - 3), told.scores)] if told.scores else []
     rows = [(name, escaped(text)) for name, text in told.comparisons]
     rows += [(name, _link(link)) for name, link in told.facts]
     parts += [_table("|---|---|", [("", ""), *rows])] if rows else []
@@ -169,16 +169,20 @@ def _headline(found: RunResults) -> words.Headline:
 
 def _scores(found: RunResults, report: EvaluationReport, compared: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     level = f"{words.percent(found.confidence)} interval" if found.confidence else "interval"
-    yield "", "value", level, "weight", "contribution", "best promoted"
+    copied = report.nearest_neighbour
+    more = ("copied answers",) if copied else ()
+    yield "", "value", level, "weight", "contribution", "best promoted", *more
     weights, promoted = compared.get("weights") or report.weights, compared.get("best_promoted")
     parts = compared.get("contributions") or {}
     values = {WEIGHTED: sum(parts.values()) if parts else report.weighted_score, **report.metrics.as_dict()}
     others = {WEIGHTED: promoted["score"], **promoted["metrics"]} if promoted else {}
+    copies = copied.scores() if copied else {}
     for name in (WEIGHTED, *METRICS):
         interval = (found.intervals or {}).get(name)
         part = values[WEIGHTED] if name == WEIGHTED else parts.get(name, weights.get(name, 0) * values[name])
         yield (NAMES[name], f"{values[name]:.4f}", "{:.4f} to {:.4f}".format(*interval) if interval else "",
-               "" if name == WEIGHTED else f"{weights[name]:g}", f"{part:.4f}", f"{others[name]:.4f}" if others else "")
+               "" if name == WEIGHTED else f"{weights[name]:g}", f"{part:.4f}", f"{others[name]:.4f}" if others else "",
+               *([f"{copies[name]:.4f}"] if copied else []))
 
 
 def _facts(found: RunResults) -> Iterator[tuple[str, Link]]:

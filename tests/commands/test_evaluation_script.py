@@ -82,8 +82,8 @@ def test_the_stage_writes_what_it_scored_and_logs_it_under_its_contract(
     said = capsys.readouterr().out
     assert f"evaluation: score {report.weighted_score:.3f} on 6 rows" in said
     assert report.nearest_neighbour.weighted_score == 1.0  # every question stands in the training split
-    assert (f"\nscore {report.weighted_score:.3f}: the model answers worse than copying the nearest training answer "
-            "(1.000); it is not worth serving yet\n") in said
+    assert (f"\nscore {report.weighted_score:.3f}; copying the nearest training answer scores 1.000. The model answers "
+            "worse than copying the nearest training answer (1.000); it is not worth serving yet.\n") in said
 
 
 def write_splits(root: Path, rows: dict[str, list[prepare.Row]]) -> None:

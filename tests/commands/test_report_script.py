@@ -83,7 +83,7 @@ def test_an_unreachable_server_costs_the_history_and_not_the_report(
     write_all(second, *decided(second, ledger(evaluated(1)), [evaluated(1)]))
     assert report() == 0
     html = PAGE.read_text(encoding="utf-8")
-    assert "History not available: MLflow at http://127.0.0.1:9" in html
+    assert "The history is not available: MLflow at http://127.0.0.1:9" in html
     assert "There are no answers of an earlier champion" in html
     assert "Promoted to champion" in html
 
@@ -105,8 +105,8 @@ def test_the_page_tells_of_the_promotion_and_is_kept_with_its_run(
     assert report() == 0
     html = PAGE.read_bytes()
     assert capsys.readouterr().out == f"report: {PAGE} ({len(html):,} bytes)\n"
-    for text in (b"The challenger is now version 2", b"2 evaluations under this score contract",
-                 b"what the previous champion, version 1, answered", b">v1<", b">v2<"):
+    for text in (b"The challenger is now version 2", b"2 models on the same test set",
+                 b"against the previous champion, version 1", b">v1<", b">v2<"):
         assert text in html, text
     assert Path(client.download_artifacts(run_id, "report/index.html")).read_bytes() == html
 

@@ -101,7 +101,7 @@ def _chat(question: str, answer: str) -> list[Turn]:
 
 def write_split(given: Sequence[Prediction]) -> DatasetRef:
     """results/data with the rows that were answered; returns the record of the evaluation split."""
-    rows = [{"id": row.id, "intent": None, "messages": [
+    rows = [{"id": row.id, "intent": row.intent, "messages": [
         *(message.model_dump() for message in row.messages), {"role": "assistant", "content": row.reference}]}
         for row in given]
     trained = [{"id": digest_of(TRAINED)[:16], "intent": None, "messages": TRAINED}]
@@ -137,7 +137,7 @@ def challenger(params: Params, mark: str, given: list[Prediction]) -> Evaluation
 def evaluate(params: Params, identity: ModelIdentity, given: list[Prediction], folder: Path) -> EvaluationReport:
     """Log one evaluation the way scripts/evaluation_script.py does."""
     split = write_split(given)
-    rows = [EvaluationRow(id=row.id, intent=None, messages=[*row.messages, Turn(role="assistant",
+    rows = [EvaluationRow(id=row.id, intent=row.intent, messages=[*row.messages, Turn(role="assistant",
             content=row.reference)]) for row in given]
     trained = [EvaluationRow.parse({"id": digest_of(TRAINED)[:16], "intent": None, "messages": TRAINED}, where="")]
     tokenizer = params.evaluation.tokenizer

@@ -39,15 +39,19 @@ TOPICS = (
 )
 
 
+INTENTS = ("tracking", "returns", "refunds", "shipping", "payment")
+
+
 def rows() -> list[EvaluationRow]:
-    """Thirty questions with their reference answers."""
+    """Thirty questions of five intents with their reference answers."""
     made = []
     for number in range(DATA.rows):
         question, answer = TOPICS[number % len(TOPICS)]
         messages = [{"role": "system", "content": "Answer briefly."},
                     {"role": "user", "content": f"{question} It is order {4100 + number}."},
                     {"role": "assistant", "content": answer}]
-        made.append(EvaluationRow.parse({"id": digest_of(messages)[:16], "intent": "orders", "messages": messages},
+        made.append(EvaluationRow.parse({"id": digest_of(messages)[:16], "intent": INTENTS[number % len(INTENTS)],
+                                         "messages": messages},
                                         where="example"))
     return made
 

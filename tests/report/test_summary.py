@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from scripts import summary_script
 from src.core.errors import InvalidParams
+from src.core.records import Baseline
 from src.report.summary import MARKER, Link, RunResults, Summary, escaped, markdown, plain, summary, text
 from tests.fakes.parsed_html import Parsed
 from tests.fakes.promoted import run
@@ -102,6 +103,18 @@ def test_a_promotion_comes_with_scores_intervals_parts_versions_and_links() -> N
     assert page.text.startswith(f"{told.title} {told.sentence}")
     assert len(page.all("table")) == 2
     assert len(page.all("a")) == 3
+
+
+def test_copied_answers_have_a_column_and_a_warning_if_they_are_better() -> None:
+    report = evaluated(2).report
+    better = Baseline(weighted_score=0.99, metrics=report.metrics)
+    told = summary(found(report=report.model_copy(update={"nearest_neighbour": better})))
+    assert [(line[0], line[-1]) for line in told.scores[:2]] == [("", "copied answers"), ("Weighted score", "0.9900")]
+    warning = "The model answers worse than copying the nearest training answer (0.990); it is not worth serving yet."
+    assert warning in told.notes
+    page = rendered(markdown(told))
+    assert warning in page.text
+    assert len(page.all("th")) == 7 + 2
 
 
 @pytest.mark.parametrize(("changes", "title"), [
