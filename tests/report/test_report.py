@@ -45,7 +45,9 @@ def judged(challenger: int, *, best: int, **changes: Any) -> Headline:
 def test_markup_in_any_text_of_the_data_is_shown_and_never_run() -> None:
     whole = records()
     row = whole.predictions[0].model_copy(update={"prediction": HOSTILE, "reference": HOSTILE, "intent": HOSTILE})
-    past = replace(whole.past, problem=HOSTILE, rival=[row])
+    worse = row.model_copy(update={"prediction": f"{HOSTILE} no", "stats": row_statistics(["No."], ["Yes."], "13a")
+                                   .to_rows()[0]})
+    past = replace(whole.past, problem=HOSTILE, rival=[worse])
     told = {**whole.info, "explanation": HOSTILE, "actor": HOSTILE, "ci_url": HOSTILE}
     hostile = Parsed(render(records(predictions=[row, *whole.predictions[1:]], past=past, info=told)))
     assert not hostile.all("script", "img")
