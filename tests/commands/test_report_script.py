@@ -93,7 +93,7 @@ def test_a_failed_deployment_has_a_page_that_stays_out_of_mlflow(client: MlflowC
     failure = {"result": "undecided", "code": 4, "reason": "the server did not answer"}
     json_utils.write_object(Path("results/deployment/deployment_info.json"), failure)
     assert report("--output", "page.html") == 0
-    assert "exit code 4: the server did not answer" in Path("page.html").read_text(encoding="utf-8")
+    assert "exit code 4 (undecided): the server did not answer" in Path("page.html").read_text(encoding="utf-8")
     assert not PAGE.exists()
     assert not client.list_artifacts(run_id)
 
@@ -105,7 +105,7 @@ def test_the_page_tells_of_the_promotion_and_is_kept_with_its_run(
     assert report() == 0
     html = PAGE.read_bytes()
     assert capsys.readouterr().out == f"report: {PAGE} ({len(html):,} bytes)\n"
-    for text in (b"The challenger is now version 2", b"2 models on the same test set",
+    for text in (b"ecommerce-chatbot version 2 replaces version 1", b"2 models on the same test set",
                  b"against the previous champion, version 1", b">v1<", b">v2<"):
         assert text in html, text
     assert Path(client.download_artifacts(run_id, "report/index.html")).read_bytes() == html
