@@ -308,13 +308,19 @@ def verdict_line(info: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
 
 
 def comparisons(compared: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The lines of a model_comparison.json for the summary, as name and text; names are those of the models in it."""
-    for key, name in names.items():
-        if side := compared.get(key):
-            score, delta = rounded(side["score"], side["delta"])
-            ahead = f"the challenger is {delta.lstrip('-')} {'above' if side['delta'] > 0 else 'below'}"
-            yield name, (f"{score}, {ahead if side['delta'] else 'as the challenger'}, MLflow run "
-                         f"{short(side['run_id'])}")
+    """The lines of a model_comparison.json for the summary, as name and text; names are those of the models in it.
+
+    A model with several of the names has one line.
+    """
+    roles: dict[str, list[str]] = {}
+    sides = {key: compared[key] for key in names if compared.get(key)}
+    for key, side in sides.items():
+        roles.setdefault(side["run_id"], []).append(names[key])
+    for run_id, side in {side["run_id"]: side for side in sides.values()}.items():
+        score, delta = rounded(side["score"], side["delta"])
+        ahead = f"the challenger is {delta.lstrip('-')} {'above' if side['delta'] > 0 else 'below'}"
+        yield ", ".join(roles[run_id]), (f"{score}, {ahead if side['delta'] else 'as the challenger'}, MLflow run "
+                                         f"{short(run_id)}")
     if compared.get("improvement") is not None:
         yield "gain", (f"{rounded(compared['improvement'], sign='+')[0]} over the best promoted; threshold "
                        f"{compared['threshold']:g}")

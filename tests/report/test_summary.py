@@ -93,7 +93,8 @@ def test_a_promotion_comes_with_scores_intervals_parts_versions_and_links() -> N
     assert header == ("", "value", "95 % interval", "weight", "contribution", "best promoted")
     assert (name, interval, other != "") == ("Weighted score", "0.1000 to 0.9000", True)
     assert sum(float(line[4]) for line in metrics) == pytest.approx(float(value), abs=3e-4)
-    assert [name for name, _ in told.comparisons][-2:] == ["gain", "interval of the gain"]
+    assert [name for name, _ in told.comparisons] == ["best evaluated, best promoted, champion", "gain",
+                                                      "interval of the gain"]
     links = dict(told.facts)
     assert links["Champion"] == Link("ecommerce-chatbot version 2, before it version 1",
                                      "https://mlflow.example.com/#/models/ecommerce-chatbot/versions/2")
