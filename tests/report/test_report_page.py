@@ -61,6 +61,7 @@ def test_charts_take_their_colours_from_the_page(html: str) -> None:
 @pytest.mark.parametrize("scheme", range(3), ids=["light", "dark", "print"])
 def test_texts_have_a_contrast_of_4_5_and_marks_of_3(scheme: int) -> None:
     colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", CSS.split(":root {")[1 + scheme].split("}")[0]))
+    assert contrast(colours["ink"], colours["marked"]) >= 4.5
     for back in (colours["page"], colours["card"]):
         for name in ("ink", "muted", "link", "good", "warning", "bad", "neutral"):
             assert contrast(colours[name], back) >= 4.5, (name, back)
