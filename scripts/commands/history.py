@@ -70,7 +70,7 @@ class HistoryCommands:
             more = len(group.rows) - len(rows)
             lines += [*history.header(self._name, group, view, self._policy), history.table(rows),
                       *([f"... and {more} more"] if more else []), ""]
-        lines += [f"latest evaluation: {blocking}"] if blocking else []
+        lines += [f"latest evaluation: {blocking.partition(': ')[2]}"] if blocking else []
         return "\n".join(lines).rstrip("\n") or f"{self._name}: no evaluations"
 
     def exclude(self, run_id: str, reason: str) -> str:

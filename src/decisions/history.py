@@ -93,7 +93,7 @@ def in_the_way(evaluations: Sequence[Evaluation], ledger: LedgerView, policy: Po
     question = Question(challenger=latest, history=runs, history_complete=True, ledger=ledger, policy=policy,
                         force=False, may_promote=True, hub_holds_release=False, failed_guard=None, evidence=None)
     decision = decide(question)
-    return explain(decision, policy, ledger) if blocker(decision, policy) else None
+    return f"run {latest.run_id}: {explain(decision, policy, ledger)}" if blocker(decision, policy) else None
 
 
 def header(name: str, group: Group, ledger: LedgerView, policy: Policy) -> list[str]:

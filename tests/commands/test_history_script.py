@@ -47,11 +47,11 @@ def test_the_list_ranks_what_was_decided_and_names_what_is_in_the_way(run: Run, 
     assert list(found) == [r.run_id for r in (lone, late, second, third, first)]
     assert "champion history                         # every scored run, the best first\n" in PAGE.read_text()
     listed = json.loads(run("--json"))
-    assert f"--promote {lone.run_id}" in listed["in_the_way"]
+    assert f"--promote {lone.run_id[:8]}`" in listed["in_the_way"]
     assert late.run_id in listed["in_the_way"]
     assert listed["contracts"][0]["champion"] == {"run_id": second.run_id, "score": second.weighted_score}
     text = run("--limit", "2")
-    assert f"in the way: run {late.run_id}: " in text
+    assert f"\nlatest evaluation: score {late.weighted_score:.3f} is " in text
     assert "... and 3 more" in text
 
 

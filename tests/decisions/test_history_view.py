@@ -116,7 +116,7 @@ def test_a_run_that_was_never_promoted_is_named_where_it_alone_keeps_the_latest_
     found = history.in_the_way(evaluations, ledger(("a", 0.5)), POLICY)
     assert (found is not None) is named
     if found:
-        assert found.startswith(f"score {latest:.3f} ")
+        assert found.startswith(f"run run-new: score {latest:.3f} ")
         assert found.endswith("`champion history --promote run-lone`")
 
 
