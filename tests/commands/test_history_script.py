@@ -74,7 +74,7 @@ def test_an_excluded_run_is_not_to_beat_and_the_note_says_who_and_why(run: Run, 
     note = json.loads(client(params).get_run(lone.run_id).data.tags["champion.excluded"])
     assert note["reason"] == "measured on a broken machine"
     assert {"actor", "time"} < set(note)
-    assert "excluded already" in run("--exclude", lone.run_id, "--reason", "another")
+    assert "was already excluded" in run("--exclude", lone.run_id, "--reason", "another")
     assert json.loads(client(params).get_run(lone.run_id).data.tags["champion.excluded"]) == note
     assert rows(run)[lone.run_id]["rank"] == ""
     assert deploy(config).reason is Reason.IMPROVED
