@@ -42,10 +42,10 @@ _CHOOSE = "choose another model.base_model"
 # What nobody has to choose for the pocket model. Tuned on the shipped data: benchmarks/pocket.py.
 _VOCABULARY, _CONTEXT = 2048, 512
 _HEAD_WIDTH = 32
-_BATCH = 32  # conversations
-_MUON_RATE, _LEARNING_RATE, _WEIGHT_DECAY = 0.02, 0.004, 0.1
+_BATCH = 16  # conversations
+_MUON_RATE, _LEARNING_RATE, _WEIGHT_DECAY = 0.03, 0.006, 0.1
 _WARM_UP = 0.1  # of all steps
-_NOISE = 0.25  # of the questions' tokens
+_NOISE = 0.15  # of the questions' tokens
 _IGNORED = -100  # the label that torch's cross entropy ignores
 
 Conversation = Sequence[dict[str, str]]
