@@ -18,6 +18,7 @@ from serving.identity import VALIDATION, BundleIdentity, ServedModel, parse_obje
 logger = logging.getLogger("space")
 _SECONDS = 1800.0  # one program; that which installs takes longest
 _ADVICE = 60.0  # a Space that is down waits for it
+_TIMED_OUT = 124  # the code of timeout(1)
 
 
 def folder(root: Path, bundle: Path) -> None:
@@ -46,8 +47,10 @@ def _is_installed(strategy: Strategy) -> bool:
 
 def advice(root: Path, log: str | None = None) -> str:
     """The strategy that fix_dependencies.py recommends, for a build's log or for this environment."""
-    said = run(root, "fix_dependencies.py", "--recommend", *([] if log is None else ["--log", "-"]), said=log,
-               seconds=_ADVICE)[1]
+    code, said = run(root, "fix_dependencies.py", "--recommend", *([] if log is None else ["--log", "-"]), said=log,
+                     seconds=_ADVICE)
+    if code == _TIMED_OUT:
+        return f"fix_dependencies.py recommends {said}"
     strategy = (said.splitlines() or [""])[-1].removeprefix("strategy: ")
     if strategy in load():
         return f"fix_dependencies.py recommends to deploy with --strategy {strategy}"
@@ -101,7 +104,7 @@ def run(root: Path, program: str, *flags: str, said: str | None = None, seconds:
         done = subprocess.run([sys.executable, str(root / program), *flags], stdout=subprocess.PIPE, text=True,
                               stderr=subprocess.STDOUT, env=environment, input=said or "", check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return 124, f"nothing: {program} did not end within {seconds:.0f} s"  # the code of timeout(1)
+        return _TIMED_OUT, f"nothing: {program} did not end within {seconds:.0f} s"
     return done.returncode, done.stdout
 
 

@@ -110,7 +110,7 @@ def test_rows_53_and_54_a_champion_outside_of_an_empty_ledger_is_undecided(param
 def test_row_36_a_flag_wins_over_the_file_and_both_are_recorded(champion: Params) -> None:
     assert call("--min-improvement-threshold", "0.9", "--dry-run", "--output-dir", str(INFO.parent)) == 0
     assert json.loads(INFO.with_name("model_comparison.json").read_text())["threshold"] == 0.9
-    assert "threshold 0.9 by flag, params.yaml says 0.001" in INFO.with_name("deployment_logs.txt").read_text()
+    assert "threshold: the flag 0.9 replaces 0.001 of params.yaml" in INFO.with_name("deployment_logs.txt").read_text()
 
 
 def test_row_63_champions_follow_their_slots_by_any_clock(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,8 @@ def test_the_shipped_profiles_take_their_base_model_at_a_commit() -> None:
         assert re.fullmatch(r"[0-9a-f]{40}", model["revision"]), model
 
 
-def test_a_missing_file_is_named_with_the_flag_that_gives_another(tmp_path: Path) -> None:
-    with pytest.raises(InvalidParams, match=r"none\.yaml: not found in .*; run it in the repository's .* --config"):
+def test_a_missing_file_is_named_with_the_folder_to_run_in(tmp_path: Path) -> None:
+    with pytest.raises(InvalidParams, match=r"none\.yaml: not found in .*; run it in the repository's folder"):
         load_params(tmp_path / "none.yaml")
 
 

@@ -40,4 +40,4 @@ def test_the_tutorial_ends_with_the_champion_on_the_servers_of_its_reader(shrunk
                             limit_s=1200)
         print("".join(printed))
         info = json.loads((clone.root / "results/deployment/deployment_info.json").read_text())
-        assert f"v{info['champion']['version']}" in hub.repos["acme/library-chatbot"]["tags"]
+        assert f"v{info['champion']['version']}" in hub.repos["models/acme/library-chatbot"]["tags"]

@@ -17,8 +17,8 @@ def test_the_score_may_fall_by_the_largest_drop_and_no_share_may_rise(
 ) -> None:
     from bundling.comparison import ScoredAnswers, judge
 
-    released = ScoredAnswers((), {}, 0.3, 0.0, 0.1)
-    assert judge(released, ScoredAnswers((), {}, score, empty, looping), 0.01) == said
+    released = ScoredAnswers((), {}, 0.3, 0.0, 0.1, ())
+    assert judge(released, ScoredAnswers((), {}, score, empty, looping, ()), 0.01) == said
 
 
 @pytest.mark.parametrize(("tokens", "looping"), [

@@ -132,8 +132,7 @@ def test_the_documented_line_reads_env_and_its_exit_code_says_how_it_went(
     token: str, codes: set[int], words: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).parents[2]
-    pages = [(root / page).read_text() for page in ("README.md", "docs/troubleshooting.md")]
-    assert all(f'python -c "{COMMAND}"' in page for page in pages)
+    assert f'python -c "{COMMAND}"' in (root / "docs/troubleshooting.md").read_text()
     monkeypatch.delenv("HF_ENDPOINT")
     Path(".env").write_text(f"HF_TOKEN={token}\nHF_ENDPOINT={hub.url}\n")
     done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, check=False,
