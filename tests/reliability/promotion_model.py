@@ -214,17 +214,25 @@ class Model:
     def run(self) -> None:
         """Visit every state; raises Violation for the first one that breaks an invariant."""
         self._runs = [self._run(actor) for actor in self.actors]
-        self._state = Struct(f"=iB{len(self._runs)}h")  # of a world's number, the crashes so far, each run's place
-        first = self._state.pack(self._id(self.start), 0, *[_ABSENT] * len(self._runs))
-        seen, frontier = {first}, [first]
-        while frontier:
-            following: list[bytes] = []
-            for state in frontier:
-                for after in self._told(state):
-                    if after not in seen:
-                        seen.add(after)
-                        following.append(after)
-            frontier = following
+        self._state = Struct(f"=i{len(self._runs)}h")  # of a world's number and each run's place
+        seen: set[bytes] = set()
+        crashed = {self._state.pack(self._id(self.start), *[_ABSENT] * len(self._runs))}
+        # All that is reached after n crashes is searched before anything that needs n + 1. A state that is reached
+        # again with more crashes behind it can do nothing that it could not do with fewer, so it is visited once.
+        for crashes_left in reversed(range(self.crashes + 1)):
+            frontier, crashed = sorted(crashed - seen), set()
+            seen.update(frontier)
+            while frontier:
+                following: list[bytes] = []
+                for state in frontier:
+                    moves, crashes = self._told(state)
+                    if crashes_left:
+                        crashed.update(after for after in crashes if after not in seen)
+                    for after in moves:
+                        if after not in seen:
+                            seen.add(after)
+                            following.append(after)
+                frontier = following
         self.states = len(seen)
         for world in range(len(self.worlds)):
             self._check_quiet_runs(world)
@@ -235,30 +243,31 @@ class Model:
         others = (other for other in self.actors if isinstance(other, Challenger))
         return PromotionRun(actor, (*self.known, *others), self.splits)
 
-    def _told(self, state: bytes) -> list[bytes]:
+    def _told(self, state: bytes) -> tuple[list[bytes], list[bytes]]:
         try:
             return self._after(state)
         except Violation as error:
-            world, _, *places = self._state.unpack(state)
+            world, *places = self._state.unpack(state)
             stood = [f"{actor.name} {'absent' if place == _ABSENT else run.where(place)}"
                      for actor, run, place in zip(self.actors, self._runs, places, strict=True)]
             raise Violation(f"{error}; next to move in {stood}, {self.worlds[world]}") from error
 
-    def _after(self, state: bytes) -> list[bytes]:
-        world, crashes, *places = self._state.unpack(state)
-        found = []
+    def _after(self, state: bytes) -> tuple[list[bytes], list[bytes]]:
+        """The states after one run's next request, and those after one run's crash."""
+        world, *places = self._state.unpack(state)
+        moves, crashes = [], []
         for who, place in enumerate(places):
             if place in self._runs[who].ended:
                 continue
             before, after = places[:who], places[who + 1:]
             after_world, after_place = self._move(who, world, place)
-            found.append(self._state.pack(after_world, crashes, *before, after_place, *after))
-            if crashes < self.crashes and place not in (FRESH, _ABSENT):
-                found.append(self._state.pack(world, crashes + 1, *before, FRESH, *after))
-        if not found:
+            moves.append(self._state.pack(after_world, *before, after_place, *after))
+            if place not in (FRESH, _ABSENT):
+                crashes.append(self._state.pack(world, *before, FRESH, *after))
+        if not moves:
             check_settled(self.worlds[world], pushed=True)
             self._check_champion(self.worlds[world])
-        return found
+        return moves, crashes
 
     def _move(self, who: int, world: int, place: int) -> tuple[int, int]:
         key = (who, world, place)

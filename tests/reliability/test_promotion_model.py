@@ -65,7 +65,7 @@ IN_EVERY_RUN = ("two of one score", "the champion alone", "without the Hub until
 def test_no_interleaving_of_single_requests_and_crashes_breaks_an_invariant(
     actors: tuple[Actor, ...], crashes: int, start: World
 ) -> None:
-    assert search(actors, crashes, start, EVERY_REQUEST).states > 30
+    assert search(actors, crashes, start, EVERY_REQUEST).states >= 10
 
 
 @pytest.mark.reliability
