@@ -15,7 +15,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 help:
 	@echo "make repro         from raw data to a promoted champion, on this machine alone"
 	@echo "make check         linters, types and the tests that need only Python; a minute or two"
-	@echo "make test          linters, types and all tests but the long ones; up to 10 minutes"
+	@echo "make test          linters, types and all tests but the long ones; about 13 minutes"
 	@echo "make reliability   deployments killed, raced and cut off from their services; hours"
 	@echo "make serve         the champion as a chat page and an API on port $(PORT); or RELEASE=FOLDER"
 	@echo "make help          this text"
